@@ -1,0 +1,1 @@
+"""PyDi's client side: the mount and the command line over the nodes' protocol."""

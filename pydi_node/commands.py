@@ -1,0 +1,492 @@
+"""Commands: the only way to change the tree, as frozen records.
+
+The client builds them, the wire carries them as plain tuples, the log keeps them, the tree applies
+them; hence beside ids and records, below all rooms. A command carries everything that is not
+deterministic (time comes with the envelope; ids of blobs; the caller's identity), so that applying
+the same log gives the same tree on every node.
+
+Errors split in two. ``decode`` refuses what no honest client sends (unknown code, wrong type, a
+name with "/" or NUL, a negative size) with CommandError, before it reaches the log. What depends
+on the tree or is an ordinary user's mistake (ENOENT, ENAMETOOLONG) is an outcome of applying.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pydi_node.ids import INT64_MAX, BlobId, ClientId, Ino, LogIndex, NodeNumber, Serial, TimeNs
+from pydi_node.records import HOLE, BlobInfo, Extent
+
+# rename(2) flags
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
+# setxattr(2) flags
+XATTR_CREATE = 1
+XATTR_REPLACE = 2
+
+# A name longer than 255 bytes is an outcome (ENAMETOOLONG); one longer than a path is an attack.
+NAME_WIRE_MAX_BYTES = 4096
+XATTR_VALUE_WIRE_MAX_BYTES = 1 << 20
+GROUPS_MAX = 65536  # NGROUPS_MAX of Linux
+EXTENTS_PER_COMMAND_MAX = 65536  # 64 Ki extents of ~20 bytes keep a command near 1 MiB
+INOS_PER_COMMAND_MAX = 4096
+
+
+class CommandError(ValueError):
+    """A command that no honest client sends; the message is one clear sentence."""
+
+
+class Caller(NamedTuple):
+    """Who asks. groups None: permissions were already checked by the kernel (default_permissions);
+    otherwise the tree checks them against uid, gid and these supplementary groups."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] | None = None
+
+
+ROOT_CALLER = Caller(0, 0, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Mkdir:
+    """New directory. Value: Attr. The umask was applied by the caller."""
+
+    caller: Caller
+    parent: Ino
+    name: bytes
+    mode: int  # 12 permission bits
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """New regular file, or without ``exclusive`` the existing one. Value: (Attr, created: bool)."""
+
+    caller: Caller
+    parent: Ino
+    name: bytes
+    mode: int  # 12 permission bits
+    exclusive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Mknod:
+    """New fifo, socket, device or empty regular file. Value: Attr."""
+
+    caller: Caller
+    parent: Ino
+    name: bytes
+    mode: int  # S_IFMT | 12 permission bits
+    rdev: int
+
+
+@dataclass(frozen=True, slots=True)
+class Symlink:
+    """New symbolic link. Value: Attr."""
+
+    caller: Caller
+    parent: Ino
+    name: bytes
+    target: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tmpfile:
+    """New regular file without a name (O_TMPFILE): an orphan until linked. Value: Attr."""
+
+    caller: Caller
+    parent: Ino
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Another name for ``ino``. Value: Attr."""
+
+    caller: Caller
+    ino: Ino
+    new_parent: Ino
+    new_name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unlink:
+    """Remove a name that is not a directory. Value: Attr after it; nlink 0 makes an orphan, which
+    stays readable until PurgeOrphans."""
+
+    caller: Caller
+    parent: Ino
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rmdir:
+    """Remove an empty directory. Value: None."""
+
+    caller: Caller
+    parent: Ino
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """Move a name. flags: RENAME_NOREPLACE or RENAME_EXCHANGE or 0.
+    Value: (Attr of what moved, Attr of what was replaced or exchanged, or None)."""
+
+    caller: Caller
+    parent: Ino
+    name: bytes
+    new_parent: Ino
+    new_name: bytes
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetAttr:
+    """Change what is not None. ``size`` cuts or extends with a hole. Value: Attr.
+    A time of TIME_NOW means the command's own time."""
+
+    caller: Caller
+    ino: Ino
+    mode: int | None = None  # 12 permission bits
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+TIME_NOW = -INT64_MAX - 1  # like UTIME_NOW of utimensat(2); no real time has this value
+
+
+@dataclass(frozen=True, slots=True)
+class SetXattr:
+    """Set one extended attribute; flags XATTR_CREATE, XATTR_REPLACE or 0. Value: None."""
+
+    caller: Caller
+    ino: Ino
+    name: bytes
+    value: bytes
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveXattr:
+    """Remove one extended attribute. Value: None."""
+
+    caller: Caller
+    ino: Ino
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A new version of a file's content, as changes to the version before it. Value: Attr.
+
+    Order of application: check ``base_version`` (when not None and not the inode's version:
+    ESTALE); cut all extents at ``cut`` (None: no cut); if ``append``, shift ``extents`` so that
+    offset 0 is the current size; for each extent in order carve its range out of what is there
+    and put it in (a blob of 0 leaves a hole); the size becomes ``size`` if there was a cut, else
+    the larger of the present size and ``size`` (for an append: present size + ``size``).
+    So two writers of disjoint ranges of one file both keep their bytes.
+
+    blobs  every blob that ``extents`` names and the tree does not yet know, with its holders.
+    mtime_ns  None: the command's time.
+    """
+
+    caller: Caller
+    ino: Ino
+    base_version: LogIndex | None
+    cut: int | None  # bytes
+    size: int  # bytes
+    append: bool
+    extents: tuple[Extent, ...]
+    blobs: tuple[BlobInfo, ...]
+    mtime_ns: TimeNs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CloneRange:
+    """copy_file_range(2) without copying: extents of the source become extents of the target.
+    Value: (Attr of the target, bytes cloned; short at the source's end)."""
+
+    caller: Caller
+    source: Ino
+    source_offset: int
+    target: Ino
+    target_offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeOrphans:
+    """Drop inodes without a name that no mount holds open; others are skipped. Value: count."""
+
+    inos: tuple[Ino, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrimHistory:
+    """Forget rows whose validity ended at or before ``until``. Value: (rows dropped, whether more
+    are left); at most ``limit`` rows go, so that one command never blocks the log for long."""
+
+    until: LogIndex
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetSetting:
+    """Change one cluster setting; an unknown name or bad value is EINVAL. Value: None."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetHolders:
+    """Repair's book-keeping: nodes that now hold, and no longer hold, a copy. Removing the last
+    holder is EINVAL unless ``lost`` (every copy is known to be gone). Value: BlobInfo."""
+
+    blob: BlobId
+    add: tuple[NodeNumber, ...]
+    remove: tuple[NodeNumber, ...]
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetBlobs:
+    """Garbage collected: drop blob rows that no version, present or kept, names. Value: count."""
+
+    blobs: tuple[BlobId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpireSessions:
+    """Forget client sessions not used since ``before_ns``. Value: count."""
+
+    before_ns: TimeNs
+
+
+@dataclass(frozen=True, slots=True)
+class SetNode:
+    """Book-keeping of a cluster member: address, state ("up", "draining", "forgotten"), whether it
+    is a witness. Value: None."""
+
+    number: NodeNumber
+    address: str
+    state: str
+    witness: bool
+
+
+Command = (
+    Mkdir | Create | Mknod | Symlink | Tmpfile | Link | Unlink | Rmdir | Rename | SetAttr
+    | SetXattr | RemoveXattr | Commit | CloneRange | PurgeOrphans | TrimHistory | SetSetting
+    | SetHolders | ForgetBlobs | ExpireSessions | SetNode
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One log entry's command: who sent it (for exactly-once), when, and what.
+
+    client 0 marks the cluster's own housekeeping: never deduplicated.
+    """
+
+    client: ClientId
+    serial: Serial
+    time_ns: TimeNs  # set by the leader at proposal
+    command: Command
+
+
+# Codes are part of the log format: never renumber, only add.
+COMMAND_CODES: dict[type[Any], int] = {
+    Mkdir: 1, Create: 2, Mknod: 3, Symlink: 4, Tmpfile: 5, Link: 6, Unlink: 7, Rmdir: 8,
+    Rename: 9, SetAttr: 10, SetXattr: 11, RemoveXattr: 12, Commit: 13, CloneRange: 14,
+    PurgeOrphans: 15, TrimHistory: 16, SetSetting: 17, SetHolders: 18, ForgetBlobs: 19,
+    ExpireSessions: 20, SetNode: 21,
+}  # fmt: skip
+
+# Codes that a client may send; the others come from the nodes themselves.
+CLIENT_COMMANDS = frozenset(
+    COMMAND_CODES[c]
+    for c in (Mkdir, Create, Mknod, Symlink, Tmpfile, Link, Unlink, Rmdir, Rename, SetAttr,
+              SetXattr, RemoveXattr, Commit, CloneRange)
+)  # fmt: skip
+
+
+def encode(command: Command) -> tuple[Any, ...]:
+    """The command as a flat tuple of plain values, its code first; ``decode`` reverses it."""
+    fields = _FIELDS[type(command)]
+    return (COMMAND_CODES[type(command)], *[getattr(command, name) for name, _ in fields])
+
+
+def decode(value: Any) -> Command:
+    """The command in a peer's tuple. CommandError, with a sentence, for anything malformed."""
+    if not isinstance(value, (list, tuple)) or not value:
+        raise CommandError("a command is a non-empty array")
+    cls = _CLASSES.get(value[0]) if type(value[0]) is int else None
+    if cls is None:
+        raise CommandError(f"unknown command {value[0]!r:.40}")
+    fields = _FIELDS[cls]
+    if len(value) != len(fields) + 1:
+        raise CommandError(f"{cls.__name__}: {len(value) - 1} fields instead of {len(fields)}")
+    arguments = []
+    for (name, check), field in zip(fields, value[1:], strict=True):
+        try:
+            arguments.append(check(field))
+        except ValueError as exc:
+            raise CommandError(f"{cls.__name__}.{name}: {exc}") from exc
+    return cls(*arguments)  # type: ignore[no-any-return]  # the table maps codes to the union
+
+
+def encode_envelope(envelope: Envelope) -> tuple[Any, ...]:
+    """(client, serial, time_ns, command tuple)."""
+    return (envelope.client, envelope.serial, envelope.time_ns, encode(envelope.command))
+
+
+def decode_envelope(value: Any) -> Envelope:
+    """The envelope in a tuple; CommandError for anything malformed."""
+    if not isinstance(value, (list, tuple)) or len(value) != 4:
+        raise CommandError("an envelope has four fields")
+    client, serial, time_ns, command = value
+    for field in (client, serial, time_ns):
+        if type(field) is not int or not 0 <= field <= INT64_MAX:
+            raise CommandError("envelope: number out of range")
+    return Envelope(ClientId(client), Serial(serial), TimeNs(time_ns), decode(command))
+
+
+# --- checks of single fields: value in, checked value out, ValueError with the reason -------------
+
+
+def _integer(low: int, high: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"not an integer {low} .. {high}")
+        return value
+
+    return check
+
+
+def _optional(inner: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        return None if value is None else inner(value)
+
+    return check
+
+
+def _array(inner: Callable[[Any], Any], length_max: int) -> Callable[[Any], tuple[Any, ...]]:
+    def check(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, (list, tuple)) or len(value) > length_max:
+            raise ValueError(f"not an array of at most {length_max}")
+        return tuple(inner(item) for item in value)
+
+    return check
+
+
+def _name(value: Any) -> bytes:
+    if not isinstance(value, bytes) or len(value) > NAME_WIRE_MAX_BYTES:
+        raise ValueError("not a name")
+    if b"/" in value or b"\0" in value:
+        raise ValueError("a name contains neither '/' nor NUL")
+    if value in (b"", b".", b".."):
+        raise ValueError("not the name of an entry")
+    return value
+
+
+def _bytes(length_max: int) -> Callable[[Any], bytes]:
+    def check(value: Any) -> bytes:
+        if not isinstance(value, bytes) or len(value) > length_max:
+            raise ValueError(f"not at most {length_max} bytes")
+        return value
+
+    return check
+
+
+def _no_nul(value: Any) -> bytes:
+    value = _bytes(NAME_WIRE_MAX_BYTES * 2)(value)
+    if b"\0" in value:
+        raise ValueError("contains NUL")
+    return value  # type: ignore[no-any-return]  # checked just above
+
+
+def _bool(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError("not a boolean")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > NAME_WIRE_MAX_BYTES:
+        raise ValueError("not a short text")
+    return value
+
+
+def _caller(value: Any) -> Caller:
+    if not isinstance(value, (list, tuple)) or len(value) != 3:
+        raise ValueError("not (uid, gid, groups)")
+    uid, gid, groups = value
+    return Caller(_ID(uid), _ID(gid), _optional(_array(_ID, GROUPS_MAX))(groups))
+
+
+def _extent(value: Any) -> Extent:
+    extent = Extent.from_wire(value)
+    if extent.blob == HOLE and extent.blob_offset != 0:
+        raise ValueError("a hole has no blob offset")
+    return extent
+
+
+_ID = _integer(0, (1 << 32) - 2)  # -1 means "unchanged" to chown(2), never an owner
+_INO = _integer(1, INT64_MAX)
+_SIZE = _integer(0, INT64_MAX)
+_TIME = _integer(TIME_NOW, INT64_MAX)
+_PERMISSIONS = _integer(0, 0o7777)
+_NODE = _integer(1, (1 << 15) - 1)
+
+# How each field, by its name, is checked; a name means the same thing in every command.
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "caller": _caller,
+    "parent": _INO, "new_parent": _INO, "ino": _INO, "source": _INO, "target": _INO,
+    "name": _name, "new_name": _name,
+    "mode": _PERMISSIONS, "rdev": _integer(0, (1 << 32) - 1),
+    "uid": _optional(_ID), "gid": _optional(_ID), "size": _SIZE,
+    "atime_ns": _optional(_TIME), "mtime_ns": _optional(_TIME),
+    "exclusive": _bool, "append": _bool, "lost": _bool, "witness": _bool,
+    "flags": _integer(0, 7),
+    "value": _bytes(XATTR_VALUE_WIRE_MAX_BYTES),
+    "base_version": _optional(_SIZE), "cut": _optional(_SIZE),
+    "extents": _array(_extent, EXTENTS_PER_COMMAND_MAX),
+    "blobs": _array(BlobInfo.from_wire, EXTENTS_PER_COMMAND_MAX),
+    "source_offset": _SIZE, "target_offset": _SIZE, "length": _SIZE,
+    "inos": _array(_INO, INOS_PER_COMMAND_MAX),
+    "until": _SIZE, "limit": _integer(1, 1 << 20),
+    "blob": _integer(1, INT64_MAX),
+    "add": _array(_NODE, 64), "remove": _array(_NODE, 64),
+    "before_ns": _SIZE,
+    "number": _NODE, "address": _text, "state": _text,
+}  # fmt: skip
+
+# Where one command gives a name another meaning.
+_CHECKS_OF: dict[tuple[type[Any], str], Callable[[Any], Any]] = {
+    (Mknod, "mode"): _integer(0, 0o177777),
+    (Symlink, "target"): _no_nul,
+    (SetAttr, "mode"): _optional(_PERMISSIONS),
+    (SetAttr, "size"): _optional(_SIZE),
+    (SetXattr, "name"): _no_nul,
+    (RemoveXattr, "name"): _no_nul,
+    (SetSetting, "name"): _text,
+    (SetSetting, "value"): _text,
+    (ForgetBlobs, "blobs"): _array(_integer(1, INT64_MAX), INOS_PER_COMMAND_MAX),
+}
+
+_CLASSES: dict[int, Any] = {code: cls for cls, code in COMMAND_CODES.items()}
+_FIELDS: dict[type[Any], list[tuple[str, Callable[[Any], Any]]]] = {
+    cls: [
+        (field.name, _CHECKS_OF.get((cls, field.name)) or _CHECKS[field.name])
+        for field in dataclasses.fields(cls)
+    ]
+    for cls in COMMAND_CODES
+}

@@ -1,0 +1,204 @@
+"""Records that cross rooms: what the tree answers, the wire carries and the client reads.
+
+Every record is a NamedTuple of plain values, so msgpack carries it as an array and nothing needs a
+second representation. ``from_wire`` checks what came from a peer; it raises ValueError.
+Imports only ids.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import Any, NamedTuple
+
+from pydi_node.ids import BLOB_ID_MAX, INT64_MAX, BlobId, Ino, LogIndex, NodeNumber, TimeNs
+
+NAME_MAX_BYTES = 255  # every Linux file system's limit; DESIGN section 3
+SYMLINK_MAX_BYTES = 4095  # PATH_MAX less the final NUL
+XATTR_NAME_MAX_BYTES = 255  # xattr(7)
+XATTR_VALUE_MAX_BYTES = 65536  # xattr(7)
+FILE_SIZE_MAX = INT64_MAX  # off_t
+CHECKSUM_BYTES = 32  # BLAKE3
+
+
+class Attr(NamedTuple):
+    """An inode as stat(2) shows it."""
+
+    ino: Ino
+    mode: int  # S_IFMT | permission bits
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int  # major and minor as the kernel packs them, 0 unless a device
+    size: int  # bytes
+    allocated: int  # bytes covered by extents; st_blocks = ceil(allocated / 512)
+    atime_ns: TimeNs
+    mtime_ns: TimeNs
+    ctime_ns: TimeNs
+    btime_ns: TimeNs
+    version: LogIndex  # log index of the last change of content
+    changed: LogIndex  # log index of the last change of anything in the inode
+
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_regular(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def is_symlink(self) -> bool:
+        return stat.S_ISLNK(self.mode)
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Attr:
+        # Times before 1970 are negative.
+        return cls(*_integers(value, 14, "attr", low=-INT64_MAX))  # type: ignore[arg-type]
+
+
+class DirEntry(NamedTuple):
+    """One name in a directory. ``cookie`` grows with creation and stays while the entry lives."""
+
+    cookie: int  # > 0; readdir continues after it
+    name: bytes
+    attr: Attr
+
+    @classmethod
+    def from_wire(cls, value: Any) -> DirEntry:
+        if not isinstance(value, (list, tuple)) or len(value) != 3:
+            raise ValueError("directory entry: not a triple")
+        cookie, name, attr = value
+        if not isinstance(cookie, int) or not isinstance(name, bytes):
+            raise ValueError("directory entry: wrong types")
+        return cls(cookie, name, Attr.from_wire(attr))
+
+
+class Extent(NamedTuple):
+    """``length`` bytes of a file at ``offset`` are the bytes of ``blob`` from ``blob_offset``.
+
+    blob 0 stands for a hole; only commands use it (to say "this range becomes zeros").
+    """
+
+    offset: int  # bytes in the file
+    length: int  # bytes, >= 1
+    blob: BlobId
+    blob_offset: int  # bytes in the blob
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Extent:
+        offset, length, blob, blob_offset = _integers(value, 4, "extent")
+        if length < 1 or offset + length > FILE_SIZE_MAX or blob > BLOB_ID_MAX:
+            raise ValueError("extent: out of range")
+        return cls(offset, length, BlobId(blob), blob_offset)
+
+
+HOLE = BlobId(0)
+
+
+class BlobInfo(NamedTuple):
+    """What the tree knows of a blob: enough to verify any copy and to find one."""
+
+    blob: BlobId
+    size: int  # bytes
+    checksum: bytes  # BLAKE3 of the whole content, CHECKSUM_BYTES long
+    holders: tuple[NodeNumber, ...]  # ascending, each holds a durable copy
+
+    @classmethod
+    def from_wire(cls, value: Any) -> BlobInfo:
+        if not isinstance(value, (list, tuple)) or len(value) != 4:
+            raise ValueError("blob: not four fields")
+        blob, size, checksum, holders = value
+        if not isinstance(checksum, bytes) or len(checksum) != CHECKSUM_BYTES:
+            raise ValueError("blob: checksum length")
+        if not isinstance(holders, (list, tuple)) or len(holders) > HOLDERS_MAX:
+            raise ValueError("blob: holders")
+        numbers = _integers(holders, len(holders), "holders")
+        blob, size = _integers((blob, size), 2, "blob")
+        if not 1 <= blob <= BLOB_ID_MAX:
+            raise ValueError("blob: id out of range")
+        if sorted(set(numbers)) != list(numbers) or any(n < 1 for n in numbers):
+            raise ValueError("blob: holders not ascending")
+        return cls(BlobId(blob), size, checksum, tuple(NodeNumber(n) for n in numbers))
+
+
+HOLDERS_MAX = 64  # a factor above this is a mistake, not a wish
+
+
+class FileVersion(NamedTuple):
+    """All that a reader needs: the inode, its extents in ascending order, and their blobs."""
+
+    attr: Attr
+    extents: tuple[Extent, ...]
+    blobs: tuple[BlobInfo, ...]  # each blob named by an extent, once, ascending by id
+
+    @classmethod
+    def from_wire(cls, value: Any) -> FileVersion:
+        if not isinstance(value, (list, tuple)) or len(value) != 3:
+            raise ValueError("file version: not a triple")
+        attr, extents, blobs = value
+        if not isinstance(extents, (list, tuple)) or not isinstance(blobs, (list, tuple)):
+            raise ValueError("file version: wrong types")
+        return cls(
+            Attr.from_wire(attr),
+            tuple(Extent.from_wire(e) for e in extents),
+            tuple(BlobInfo.from_wire(b) for b in blobs),
+        )
+
+
+class Statfs(NamedTuple):
+    """Totals for statvfs(3): bytes over all storage, inodes of the tree."""
+
+    total_bytes: int
+    free_bytes: int
+    files: int
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Statfs:
+        return cls(*_integers(value, 3, "statfs"))
+
+
+class Touched(NamedTuple):
+    """What one applied command made stale: caches drop these before anyone relies on the change."""
+
+    inos: tuple[Ino, ...] = ()  # attributes and content
+    entries: tuple[tuple[Ino, bytes], ...] = ()  # (parent, name)
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Touched:
+        if not isinstance(value, (list, tuple)) or len(value) != 2:
+            raise ValueError("touched: not a pair")
+        inos, entries = value
+        if not isinstance(inos, (list, tuple)) or not isinstance(entries, (list, tuple)):
+            raise ValueError("touched: wrong types")
+        pairs = []
+        for entry in entries:
+            if not isinstance(entry, (list, tuple)) or len(entry) != 2:
+                raise ValueError("touched: entry")
+            parent, name = entry
+            if not isinstance(parent, int) or not isinstance(name, bytes):
+                raise ValueError("touched: entry types")
+            pairs.append((Ino(parent), name))
+        return cls(tuple(Ino(i) for i in _integers(inos, len(inos), "touched")), tuple(pairs))
+
+
+class Result(NamedTuple):
+    """Outcome of one command, identical on every replica.
+
+    errno   0 or a positive errno; with an errno nothing changed.
+    value   the command's answer (see commands.py), plain values or records.
+    touched what caches must drop.
+    """
+
+    errno: int = 0
+    value: Any = None
+    touched: Touched = Touched()
+
+
+def _integers(value: Any, count: int, what: str, low: int = 0) -> tuple[int, ...]:
+    """``count`` integers low .. INT64_MAX out of a peer's array, or ValueError naming ``what``."""
+    if not isinstance(value, (list, tuple)) or len(value) != count:
+        raise ValueError(f"{what}: expected {count} fields")
+    for field in value:
+        if type(field) is not int or not low <= field <= INT64_MAX:
+            raise ValueError(f"{what}: field out of range")
+    return tuple(value)
