@@ -5,6 +5,7 @@
     ├── FileError              outcome of a file operation, errno decided by the tree
     ├── UnavailableError       expected trouble; ``retry``: may the same request be sent again
     │   ├── NotLeaderError     another node leads (or nobody does)
+    │   ├── BusyError          too much under way: nothing was accepted, try a little later
     │   ├── NoQuorumError      too few voters reachable: writes refused, reads go on
     │   ├── DisconnectedError  the peer went away; the request may or may not have been executed
     │   └── DeadlineError      the deadline passed
@@ -69,6 +70,10 @@ class NotLeaderError(UnavailableError):
         self.leader = leader
 
 
+class BusyError(UnavailableError):
+    """Too much waits for the disk or the majority; nothing was accepted, try a little later."""
+
+
 class NoQuorumError(UnavailableError):
     """A majority of the voters is not reachable; nothing was acknowledged."""
 
@@ -119,6 +124,7 @@ class RemoteProtocolError(ProtocolError):
 _ERRNO_OF: dict[type[BaseException], int] = {
     NoQuorumError: errno.EROFS,
     NotLeaderError: errno.EROFS,
+    BusyError: errno.EAGAIN,
     DisconnectedError: errno.EIO,
     DeadlineError: errno.EIO,
     BlobError: errno.EIO,
