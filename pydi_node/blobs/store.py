@@ -1,0 +1,626 @@
+"""Immutable blobs as plain files, durable when ``seal`` returns.
+
+    root/names            counter up to which this node's names are reserved
+    root/tmp/             being written; emptied by ``recover``
+    root/ab/<name>        sealed: complete, verified, mode 0400; ab = low 8 bits of the counter
+    root/quarantine/      found damaged: moved here with the reason, never deleted
+
+The node's runtime calls this from a few worker threads. Concurrency: every method of BlobStore may
+run at any time in any thread, ``recover`` alone and first. One Writer belongs to one thread at a
+time; different Writers are independent. Shared state is a handful of counters under one lock that
+is never held while data is written, hashed or synced.
+
+It must never: give a name twice, show a blob that is not complete and durable, return from ``seal``
+before content and name are on disk, call fdatasync again after it failed, delete damaged content.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import logging
+import re
+import threading
+import zlib
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from blake3 import blake3
+
+from pydi_node.blobs.files import Data, Files, OsFiles, Space, load, save
+from pydi_node.errors import BlobCorruptError, BlobMissingError, CorruptionError, NoSpaceError
+from pydi_node.ids import (
+    BlobId,
+    NodeNumber,
+    blob_counter,
+    blob_id,
+    blob_name,
+    blob_node,
+    parse_blob_name,
+)
+
+_log = logging.getLogger(__name__)
+
+MIB = 1 << 20
+
+# A reservation costs two syncs; one for 4096 names is lost in the noise, and a restart skips at
+# most that many of 2**48.
+NAMES_STRIDE = 4096
+# When the reservation is lost or damaged, names beyond the highest one seen may be in use elsewhere;
+# but nobody made four thousand million blobs after the newest that is left.
+NAMES_JUMP = 1 << 32
+
+RESERVE_BYTES = 512 * MIB  # room for the log and the tree to go on, and so for deleting
+RESERVE_PERCENT = 5  # of a small disk, where 512 MiB would be most of it
+
+HASH_CHUNK_BYTES = MIB  # buffer of a re-hash: past the size where hashing dominates the call
+SPACE_CHECK_BYTES = 64 * MIB  # written between two looks at the free space
+
+FANOUT_COUNT = 256
+_FANOUT_NAMES = tuple(f"{number:02x}" for number in range(FANOUT_COUNT))
+_NAMES_FORM = re.compile(rb"pydi-names 1 (\d{1,15}) ([0-9a-f]{8})\n")
+
+
+class BlobSeal(NamedTuple):
+    """What the tree records of a sealed blob."""
+
+    size: int  # bytes
+    checksum: bytes  # BLAKE3 of the whole content
+
+
+class RecoveryReport(NamedTuple):
+    """What ``recover`` found."""
+
+    files: int  # sealed blobs
+    size_bytes: int  # their content
+    leftovers: int  # unfinished files removed from tmp
+    quarantined: int  # damaged files kept aside
+    strangers: int  # names in the fan-out directories that are no blobs; left alone
+
+
+class Usage(NamedTuple):
+    """How full the store is, in bytes unless said otherwise."""
+
+    stored: int  # content of all sealed blobs
+    files: int  # number of sealed blobs
+    free: int  # what blobs may still take: free space less the reserve, >= 0
+    total: int  # size of the file system
+
+
+class BlobStore:
+    """The blobs on one node's disk. Call ``recover`` once before anything else.
+
+    root     directory of its own, made when missing (its parent must exist).
+    node     this node's number: ``create`` and ``put`` name blobs out of its range.
+    reserve_bytes, reserve_percent  the smaller of the two stays free on the disk.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        node: NodeNumber,
+        files: Files | None = None,
+        *,
+        reserve_bytes: int = RESERVE_BYTES,
+        reserve_percent: int = RESERVE_PERCENT,
+    ) -> None:
+        self._root = root
+        self._node = node
+        self._files: Files = files if files is not None else OsFiles()
+        self._reserve_bytes = reserve_bytes
+        self._reserve_percent = reserve_percent
+
+        self._lock = threading.Lock()  # guards the next five
+        self._stored = 0  # bytes
+        self._count = 0
+        self._allowance = 0  # bytes that may be written before the next look at the free space
+        self._temporary_serial = 0
+        self._fanouts: set[str] = set()  # fan-out directories known to be on disk
+
+        self._names_lock = threading.Lock()  # held over a reservation's syncs, hence not _lock
+        self._next = 0  # counter of the next blob; 0 before recovery
+        self._reserved = 0  # counters below this are durably ours
+
+    # --- start ------------------------------------------------------------------------------------
+
+    def recover(self, counter_floor: int = 0) -> RecoveryReport:
+        """The store is consistent and ready; what was not sealed is gone.
+
+        Safe to repeat after a crash at any step of it. Reads every fan-out directory and stats
+        every blob once.
+
+        counter_floor  highest counter of this node's own blobs that the tree knows of: names stay
+                       unique even when somebody emptied the directory.
+        OSError        the disk does not work; nothing was lost.
+        """
+        files = self._files
+        if files.make_directory(self._root):
+            files.sync_directory(self._root.parent)
+        root_names = set(files.names(self._root))
+        has_directories = any(name in root_names for name in _FANOUT_NAMES)
+        reserved = self._load_reservation()
+
+        # The reservation comes before the first fan-out directory: directories without one mean
+        # that it was lost, not that the store is new.
+        highest = counter_floor
+        leftovers, quarantined = 0, 0
+        if "tmp" in root_names:
+            for name in sorted(files.names(self._root / "tmp")):
+                highest = max(highest, self._own_counter(name))
+                files.unlink(self._root / "tmp" / name)
+                leftovers += 1
+        if "quarantine" in root_names:
+            for name in files.names(self._root / "quarantine"):
+                highest = max(highest, self._own_counter(name))
+                quarantined += 1
+        count, stored, strangers = 0, 0, 0
+        for fanout in _FANOUT_NAMES:
+            if fanout not in root_names:
+                continue
+            for entry in files.entries(self._root / fanout):
+                blob = parse_blob_name(entry.name)
+                if blob is None or _fanout(blob) != fanout or entry.is_directory:
+                    _log.warning("node=%d not a blob: %s/%s", self._node, fanout, entry.name)
+                    strangers += 1
+                    continue
+                highest = max(highest, self._own_counter(entry.name))
+                count += 1
+                stored += entry.size
+
+        if reserved is None and not has_directories and highest == 0:
+            reserved = 1
+            self._save_reservation(reserved)
+        elif reserved is None or highest >= reserved:
+            lost_at = reserved
+            reserved = highest + NAMES_JUMP
+            _log.warning(
+                "node=%d reservation of blob names lost (%s, highest seen %d): going on at %d",
+                self._node, lost_at, highest, reserved,
+            )  # fmt: skip
+            self._save_reservation(reserved)
+
+        for name in ("tmp", "quarantine", *_FANOUT_NAMES):
+            if name not in root_names:
+                files.make_directory(self._root / name)
+        # Also makes durable what an earlier, interrupted recovery created.
+        files.sync_directory(self._root)
+
+        with self._lock:
+            self._stored, self._count = stored, count
+            self._fanouts = set(_FANOUT_NAMES)
+        with self._names_lock:
+            self._next = self._reserved = reserved
+        return RecoveryReport(count, stored, leftovers, quarantined, strangers)
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def create(self) -> Writer:
+        """A writer of a new blob with a name of this node that was never given out before.
+
+        NoSpaceError  the disk is full.
+        """
+        return self._writer(self._take_name(), None)
+
+    def put(self, data: Data) -> tuple[BlobId, BlobSeal]:
+        """Name and seal of a new blob with content ``data``: durable. For small content.
+
+        NoSpaceError, OSError  nothing was stored.
+        """
+        with self.create() as writer:
+            writer.write(0, data)
+            return writer.blob, writer.seal()
+
+    def receive(self, blob: BlobId, size: int, checksum: bytes) -> Writer:
+        """A writer of this node's copy of a blob; ``seal`` stores it only when it is the right one.
+
+        blob            any node's, this one's too (a copy that comes back).
+        size, checksum  what the tree says of it, in bytes and BLAKE3.
+        Idempotent: when a good copy is here already, ``seal`` keeps that one; a bad one goes to
+        quarantine.
+
+        NoSpaceError  ``size`` bytes do not fit.
+        """
+        with self._lock:
+            space = self._files.space(self._root)
+            if size > self._room(space):
+                raise NoSpaceError(f"blob {blob_name(blob)} of {size} bytes does not fit")
+        return self._writer(blob, BlobSeal(size, checksum))
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def open(self, blob: BlobId) -> int:
+        """Read-only descriptor of the blob's file; the caller closes it.
+
+        It stays readable when the blob is deleted or quarantined meanwhile.
+        BlobMissingError  no copy here: ask the next holder.
+        """
+        try:
+            return self._files.open(self._path(blob))
+        except FileNotFoundError:
+            raise BlobMissingError(f"no copy of blob {blob_name(blob)} here") from None
+
+    def read(self, blob: BlobId, offset: int, length: int) -> bytes:
+        """Bytes ``[offset, offset + length)``; shorter only at the end, past it ``b""``.
+
+        Not verified against the checksum, which covers the whole (``verify`` does that).
+        BlobMissingError  no copy here: ask the next holder.
+        BlobCorruptError  the disk cannot read it: quarantined.
+        """
+        fd = self.open(blob)
+        try:
+            return self._files.pread(fd, length, offset)
+        except OSError as exc:
+            raise self._unreadable(blob, exc) from exc
+        finally:
+            self._files.close(fd)
+
+    def size(self, blob: BlobId) -> int:
+        """Bytes in this node's copy. BlobMissingError."""
+        fd = self.open(blob)
+        try:
+            return self._files.size(fd)
+        finally:
+            self._files.close(fd)
+
+    def has(self, blob: BlobId) -> bool:
+        """Whether there is a copy here (its content is not looked at)."""
+        return self._files.exists(self._path(blob))
+
+    def verify(self, blob: BlobId, size: int, checksum: bytes) -> None:
+        """The copy here is exactly what the tree says; returns only then.
+
+        Reads all of it, through a buffer of HASH_CHUNK_BYTES.
+        BlobMissingError  no copy here.
+        BlobCorruptError  it was something else, or unreadable: now in quarantine.
+        """
+        fd = self.open(blob)
+        try:
+            found = _hash_rest(self._files, fd, blake3(), 0)
+        except OSError as exc:
+            raise self._unreadable(blob, exc) from exc
+        finally:
+            self._files.close(fd)
+        if found != BlobSeal(size, checksum):
+            reason = "size" if found.size != size else "checksum"
+            self.quarantine(blob, reason)
+            raise BlobCorruptError(f"blob {blob_name(blob)}: wrong {reason}, quarantined")
+
+    def names(self) -> Iterator[BlobId]:
+        """All blobs here in ascending order.
+
+        A directory is listed when the first name is asked for; blobs sealed or deleted after that
+        may or may not show. Costs 8 bytes of memory a blob.
+        """
+        # Neighbouring counters lie in different directories, so ascending order needs a merge;
+        # arrays instead of lists of strings make a million blobs 8 MB instead of 100.
+        listings = []
+        for fanout in _FANOUT_NAMES:
+            try:
+                found = self._files.names(self._root / fanout)
+            except FileNotFoundError:
+                continue  # removed by hand: its blobs are missing, which the caller will see
+            blobs = (parse_blob_name(name) for name in found)
+            listings.append(
+                array("Q", sorted(b for b in blobs if b is not None and _fanout(b) == fanout))
+            )
+        return map(BlobId, heapq.merge(*listings))
+
+    def usage(self) -> Usage:
+        """How full it is; costs one statvfs(2)."""
+        space = self._files.space(self._root)
+        with self._lock:
+            return Usage(self._stored, self._count, max(0, self._room(space)), space.total)
+
+    # --- removing ---------------------------------------------------------------------------------
+
+    def delete(self, blob: BlobId) -> bool:
+        """The copy here is gone; False when there was none. Its name is never given out again.
+
+        Not synced: after a crash the blob may be back, as garbage that is collected once more.
+        """
+        with self._lock:
+            try:
+                size = self.size(blob)
+                self._files.unlink(self._path(blob))
+            except (BlobMissingError, FileNotFoundError):
+                return False
+            self._count -= 1
+            self._stored -= size
+            return True
+
+    def quarantine(self, blob: BlobId, reason: str) -> None:
+        """The copy here is out of the way, kept as quarantine/<name>.<reason> for a person to see.
+
+        Nothing happens when there is none. reason: a word, for the file's name.
+        """
+        directory = self._root / "quarantine"
+        with self._lock:
+            try:
+                size = self.size(blob)
+                target = directory / f"{blob_name(blob)}.{reason}"
+                serial = 1
+                while self._files.exists(target):
+                    serial += 1
+                    target = directory / f"{blob_name(blob)}.{reason}.{serial}"
+                self._files.rename(self._path(blob), target)
+            except (BlobMissingError, FileNotFoundError):
+                return
+            self._count -= 1
+            self._stored -= size
+        _log.warning("node=%d blob=%s damaged (%s): moved to quarantine", self._node,
+                     blob_name(blob), reason)  # fmt: skip
+        self._files.sync_directory(directory)
+        self._files.sync_directory(self._path(blob).parent)
+
+    # --- names ------------------------------------------------------------------------------------
+
+    def _take_name(self) -> BlobId:
+        with self._names_lock:
+            assert self._next > 0, "recover() comes first"
+            if self._next >= self._reserved:
+                with _no_space():
+                    self._save_reservation(self._next + NAMES_STRIDE)
+                self._reserved = self._next + NAMES_STRIDE
+            self._next += 1
+            return blob_id(self._node, self._next - 1)
+
+    def _save_reservation(self, counter: int) -> None:
+        digits = b"%d" % counter
+        line = b"pydi-names 1 %s %08x\n" % (digits, zlib.crc32(digits))
+        save(self._files, self._root / "names", line)
+
+    def _load_reservation(self) -> int | None:
+        """The counter below which names may be in use; None when missing or damaged."""
+        line = load(self._files, self._root / "names", 64)
+        form = _NAMES_FORM.fullmatch(line) if line is not None else None
+        if form is None or int(form[2], 16) != zlib.crc32(form[1]):
+            return None
+        return int(form[1])
+
+    def _own_counter(self, name: str) -> int:
+        """The counter in a file's name if this node named it, else 0; any suffix is ignored."""
+        blob = parse_blob_name(name.partition(".")[0])
+        return blob_counter(blob) if blob is not None and blob_node(blob) == self._node else 0
+
+    # --- for Writer -------------------------------------------------------------------------------
+
+    def _writer(self, blob: BlobId, expected: BlobSeal | None) -> Writer:
+        with self._lock:
+            self._temporary_serial += 1
+            # Two copies of one blob may be on their way at once.
+            name = f"{blob_name(blob)}.{self._temporary_serial}"
+        path = self._root / "tmp" / name
+        with _no_space():
+            fd = self._files.create(path)
+        return Writer(self, self._files, blob, path, fd, expected)
+
+    def _reserve(self, length: int) -> None:
+        """``length`` bytes may be written without touching the reserve; else NoSpaceError."""
+        with self._lock:
+            self._allowance -= length
+            if self._allowance >= 0:
+                return
+            room = self._room(self._files.space(self._root))
+            if room < length:
+                self._allowance = 0
+                raise NoSpaceError(f"{length} bytes would touch the reserve; {room} are free")
+            # Half, because the log and the tree write to the same disk.
+            self._allowance = min(room // 2, SPACE_CHECK_BYTES) - length
+
+    def _room(self, space: Space) -> int:
+        return space.free - min(self._reserve_bytes, space.total * self._reserve_percent // 100)
+
+    def _publish(self, temporary: Path, blob: BlobId, seal: BlobSeal, received: bool) -> None:
+        """The synced file ``temporary`` is durably the blob, or gone if that was there already."""
+        target = self._path(blob)
+        while True:
+            self._ensure_fanout(target.parent)
+            with self._lock:
+                if not self._files.exists(target):
+                    try:
+                        self._files.rename(temporary, target)
+                    except FileNotFoundError:
+                        # Somebody removed the directory under us: it is made again, once.
+                        if target.parent.name not in self._fanouts:
+                            raise
+                        self._fanouts.discard(target.parent.name)
+                        continue
+                    self._count += 1
+                    self._stored += seal.size
+                    break
+            if not received:
+                raise CorruptionError(f"{target} exists, but its name was never given out")
+            try:
+                self.verify(blob, seal.size, seal.checksum)
+            except (BlobCorruptError, BlobMissingError):
+                continue  # out of the way now
+            self._files.unlink(temporary)
+            break
+        # In the second case too: whoever renamed it may not have come to this line yet.
+        self._files.sync_directory(target.parent)
+
+    def _ensure_fanout(self, directory: Path) -> None:
+        with self._lock:
+            if directory.name in self._fanouts:
+                return
+            self._files.make_directory(directory)
+            self._files.sync_directory(self._root)
+            self._fanouts.add(directory.name)
+
+    def _path(self, blob: BlobId) -> Path:
+        return self._root / _fanout(blob) / blob_name(blob)
+
+    def _unreadable(self, blob: BlobId, error: OSError) -> Exception:
+        """The exception for a failed read; a medium error quarantines."""
+        if error.errno != errno.EIO:
+            return error
+        self.quarantine(blob, "unreadable")
+        return BlobCorruptError(f"blob {blob_name(blob)}: unreadable, quarantined")
+
+
+class Writer:
+    """One blob being written; ``seal`` it or ``abort`` it (leaving a ``with`` block aborts).
+
+    After any error of any method it is aborted: nothing of it is left, its name is not used again.
+    """
+
+    def __init__(
+        self,
+        store: BlobStore,
+        files: Files,
+        blob: BlobId,
+        path: Path,
+        fd: int,
+        expected: BlobSeal | None,
+    ) -> None:
+        self.blob = blob
+        self._store = store
+        self._files = files
+        self._path = path
+        self._fd = fd  # -1 when sealed or aborted
+        self._expected = expected
+        self._size = 0
+        self._shared = False  # others write through the descriptor
+        # The hasher covers [0, hashed); nothing below ``hashed`` has changed since.
+        self._hasher = blake3()
+        self._hashed = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes so far: the end of the furthest write."""
+        assert self._fd >= 0, "writer is closed"
+        return self._files.size(self._fd) if self._shared else self._size
+
+    def fileno(self) -> int:
+        """The descriptor, to hand out for direct writing; it stays this writer's to close.
+
+        From here on ``seal`` hashes the whole content again. Whoever holds a duplicate must have
+        stopped writing when ``seal`` is called: later writes would change a sealed blob.
+        """
+        assert self._fd >= 0, "writer is closed"
+        self._shared = True
+        return self._fd
+
+    def write(self, offset: int, data: Data) -> None:
+        """``data`` is in the file at ``offset`` (not yet durable).
+
+        Hashed on the way while writes continue where the last one ended.
+        NoSpaceError, OSError  aborted.
+        """
+        assert self._fd >= 0, "writer is closed"
+        length = len(data)
+        with self._abort_on_error(), _no_space():
+            self._store._reserve(length)
+            self._files.pwrite(self._fd, data, offset)
+        self._size = max(self._size, offset + length)
+        if self._shared:
+            return
+        if offset == self._hashed:
+            self._hasher.update(data)
+            self._hashed += length
+        elif offset < self._hashed and length:
+            self._forget_hash()
+
+    def truncate(self, size: int) -> None:
+        """The content ends at ``size``: cut, or extended with a hole. NoSpaceError, OSError."""
+        assert self._fd >= 0, "writer is closed"
+        with self._abort_on_error(), _no_space():
+            self._files.truncate(self._fd, size)
+        self._size = size
+        if size < self._hashed:
+            self._forget_hash()
+
+    def seal(
+        self, expected_size: int | None = None, expected_checksum: bytes | None = None
+    ) -> BlobSeal:
+        """Size and checksum of the blob, which is complete, durable and immutable from now on.
+
+        expected_*        what the content must be, when known (``receive`` knows both).
+        BlobCorruptError  it is something else: nothing stored.
+        NoSpaceError      nothing stored.
+        OSError           the disk failed to sync: nothing stored; a retry needs a new writer.
+        """
+        assert self._fd >= 0, "writer is closed"
+        files = self._files
+        with self._abort_on_error(), _no_space():
+            if self._shared:
+                self._forget_hash()
+            seal = _hash_rest(files, self._fd, self._hasher, self._hashed)
+            for size, checksum in (
+                (expected_size, expected_checksum),
+                self._expected or (None,) * 2,
+            ):
+                if size not in (None, seal.size) or checksum not in (None, seal.checksum):
+                    raise BlobCorruptError(
+                        f"blob {blob_name(self.blob)}: {seal.size} bytes with checksum"
+                        f" {seal.checksum.hex()} are not what was announced"
+                    )
+            files.fdatasync(self._fd)
+            files.set_mode(self._fd, 0o400)
+            self._store._publish(self._path, self.blob, seal, self._expected is not None)
+        fd, self._fd = self._fd, -1
+        files.close(fd)
+        return seal
+
+    def abort(self) -> None:
+        """Nothing of it is left. Does nothing when it is sealed or aborted already."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        try:
+            self._files.close(fd)
+        finally:
+            try:
+                self._files.unlink(self._path)
+            except OSError:
+                pass  # renamed away, or the disk is failing: recovery empties tmp
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.abort()
+
+    def _forget_hash(self) -> None:
+        self._hasher = blake3()
+        self._hashed = 0
+
+    @contextmanager
+    def _abort_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.abort()
+            raise
+
+
+def _fanout(blob: BlobId) -> str:
+    return _FANOUT_NAMES[blob_counter(blob) % FANOUT_COUNT]
+
+
+def _hash_rest(files: Files, fd: int, hasher: blake3, offset: int) -> BlobSeal:
+    """Size and checksum of a file whose bytes below ``offset`` are in ``hasher`` already."""
+    while data := files.pread(fd, HASH_CHUNK_BYTES, offset):
+        hasher.update(data)
+        offset += len(data)
+    return BlobSeal(offset, hasher.digest())
+
+
+@contextmanager
+def _no_space() -> Iterator[None]:
+    """A full disk inside is NoSpaceError."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError("the disk is full") from exc
+        raise
