@@ -157,6 +157,61 @@ class Statfs(NamedTuple):
         return cls(*_integers(value, 3, "statfs"))
 
 
+class Version(NamedTuple):
+    """One state of a file that is kept: present when ``until`` is None, else history.
+
+    since  log index with which it began to show.
+    until  log index with which it ceased to show; None: it still does.
+    attr   the inode as of its end (or as of now).
+    """
+
+    since: LogIndex
+    until: LogIndex | None
+    attr: Attr
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Version:
+        if not isinstance(value, (list, tuple)) or len(value) != 3:
+            raise ValueError("version: not a triple")
+        (since,) = _integers(value[:1], 1, "version")
+        until = None if value[1] is None else LogIndex(*_integers(value[1:2], 1, "version"))
+        return cls(LogIndex(since), until, Attr.from_wire(value[2]))
+
+
+class NodeInfo(NamedTuple):
+    """Book-keeping of one cluster member, as SetNode left it."""
+
+    number: NodeNumber
+    address: str  # HOST:PORT where it was last reachable
+    state: str  # "up", "draining" or "forgotten"
+    witness: bool  # votes, but holds no blobs
+
+    @classmethod
+    def from_wire(cls, value: Any) -> NodeInfo:
+        if not isinstance(value, (list, tuple)) or len(value) != 4:
+            raise ValueError("node: not four fields")
+        (number,) = _integers(value[:1], 1, "node", low=1)
+        _, address, state, witness = value
+        if not isinstance(address, str) or not isinstance(state, str) or witness not in (0, 1):
+            raise ValueError("node: wrong types")
+        return cls(NodeNumber(number), address, state, bool(witness))
+
+
+class BlobTotal(NamedTuple):
+    """How many blobs, of those that some version names, have this number of copies."""
+
+    copies: int  # holders; 0 means lost
+    blobs: int
+    bytes: int
+
+
+class Counters(NamedTuple):
+    """Totals of the tree that the replicas agree on."""
+
+    files: int  # inodes of all kinds, orphans included
+    bytes: int  # sum of their ``allocated``
+
+
 class Touched(NamedTuple):
     """What one applied command made stale: caches drop these before anyone relies on the change."""
 
