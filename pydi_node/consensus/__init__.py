@@ -52,8 +52,8 @@ Rules for the driver:
   installation and no entries.
 
 
-Signatures
-----------
+Signatures (pydi_node.consensus.raft; records in .types, bytes and plain tuples in .codec)
+------------------------------------------------------------------------------------------
 
     class Raft:
         def __init__(self, config: Config, hard_state: HardState, snapshot: SnapshotMeta,
@@ -69,13 +69,14 @@ Signatures
         def tick(self) -> None
         def step(self, message: Message) -> None
         def propose(self, datas: Sequence[bytes]) -> LogIndex
-            # index of the first; all or none. NotLeaderError; BusyError (too many uncommitted
+            # index of the first; all or none. NotLeaderError; BusyError (too many unapplied
             # bytes, or a transfer of leadership is under way): nothing was accepted, try later.
             # An accepted proposal may still be lost with its leader: watch for another term at
             # its index in ``committed``, or for role_change.
         def propose_membership(self, change: MembershipChange) -> LogIndex
-            # NotLeaderError; BusyError (another change or this term's first entry uncommitted);
-            # UserError (nonsense: unknown member, last voter, sixth voter …).
+            # NotLeaderError; BusyError (another change or this term's first entry uncommitted, a
+            # learner that has not caught up); NoQuorumError (too few voters of the new
+            # membership answer now); UserError (nonsense: last voter, sixth voter …).
         def read_index(self, context: object) -> None
             # NotLeaderError(None) when no leader is known; else ends in Ready.reads or
             # Ready.failed_reads (lost messages are asked again by tick).
@@ -110,15 +111,16 @@ Snapshots
 The leader asks once (``snapshot_wanted``) when a follower needs entries that were cut. The driver
 copies the tree as of its applied index into a file and names it by ``snapshot_id``: the checksum
 of the whole file, so equal ids are equal bytes and a transfer goes on under another leader.
-``snapshot_dropped`` says when it may go.
+``snapshots_dropped`` says when it may go.
 
 The follower writes pieces to a temporary file. With ``Ready.snapshot`` the file is complete:
 
 1. wait until every Ready before this one is persisted;
 2. check the file against its id; if wrong, ``snapshot_refused``;
 3. keep ``SnapshotMeta`` beside it, put the file in the tree's place (fsync, rename, fsync dir);
-4. reset the log to ``SnapshotMeta`` with no entries, durable;
-5. ``snapshot_installed``. Until then the core hands out nothing to persist or to apply.
+4. reset the log to ``SnapshotMeta`` with no entries, hard state kept, durable;
+5. ``snapshot_installed``. Until then the core hands out no entries, neither to persist nor to
+   apply; a hard state may come and takes the ordinary way.
 
 The pieces of the file need no fdatasync before step 2.
 """

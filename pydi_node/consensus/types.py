@@ -19,6 +19,8 @@ MIB = 1024 * KIB
 VOTERS_MAX = 5  # DESIGN section 4: more voters make every commit slower and no failure likelier
 MEMBERS_MAX = 256  # one leader sends to all of them; a bound for what a peer may claim
 ENTRY_OVERHEAD_BYTES = 32  # what an empty entry counts for in every limit given in bytes
+ENTRY_DATA_MAX_BYTES = 16 * MIB  # the largest command (64 Ki extents and blobs) takes about 6 MiB
+ENTRIES_PER_MESSAGE_MAX = 65536
 SNAPSHOT_ID_MAX_BYTES = 64  # a checksum of the whole snapshot file
 
 NO_INDEX = LogIndex(0)
@@ -36,7 +38,7 @@ class EntryKind(IntEnum):
 class Entry(NamedTuple):
     """One position of the replicated log. (index, term) names its content for ever."""
 
-    index: LogIndex
+    index: LogIndex  # type: ignore[assignment]  # hides tuple.index, which nobody calls here
     term: Term
     kind: EntryKind
     data: bytes
@@ -128,7 +130,7 @@ class SnapshotMeta(NamedTuple):
     index 0 with the empty membership is a node that waits to be added.
     """
 
-    index: LogIndex = NO_INDEX
+    index: LogIndex = NO_INDEX  # type: ignore[assignment]  # hides tuple.index, as in Entry
     term: Term = NO_TERM
     membership: Membership = Membership()
 
@@ -156,7 +158,8 @@ class Config:
     append_bytes_max: int = 512 * KIB
     inflight_messages_max: int = 64  # unacknowledged appends to one follower
     inflight_bytes_max: int = 8 * MIB  # the same in bytes: bounds memory of a slow follower
-    uncommitted_bytes_max: int = 32 * MIB  # beyond it propose() raises BusyError
+    # Proposed and not yet applied here; beyond it propose() raises BusyError.
+    unapplied_bytes_max: int = 32 * MIB
     committed_bytes_max: int = 4 * MIB  # committed entries of one Ready: bounds a transaction
     # Entries that compact() leaves in the log, so that a short absence needs no snapshot;
     # whichever of the two bounds is reached first.
@@ -175,10 +178,12 @@ class Config:
             )
         for name in (
             "append_bytes_max", "inflight_messages_max", "inflight_bytes_max",
-            "uncommitted_bytes_max", "committed_bytes_max", "snapshot_chunk_bytes",
+            "unapplied_bytes_max", "committed_bytes_max", "snapshot_chunk_bytes",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        if self.append_bytes_max > ENTRIES_PER_MESSAGE_MAX * ENTRY_OVERHEAD_BYTES:
+            raise ValueError("append_bytes_max lets one message hold too many entries")
         if self.trailing_entries < 0 or self.trailing_bytes_max < 0:
             raise ValueError("trailing_entries and trailing_bytes_max must not be negative")
 
@@ -333,7 +338,7 @@ class ReadState(NamedTuple):
     """The read asked for with ``context`` may be served once ``index`` is applied here."""
 
     context: object  # as given to read_index()
-    index: LogIndex
+    index: LogIndex  # type: ignore[assignment]  # hides tuple.index, as in Entry
 
 
 class RoleChange(NamedTuple):
@@ -396,7 +401,7 @@ class Ready:
     snapshot_reads: Sequence[SnapshotRead] = ()
     snapshot_writes: Sequence[SnapshotWrite] = ()
     snapshot: SnapshotInstall | None = None
-    snapshot_dropped: bytes | None = None  # id of an own snapshot that nobody needs: delete it
+    snapshots_dropped: Sequence[bytes] = ()  # ids of own snapshots that nobody needs: delete them
 
     role_change: RoleChange | None = None
     membership: Membership | None = None  # the newest in the log, when it changed
