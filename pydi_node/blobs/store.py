@@ -50,7 +50,7 @@ MIB = 1 << 20
 # A reservation costs two syncs; one for 4096 names is lost in the noise, and a restart skips at
 # most that many of 2**48.
 NAMES_STRIDE = 4096
-# When the reservation is lost or damaged, names beyond the highest one seen may be in use elsewhere;
+# Without the reservation, names beyond the highest one seen here may be in use on other nodes;
 # but nobody made four thousand million blobs after the newest that is left.
 NAMES_JUMP = 1 << 32
 
