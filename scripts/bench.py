@@ -1,0 +1,396 @@
+"""Measures what a program feels in a directory; one JSON line for each figure.
+
+    scripts/bench DIR                     DIR alone
+    scripts/bench DIR --against PLAIN     both, turn by turn, and the ratio of each figure
+    scripts/bench DIR --memory PID...     and the memory of these processes before and after
+    scripts/bench --mount                 a node and a mount of its own against a plain directory on
+                                          the same disk, then the memory of both daemons under load
+
+A tool to look with: nothing in the tests depends on a figure of it. Figures are medians over the
+rounds, and both directories take turns within a round, so that a busy machine slows both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+
+PAGE_BYTES = 4 * KIB
+CHUNK_BYTES = MIB
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
+
+
+class Sizes(NamedTuple):
+    """How much each measure does."""
+
+    files: int  # small files created, looked at, read and removed
+    file_bytes: int  # size of the sequential file
+    pages: int  # random accesses of PAGE_BYTES
+    page_file_bytes: int  # size of the file they fall into
+
+
+class Figure(NamedTuple):
+    """One measurement: ``count`` operations or bytes took ``seconds``."""
+
+    count: int
+    seconds: float
+    unit: str  # "ops/s", or "MiB/s" when count is bytes
+
+    @property
+    def rate(self) -> float:
+        return self.count / self.seconds / (MIB if self.unit == "MiB/s" else 1)
+
+
+Measures = Iterator[tuple[str, Figure]]
+
+
+def timed(count: int, unit: str, action: Callable[[], None]) -> Figure:
+    start = time.perf_counter()
+    action()
+    return Figure(count, time.perf_counter() - start, unit)
+
+
+def small_files(directory: Path, sizes: Sizes) -> Measures:
+    """Create, stat, open and read, list, unlink ``sizes.files`` files of 1 KiB."""
+    content = os.urandom(KIB)
+    paths = [str(directory / f"small-{number:06d}") for number in range(sizes.files)]
+
+    def create() -> None:
+        for path in paths:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            os.write(fd, content)
+            os.close(fd)
+
+    def look() -> None:
+        for path in paths:
+            os.stat(path)
+
+    def read() -> None:
+        for path in paths:
+            fd = os.open(path, os.O_RDONLY)
+            if len(os.read(fd, 2 * KIB)) != KIB:
+                raise SystemExit(f"{path}: not what was written")
+            os.close(fd)
+
+    def scan() -> None:
+        with os.scandir(directory) as entries:
+            found = sum(1 for entry in entries if entry.name.startswith("small-"))
+        if found != sizes.files:
+            raise SystemExit(f"{directory}: {found} entries instead of {sizes.files}")
+
+    def remove() -> None:
+        for path in paths:
+            os.unlink(path)
+
+    yield "create+write 1 KiB+close", timed(sizes.files, "ops/s", create)
+    yield "stat", timed(sizes.files, "ops/s", look)
+    yield "open+read 1 KiB+close", timed(sizes.files, "ops/s", read)
+    yield "scandir, entries", timed(sizes.files, "ops/s", scan)
+    yield "unlink", timed(sizes.files, "ops/s", remove)
+
+
+def sequential(directory: Path, sizes: Sizes) -> Measures:
+    """Write one file in chunks with a final fsync and close, read it again."""
+    path = directory / "sequential"
+    chunk = os.urandom(CHUNK_BYTES)
+    chunks = max(1, sizes.file_bytes // CHUNK_BYTES)
+
+    def write() -> None:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        for _ in range(chunks):
+            write_all(fd, chunk)
+        os.fsync(fd)
+        os.close(fd)
+
+    buffer = bytearray(CHUNK_BYTES)
+
+    def read() -> None:
+        fd = os.open(path, os.O_RDONLY)
+        total = 0
+        while count := os.readv(fd, [buffer]):
+            total += count
+        os.close(fd)
+        if total != chunks * CHUNK_BYTES:
+            raise SystemExit(f"{path}: {total} bytes instead of {chunks * CHUNK_BYTES}")
+
+    yield "sequential write+fsync", timed(chunks * CHUNK_BYTES, "MiB/s", write)
+    forget_pages(path)
+    yield "sequential read, file's pages dropped", timed(chunks * CHUNK_BYTES, "MiB/s", read)
+    yield "sequential read again", timed(chunks * CHUNK_BYTES, "MiB/s", read)
+    path.unlink()
+
+
+def random_pages(directory: Path, sizes: Sizes) -> Measures:
+    """4 KiB reads and writes at seeded places of one file."""
+    path = directory / "pages"
+    with path.open("wb") as file:
+        for _ in range(max(1, sizes.page_file_bytes // CHUNK_BYTES)):
+            file.write(os.urandom(CHUNK_BYTES))
+    pages = path.stat().st_size // PAGE_BYTES
+    places = [random.Random(n).randrange(pages) * PAGE_BYTES for n in range(sizes.pages)]
+    page = os.urandom(PAGE_BYTES)
+
+    def read() -> None:
+        fd = os.open(path, os.O_RDONLY)
+        for place in places:
+            os.pread(fd, PAGE_BYTES, place)
+        os.close(fd)
+
+    def write() -> None:
+        fd = os.open(path, os.O_WRONLY)
+        for place in places:
+            os.pwrite(fd, page, place)
+        os.fsync(fd)
+        os.close(fd)
+
+    forget_pages(path)
+    yield "random read 4 KiB", timed(sizes.pages, "ops/s", read)
+    yield "random write 4 KiB, one fsync", timed(sizes.pages, "ops/s", write)
+    path.unlink()
+
+
+GROUPS = (small_files, sequential, random_pages)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def forget_pages(path: Path) -> None:
+    """Ask the kernel to drop this file's cached pages (not those of a file behind it)."""
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+
+
+def measure(directories: list[Path], sizes: Sizes, rounds: int) -> None:
+    """Print the median of every measure in every directory, and ratios to the last directory."""
+    samples: dict[str, dict[Path, list[Figure]]] = {}
+    for number in range(rounds):
+        for group in GROUPS:
+            # Whoever goes first in one round goes last in the next.
+            for directory in directories if number % 2 == 0 else directories[::-1]:
+                with tempfile.TemporaryDirectory(prefix="bench-", dir=directory) as inside:
+                    for name, figure in group(Path(inside), sizes):
+                        samples.setdefault(name, {}).setdefault(directory, []).append(figure)
+    for name, by_directory in samples.items():
+        medians = {
+            directory: sorted(figures, key=lambda figure: figure.seconds)[len(figures) // 2]
+            for directory, figures in by_directory.items()
+        }
+        for directory in directories:
+            emit_figure(name, directory, medians[directory])
+        for directory in directories[:-1]:
+            ratio = medians[directory].rate / medians[directories[-1]].rate
+            emit(name=name, directory=str(directory), against=str(directories[-1]),
+                 ratio=round(ratio, 4))  # fmt: skip
+
+
+def emit_figure(name: str, directory: Path, figure: Figure) -> None:
+    emit(name=name, directory=str(directory), count=figure.count,
+         seconds=round(figure.seconds, 6), rate=round(figure.rate, 2), unit=figure.unit)  # fmt: skip
+
+
+def emit(**fields: object) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def emit_memory(pids: dict[str, int], when: str) -> None:
+    """Resident size of each process now, and its peak since ``reset_peaks``."""
+    for name, pid in pids.items():
+        sizes = {}
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key in ("VmRSS", "VmHWM"):
+                sizes[key] = round(int(value.split()[0]) / KIB, 1)
+        emit(name="memory", process=name, pid=pid, when=when,
+             rss_mib=sizes["VmRSS"], peak_mib=sizes["VmHWM"])  # fmt: skip
+
+
+def reset_peaks(pids: dict[str, int]) -> None:
+    for pid in pids.values():
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def command_name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+# --- a node and a mount of our own ---------------------------------------------------------------
+
+
+@contextmanager
+def started(what: str, command: list[str], is_ready: Callable[[], bool]) -> Iterator[int]:
+    """A daemon's pid once it is ready; ended with SIGTERM afterwards."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while not is_ready():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise SystemExit(
+                        f"{what} did not start:\n{log.read().decode(errors='replace')}"
+                    )
+                time.sleep(0.02)
+            yield process.pid
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                print(f"{what} did not stop within {STOP_TIMEOUT_S:.0f} s", file=sys.stderr)
+
+
+@contextmanager
+def node_and_mount(work: Path, driver: str) -> Iterator[tuple[Path, dict[str, int]]]:
+    """(mount point, pids by name) of a fresh cluster of one node below ``work``."""
+    data, mount = work / "node", work / "mnt"
+    mount.mkdir()
+    programs = Path(sys.executable).parent
+    node_command = [str(programs / "pydi-node"), str(data), "--listen", "127.0.0.1:0"]
+    mount_command = [
+        str(programs / "pydi-mount"), str(mount), "--data-dir", str(data),
+        "--driver", driver, "--foreground",
+    ]  # fmt: skip
+    with (
+        started("the node", node_command, (data / "node.sock").exists) as node,
+        started("the mount", mount_command, lambda: os.path.ismount(mount)) as mounter,
+    ):
+        yield mount, {"pydi-node": node, "pydi-mount": mounter}
+
+
+def load_daemons(work: Path, mount: Path, pids: dict[str, int], files: int, bytes_: int) -> None:
+    """The daemons' memory while small files are copied in and a large file goes in and out."""
+    source = work / "source"
+    content = os.urandom(KIB)
+    for number in range(files):
+        path = source / f"{number // 100:04d}" / f"{number:06d}"
+        if number % 100 == 0:
+            path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+
+    def copy_tree() -> None:
+        subprocess.run(["cp", "-a", str(source), str(mount / "copy")], check=True)
+
+    chunk = os.urandom(CHUNK_BYTES)
+    stream = mount / "stream"
+
+    def write_stream() -> None:
+        fd = os.open(stream, os.O_WRONLY | os.O_CREAT, 0o644)
+        for _ in range(bytes_ // CHUNK_BYTES):
+            write_all(fd, chunk)
+        os.close(fd)
+
+    def read_stream() -> None:
+        fd = os.open(stream, os.O_RDONLY)
+        while os.read(fd, CHUNK_BYTES):
+            pass
+        os.close(fd)
+
+    emit_memory(pids, "before")
+    for name, count, unit, action in (
+        (f"cp -a of {files} files of 1 KiB", files, "ops/s", copy_tree),
+        (f"stream {bytes_ / GIB:g} GiB in", bytes_, "MiB/s", write_stream),
+        (f"stream {bytes_ / GIB:g} GiB out", bytes_, "MiB/s", read_stream),
+    ):
+        reset_peaks(pids)
+        emit_figure(name, mount, timed(count, unit, action))
+        emit_memory(pids, f"after {name}")
+
+
+# --- command line --------------------------------------------------------------------------------
+
+
+def parse_size(text: str) -> int:
+    """Bytes from "300", "64K", "256M" or "3G"."""
+    units = {"K": KIB, "M": MIB, "G": GIB}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    return int(number) * unit
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description="Measure a directory; one JSON line for each figure."
+    )
+    parser.add_argument("directory", nargs="?", type=Path, metavar="DIR")
+    parser.add_argument(
+        "--against", type=Path, metavar="PLAIN", help="measure this too, and ratios"
+    )
+    parser.add_argument("--memory", type=int, nargs="+", metavar="PID", default=[],
+                        help="print the memory of these processes before and after")  # fmt: skip
+    parser.add_argument("--mount", action="store_true",
+                        help="measure a node and a mount of its own")  # fmt: skip
+    parser.add_argument("--work", type=Path, metavar="DIR", default=Path(tempfile.gettempdir()),
+                        help="with --mount: where (default %(default)s)")  # fmt: skip
+    parser.add_argument("--driver", default="auto", help="with --mount: pydi-mount's --driver")
+    parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
+    parser.add_argument("--files", type=int, default=1000, help="small files (default %(default)s)")
+    parser.add_argument("--file-size", type=parse_size, default=256 * MIB, metavar="SIZE",
+                        help="sequential file (default 256M)")  # fmt: skip
+    parser.add_argument("--pages", type=int, default=2000,
+                        help="random accesses (default %(default)s)")  # fmt: skip
+    parser.add_argument("--page-file-size", type=parse_size, default=64 * MIB, metavar="SIZE",
+                        help="file they fall into (default 64M)")  # fmt: skip
+    parser.add_argument("--load-files", type=int, default=20_000,
+                        help="with --mount: files copied for the memory figures")  # fmt: skip
+    parser.add_argument("--load-size", type=parse_size, default=3 * GIB, metavar="SIZE",
+                        help="with --mount: size of the file streamed for them")  # fmt: skip
+    arguments = parser.parse_args()
+    if arguments.mount == bool(arguments.directory):
+        parser.error("give either DIR or --mount")
+    for directory in filter(None, (arguments.directory, arguments.against, arguments.work)):
+        if not directory.is_dir():
+            parser.error(f"{directory} is not a directory")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    sizes = Sizes(arguments.files, arguments.file_size, arguments.pages, arguments.page_file_size)
+    if not arguments.mount:
+        pids = {f"{command_name(pid)} {pid}": pid for pid in arguments.memory}
+        emit_memory(pids, "before")
+        measure([d for d in (arguments.directory, arguments.against) if d], sizes, arguments.rounds)
+        emit_memory(pids, "after")
+        return
+    work = Path(tempfile.mkdtemp(prefix="pydi-bench-", dir=arguments.work))
+    try:
+        plain = work / "plain"
+        plain.mkdir()
+        with node_and_mount(work, arguments.driver) as (mount, pids):
+            measure([mount, plain], sizes, arguments.rounds)
+            load_daemons(work, mount, pids, arguments.load_files, arguments.load_size)
+    finally:
+        # Never delete through a mount that is still there.
+        if not os.path.ismount(work / "mnt"):
+            shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()
