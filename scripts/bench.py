@@ -47,15 +47,15 @@ class Sizes(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """One measurement: ``count`` operations or bytes took ``seconds``."""
+    """One measurement: ``amount`` operations or bytes took ``seconds``."""
 
-    count: int
+    amount: int
     seconds: float
-    unit: str  # "ops/s", or "MiB/s" when count is bytes
+    unit: str  # "ops/s", or "MiB/s" when amount is bytes
 
     @property
     def rate(self) -> float:
-        return self.count / self.seconds / (MIB if self.unit == "MiB/s" else 1)
+        return self.amount / self.seconds / (MIB if self.unit == "MiB/s" else 1)
 
 
 Measures = Iterator[tuple[str, Figure]]
@@ -206,8 +206,14 @@ def measure(directories: list[Path], sizes: Sizes, rounds: int) -> None:
 
 
 def emit_figure(name: str, directory: Path, figure: Figure) -> None:
-    emit(name=name, directory=str(directory), count=figure.count,
-         seconds=round(figure.seconds, 6), rate=round(figure.rate, 2), unit=figure.unit)  # fmt: skip
+    emit(
+        name=name,
+        directory=str(directory),
+        count=figure.amount,
+        seconds=round(figure.seconds, 6),
+        rate=round(figure.rate, 2),
+        unit=figure.unit,
+    )
 
 
 def emit(**fields: object) -> None:
