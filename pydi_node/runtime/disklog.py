@@ -36,14 +36,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pydi_node.blobs.files import Files, OsFiles
-from pydi_node.consensus.types import (
-    Entry,
-    EntryKind,
-    HardState,
-    Member,
-    Membership,
-    SnapshotMeta,
-)
+from pydi_node.consensus.codec import pack_membership, unpack_membership
+from pydi_node.consensus.types import Entry, EntryKind, HardState, SnapshotMeta
 from pydi_node.errors import CorruptionError, NoSpaceError, UserError
 from pydi_node.ids import LogIndex, NodeNumber, Term
 
@@ -60,12 +54,8 @@ _RECORD = struct.Struct("<BI")  # kind, length of the body
 _ENTRY = struct.Struct("<QQB")  # index, term, kind; then the data
 _INDEX = struct.Struct("<Q")
 _HARD_STATE = struct.Struct("<QHQ")  # term, vote or 0, commit
-_META = struct.Struct("<QQH")  # index, term, number of members; then the members
-_MEMBER = struct.Struct("<HBQ")  # number, flags, session
+_META = struct.Struct("<QQ")  # index, term; then the membership as in a membership entry
 _HEAD = struct.Struct("<HQ")  # format version, index of the next entry; then hard state and meta
-
-_MEMBER_VOTER = 1
-_MEMBER_PROMOTE = 2
 
 # Kinds of records. Part of the format: never renumber, only add.
 _KIND_HEAD = 1
@@ -409,7 +399,7 @@ class _Loaded:
 
     segments: list[_Segment] = field(default_factory=list)  # needed and consecutive
     number: int = 1  # of the next frame
-    state: _State = _State()
+    state: _State = field(default_factory=_State)
     entries: list[Entry] = field(default_factory=list)  # consecutive, the last is next_index - 1
     end: int = 0  # bytes of the last segment that are valid
     torn: bool = False  # something that is no frame stands behind them
@@ -605,27 +595,13 @@ def _unpack_hard_state(body: bytes, offset: int) -> HardState:
 
 
 def _pack_meta(meta: SnapshotMeta) -> bytes:
-    members = [
-        _MEMBER.pack(
-            member.number,
-            _MEMBER_VOTER * member.voter | _MEMBER_PROMOTE * member.promote,
-            member.session,
-        )
-        for member in meta.membership.members
-    ]
-    return _META.pack(meta.index, meta.term, len(members)) + b"".join(members)
+    return _META.pack(meta.index, meta.term) + pack_membership(meta.membership)
 
 
 def _unpack_meta(body: bytes, offset: int) -> SnapshotMeta:
-    index, term, count = _META.unpack_from(body, offset)
-    members = []
-    for position in range(count):
-        number, flags, session = _MEMBER.unpack_from(
-            body, offset + _META.size + position * _MEMBER.size
-        )
-        voter, promote = bool(flags & _MEMBER_VOTER), bool(flags & _MEMBER_PROMOTE)
-        members.append(Member(NodeNumber(number), voter, promote, LogIndex(session)))
-    return SnapshotMeta(LogIndex(index), Term(term), Membership(tuple(members)))
+    index, term = _META.unpack_from(body, offset)
+    membership = unpack_membership(body[offset + _META.size :])
+    return SnapshotMeta(LogIndex(index), Term(term), membership)
 
 
 def _pack_head(state: _State) -> bytes:
