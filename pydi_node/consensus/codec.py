@@ -63,7 +63,7 @@ def decode(value: Any) -> Message:
         raise RemoteProtocolError("raft: a message is an array beginning with its code")
     cls = _CLASSES.get(value[0])
     if cls is None:
-        raise RemoteProtocolError(f"raft: unknown message code {value[0]:.20}")
+        raise RemoteProtocolError("raft: unknown message code")
     _, fields = _FORMS[cls]
     if len(value) != len(fields) + 1:
         raise RemoteProtocolError(f"raft: {cls.__name__} has {len(value) - 1} fields")
@@ -123,7 +123,7 @@ def decode_snapshot_meta(value: Any) -> SnapshotMeta:
     )
 
 
-# --- one field out: a plain value; one field in: checked, ValueError with the reason ---------------
+# --- one field out: a plain value; one field in: checked, ValueError with the reason --------------
 
 
 def _plain(value: Any) -> Any:
@@ -162,7 +162,7 @@ _read_index = _integer(0, _INDEX_MAX)
 def _read_membership(value: Any) -> Membership:
     if not isinstance(value, (list, tuple)) or len(value) > MEMBERS_MAX:
         raise ValueError(f"not at most {MEMBERS_MAX} members")
-    members = []
+    members: list[Member] = []
     for row in value:
         if not isinstance(row, (list, tuple)) or len(row) != 4:
             raise ValueError("a member has four fields")
@@ -248,7 +248,7 @@ def _checked_chunk(message: SnapshotChunk) -> SnapshotChunk:
 _Field = tuple[str, Callable[[Any], Any], Callable[[Any], Any]]  # name, write, read
 
 _HEAD: tuple[_Field, ...] = (
-    ("sender", int, _read_node), ("to", int, _read_node), ("term", _plain, _integer(1, INT64_MAX)),
+    ("sender", int, _read_node), ("to", int, _read_node), ("term", _plain, _read_number),
 )  # fmt: skip
 _SESSION: _Field = ("session", _plain, _read_index)
 _SNAPSHOT_ID: _Field = ("snapshot_id", _plain, _octets(SNAPSHOT_ID_MAX_BYTES))
