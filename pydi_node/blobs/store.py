@@ -417,21 +417,7 @@ class BlobStore:
     def _publish(self, temporary: Path, blob: BlobId, seal: BlobSeal, received: bool) -> None:
         """The synced file ``temporary`` is durably the blob, or gone if that was there already."""
         target = self._path(blob)
-        while True:
-            self._ensure_fanout(target.parent)
-            with self._lock:
-                if not self._files.exists(target):
-                    try:
-                        self._files.rename(temporary, target)
-                    except FileNotFoundError:
-                        # Somebody removed the directory under us: it is made again, once.
-                        if target.parent.name not in self._fanouts:
-                            raise
-                        self._fanouts.discard(target.parent.name)
-                        continue
-                    self._count += 1
-                    self._stored += seal.size
-                    break
+        while not self._place(temporary, target, seal.size):
             if not received:
                 raise CorruptionError(f"{target} exists, but its name was never given out")
             try:
@@ -439,9 +425,36 @@ class BlobStore:
             except (BlobCorruptError, BlobMissingError):
                 continue  # out of the way now
             self._files.unlink(temporary)
-            break
-        # In the second case too: whoever renamed it may not have come to this line yet.
-        self._files.sync_directory(target.parent)
+            # Whoever put it there may still be before this line.
+            self._files.sync_directory(target.parent)
+            return
+        try:
+            self._files.sync_directory(target.parent)
+        except OSError:
+            try:
+                self.delete(blob)
+            except OSError:
+                pass  # the disk is failing; a blob that nobody knows is collected as garbage
+            raise
+
+    def _place(self, temporary: Path, target: Path, size: int) -> bool:
+        """Whether ``temporary`` was renamed to ``target``; False when there is a file already."""
+        while True:
+            self._ensure_fanout(target.parent)
+            with self._lock:
+                if self._files.exists(target):
+                    return False
+                try:
+                    self._files.rename(temporary, target)
+                except FileNotFoundError:
+                    if not self._files.exists(temporary):
+                        raise
+                    # Somebody removed the directory under us: make it again.
+                    self._fanouts.discard(target.parent.name)
+                    continue
+                self._count += 1
+                self._stored += size
+                return True
 
     def _ensure_fanout(self, directory: Path) -> None:
         with self._lock:
@@ -481,7 +494,8 @@ class Writer:
         self._store = store
         self._files = files
         self._path = path
-        self._fd = fd  # -1 when sealed or aborted
+        self._fd = fd  # -1 once closed
+        self._open = True  # neither sealed nor aborted
         self._expected = expected
         self._size = 0
         self._shared = False  # others write through the descriptor
@@ -492,7 +506,7 @@ class Writer:
     @property
     def size(self) -> int:
         """Bytes so far: the end of the furthest write."""
-        assert self._fd >= 0, "writer is closed"
+        assert self._open, "writer is closed"
         return self._files.size(self._fd) if self._shared else self._size
 
     def fileno(self) -> int:
@@ -501,7 +515,7 @@ class Writer:
         From here on ``seal`` hashes the whole content again. Whoever holds a duplicate must have
         stopped writing when ``seal`` is called: later writes would change a sealed blob.
         """
-        assert self._fd >= 0, "writer is closed"
+        assert self._open, "writer is closed"
         self._shared = True
         return self._fd
 
@@ -511,8 +525,10 @@ class Writer:
         Hashed on the way while writes continue where the last one ended.
         NoSpaceError, OSError  aborted.
         """
-        assert self._fd >= 0, "writer is closed"
+        assert self._open, "writer is closed"
         length = len(data)
+        if not length:
+            return  # writing nothing past the end doesn't move the end (pwrite(2))
         with self._abort_on_error(), _no_space():
             self._store._reserve(length)
             self._files.pwrite(self._fd, data, offset)
@@ -522,12 +538,12 @@ class Writer:
         if offset == self._hashed:
             self._hasher.update(data)
             self._hashed += length
-        elif offset < self._hashed and length:
+        elif offset < self._hashed:
             self._forget_hash()
 
     def truncate(self, size: int) -> None:
         """The content ends at ``size``: cut, or extended with a hole. NoSpaceError, OSError."""
-        assert self._fd >= 0, "writer is closed"
+        assert self._open, "writer is closed"
         with self._abort_on_error(), _no_space():
             self._files.truncate(self._fd, size)
         self._size = size
@@ -544,7 +560,7 @@ class Writer:
         NoSpaceError      nothing stored.
         OSError           the disk failed to sync: nothing stored; a retry needs a new writer.
         """
-        assert self._fd >= 0, "writer is closed"
+        assert self._open, "writer is closed"
         files = self._files
         with self._abort_on_error(), _no_space():
             if self._shared:
@@ -561,23 +577,28 @@ class Writer:
                     )
             files.fdatasync(self._fd)
             files.set_mode(self._fd, 0o400)
+            self._close()
             self._store._publish(self._path, self.blob, seal, self._expected is not None)
-        fd, self._fd = self._fd, -1
-        files.close(fd)
+        self._open = False
         return seal
 
     def abort(self) -> None:
         """Nothing of it is left. Does nothing when it is sealed or aborted already."""
-        if self._fd < 0:
+        if not self._open:
             return
-        fd, self._fd = self._fd, -1
+        self._open = False
         try:
-            self._files.close(fd)
+            self._close()
         finally:
             try:
                 self._files.unlink(self._path)
             except OSError:
                 pass  # renamed away, or the disk is failing: recovery empties tmp
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            self._files.close(fd)
 
     def __enter__(self) -> Self:
         return self

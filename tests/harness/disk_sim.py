@@ -167,9 +167,9 @@ class SimulatedDisk:
         return self._new_fd(self._file_named(path))
 
     def close(self, fd: int) -> None:
-        self._call("close")
         self._file(fd)
-        del self._fds[fd]
+        del self._fds[fd]  # close(2): released even when it reports an error
+        self._call("close")
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         self._call("pread")
