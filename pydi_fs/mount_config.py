@@ -1,0 +1,295 @@
+"""What one `pydi-mount` is told to do: a frozen record, and the one table of options behind it.
+
+Called by mount_cli.py, which reads the config file and hands its table in. Pure: no file, no
+environment but the mapping given, no clock. Each option may be given as a flag, as an environment
+variable (``PYDI_`` and the flag's name), in a TOML file (the flag's name as key) or not at all, and
+the first of these that names it wins, as for `pydi-node`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from pydi_fs.mount_options import MountOptions
+from pydi_node.errors import EXIT_USAGE, UserError
+
+DRIVERS = ("auto", "kernel", "fusepy")
+CONFIG_FILE_NAME = "mount.toml"  # looked for in the data directory when no other file is named
+
+CACHE_SIZE_DEFAULT = 64 << 20  # memory: a source tree's worth, unnoticed on any machine
+CACHE_SIZE_MIN = 1 << 20
+# Longer than two leader elections of about 2 s; shorter than a person's patience.
+DEADLINE_DEFAULT_S = 30.0
+DEADLINE_MIN_S = 1.0
+DEADLINE_MAX_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class MountConfig:
+    """Everything a mount is started with."""
+
+    # Where the tree shall appear, as given; mount_cli makes it absolute.
+    mountpoint: str
+    # Folder of the node on this machine, found by its unix socket. Clashes with ``node``.
+    data_dir: str
+    # HOST:PORT of a node elsewhere; None: the one behind ``data_dir``.
+    node: str | None = None
+    # Token for ``node``; the unix socket needs none. Clashes with ``token_file``.
+    token: str | None = None
+    # File that holds the token, for those who do not want it in a process list.
+    token_file: str | None = None
+    # One of DRIVERS.
+    driver: str = "auto"
+    # Folder of staged writes and of the log of a mount in the background.
+    cache_dir: str = ""
+    # Bytes of memory that content read from other machines may fill.
+    cache_size: int = CACHE_SIZE_DEFAULT
+    # Seconds after which a file operation that cannot be answered fails.
+    deadline_s: float = DEADLINE_DEFAULT_S
+    # Stay in the foreground and log to stderr.
+    foreground: bool = False
+    # Log each request.
+    debug: bool = False
+    # What the binding is asked for.
+    options: MountOptions = field(default_factory=MountOptions)
+    # Whether ``-o`` said allow_other or noallow_other; if not, mount_cli turns it on if permitted.
+    allow_other_given: bool = False
+
+    def validate(self) -> None:
+        """UserError (usage) naming the option, or the two that clash."""
+        if self.token is not None and self.token_file is not None:
+            raise _usage("--token and --token-file both name a token: give one of them")
+        if self.node is None and (self.token is not None or self.token_file is not None):
+            raise _usage("--token is for a node elsewhere: give its address with --node")
+        self.options.validate()
+
+
+class Option(NamedTuple):
+    """One way to set a field of MountConfig, spelled alike on all three ways in."""
+
+    name: str  # as the flag, without the dashes
+    field: str  # of MountConfig
+    parse: Callable[[str], Any]
+    metavar: str | None  # None: a switch
+    help: str
+    flag: str = ""  # how it is typed, when that is not --name
+
+    @property
+    def variable(self) -> str:
+        return "PYDI_" + self.name.upper().replace("-", "_")
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """(host, port) of HOST:PORT or [IPV6]:PORT. ValueError otherwise."""
+    match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^\[\]:]+)):([0-9]{1,5})", text)
+    if match is None:
+        raise ValueError("expected HOST:PORT, an IPv6 address as [ADDRESS]:PORT")
+    port = int(match[3])
+    if not 1 <= port <= 65535:
+        raise ValueError("a port is 1 .. 65535")
+    return match[1] or match[2], port
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``64M``, ``10GiB``, ``1048576``: powers of 1024. ValueError otherwise."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if match is None:
+        raise ValueError("expected a size such as 512M or 10G")
+    size = int(float(match[1]) * (1 << (10 * " kmgt".index(match[2] or " "))))
+    if size < CACHE_SIZE_MIN:
+        raise ValueError("the least is 1M")
+    return size
+
+
+def _address(text: str) -> str:
+    parse_address(text)
+    return text
+
+
+def _driver(text: str) -> str:
+    if text not in DRIVERS:
+        raise ValueError(f"expected one of {', '.join(DRIVERS)}")
+    return text
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
+        raise ValueError("expected a number of seconds")
+    seconds = float(text)
+    if not DEADLINE_MIN_S <= seconds <= DEADLINE_MAX_S:
+        raise ValueError(f"expected {DEADLINE_MIN_S:g} to {DEADLINE_MAX_S:g} seconds")
+    return seconds
+
+
+def _switch(text: str) -> bool:
+    values = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if text.lower() not in values:
+        raise ValueError("expected yes or no")
+    return values[text.lower()]
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option("data-dir", "data_dir", str, "DIR", "folder of the node on this machine"),
+    Option("node", "node", _address, "HOST:PORT", "a node on another machine, needs a token"),
+    Option("token", "token", str, "TOKEN", "token of the cluster, or a mount token"),
+    Option("token-file", "token_file", str, "FILE", "like --token, read from a file"),
+    Option("driver", "driver", _driver, "DRIVER", f"{' '.join(DRIVERS)} (auto)"),
+    Option("cache-dir", "cache_dir", str, "DIR", "folder for written content and the log"),
+    Option("cache-size", "cache_size", parse_size, "SIZE", "memory for content from elsewhere (64M)"),
+    Option(
+        "deadline", "deadline_s", _seconds, "SECONDS",
+        f"an operation that can't be answered fails after this time ({DEADLINE_DEFAULT_S:g})",
+    ),
+    Option("read-only", "read_only", _switch, None, "refuse every change"),
+    Option("foreground", "foreground", _switch, None, "stay in the foreground, log to stderr"),
+    Option(
+        "options", "mount_options", str, "OPTIONS",
+        "comma-separated, as for mount(8): ro allow_other noallow_other noatime fsname=NAME"
+        " max_read=BYTES default_permissions nodefault_permissions debug",
+        flag="-o",
+    ),
+    Option("debug", "debug", _switch, None, "log every request"),
+)  # fmt: skip
+
+# What stands in an fstab line for mount(8) itself and means nothing to a file system.
+_FSTAB_WORDS = {
+    "defaults", "auto", "noauto", "nofail", "_netdev", "rw", "async", "relatime",
+    "user", "nouser", "users", "exec", "suid", "dev",
+}  # fmt: skip
+# Option of -o -> the change it makes.
+_MOUNT_WORDS: dict[str, dict[str, Any]] = {
+    "ro": {"read_only": True},
+    "allow_other": {"allow_other": True},
+    "noallow_other": {"allow_other": False},
+    "default_permissions": {"default_permissions": True},
+    "nodefault_permissions": {"default_permissions": False},
+    "noatime": {"noatime": True},
+    "debug": {"debug": True},
+}
+
+
+def default_data_dir(environ: Mapping[str, str], uid: int) -> str:
+    """/var/lib/pydi for root, else the user's XDG data directory; the same as the node's."""
+    if uid == 0:
+        return "/var/lib/pydi"
+    base = environ.get("XDG_DATA_HOME") or os.path.join(environ.get("HOME", "/"), ".local/share")
+    return os.path.join(base, "pydi")
+
+
+def default_cache_dir(environ: Mapping[str, str], uid: int) -> str:
+    """/var/cache/pydi for root, else the user's XDG cache directory."""
+    if uid == 0:
+        return "/var/cache/pydi"
+    base = environ.get("XDG_CACHE_HOME") or os.path.join(environ.get("HOME", "/"), ".cache")
+    return os.path.join(base, "pydi")
+
+
+def parse_mount_options(text: str) -> dict[str, Any]:
+    """Fields of MountOptions that the comma-separated words of ``-o`` set. ValueError otherwise."""
+    fields: dict[str, Any] = {}
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = word.partition("=")
+        if word in _MOUNT_WORDS:
+            fields.update(_MOUNT_WORDS[word])
+        elif name == "fsname" and equals:
+            fields["fsname"] = value
+        elif name == "max_read" and value.isascii() and value.isdigit():
+            fields["max_read"] = int(value)
+        elif word not in _FSTAB_WORDS and not name.startswith(("x-", "comment")):
+            raise ValueError(f"unknown mount option {word!r}")
+    return fields
+
+
+Given = dict[str, tuple[str, str]]  # option name -> (where it was written, text)
+
+
+def pick(
+    flags: Mapping[str, str], environ: Mapping[str, str], in_file: Mapping[str, str], path: str
+) -> Given:
+    """Each option's text from the nearest place that names it: flag, environment, file.
+
+    flags, in_file  option name to text; a switch's text is "yes" or "no".
+    path            of the file, for messages.
+    Two options that exclude each other clash only when they come from the same place; otherwise the
+    nearer one wins.
+    """
+    given: Given = {}
+    ranks: dict[str, int] = {}
+    for option in OPTIONS:
+        places = (
+            (f"{option.flag or '--' + option.name}", flags.get(option.name)),
+            (option.variable, environ.get(option.variable) or None),
+            (f"{path}: {option.name}", in_file.get(option.name)),
+        )
+        for rank, (place, text) in enumerate(places):
+            if text is not None:
+                given[option.name] = (place, text)
+                ranks[option.name] = rank
+                break
+    for pair in (("data-dir", "node"), ("token", "token-file")):
+        if all(name in given for name in pair):
+            if ranks[pair[0]] == ranks[pair[1]]:
+                first, second = (given[name][0] for name in pair)
+                raise _usage(f"{first} and {second} exclude each other: give one of them")
+            del given[max(pair, key=lambda name: ranks[name])]
+    # A token from farther away than the node on this machine belongs to another mount.
+    if "node" not in given:
+        for name in ("token", "token-file"):
+            if ranks.get(name, 0) > 0:
+                given.pop(name, None)
+    return given
+
+
+def build(mountpoint: str, given: Given, environ: Mapping[str, str], uid: int) -> MountConfig:
+    """The validated configuration; UserError (usage) says what can't be used and where it stood."""
+    values: dict[str, Any] = {}
+    for option in OPTIONS:
+        if option.name in given:
+            place, text = given[option.name]
+            try:
+                values[option.field] = option.parse(text)
+                if option.field == "mount_options":
+                    values[option.field] = parse_mount_options(text)
+            except ValueError as exc:
+                raise _usage(f"{place} {text}: {exc}") from exc
+    fields = values.pop("mount_options", {})
+    if values.pop("read_only", False):
+        fields["read_only"] = True
+    debug = bool(values.pop("debug", False) or fields.get("debug", False))
+    values.setdefault("data_dir", default_data_dir(environ, uid))
+    values.setdefault("cache_dir", default_cache_dir(environ, uid))
+    config = MountConfig(
+        mountpoint=mountpoint,
+        debug=debug,
+        options=replace(MountOptions(), **{**fields, "debug": debug}),
+        allow_other_given="allow_other" in fields,
+        **values,
+    )
+    config.validate()
+    return config
+
+
+def check_file_table(table: Mapping[str, Any], path: str) -> dict[str, str]:
+    """Option name to text out of a parsed TOML file; UserError (usage) for anything unknown."""
+    known = {option.name: option for option in OPTIONS}
+    texts = {}
+    for key, value in table.items():
+        if key not in known:
+            raise _usage(f"{path}: unknown option {key!r}")
+        if isinstance(value, bool):
+            if known[key].metavar is not None:
+                raise _usage(f"{path}: option {key!r} takes a text or a number")
+            texts[key] = "yes" if value else "no"
+        elif isinstance(value, (str, int, float)):
+            texts[key] = str(value)
+        else:
+            raise _usage(f"{path}: option {key!r} takes a text or a number")
+    return texts
+
+
+def _usage(sentence: str) -> UserError:
+    return UserError(sentence, EXIT_USAGE)
