@@ -32,6 +32,7 @@ from pydi_node.ids import (
 )
 from pydi_node.records import (
     CHECKSUM_BYTES,
+    FILE_SIZE_MAX,
     SYMLINK_MAX_BYTES,
     XATTR_VALUE_MAX_BYTES,
     Attr,
@@ -439,7 +440,8 @@ def _result(value: Any) -> Result:
     """A Result whose value is still raw; ``decode_answer`` checks it against the command."""
     if type(value) not in (list, tuple) or len(value) != 3:
         raise ValueError("not (errno, value, touched)")
-    return Result(_ERRNO(value[0]), value[1], Touched.from_wire(value[2]))
+    errno_ = _ERRNO(value[0])
+    return Result(errno_, None if errno_ else value[1], Touched.from_wire(value[2]))
 
 
 _ERRNO = integer(0, 4095)  # the kernel's MAX_ERRNO
@@ -530,11 +532,11 @@ def decode_request(value: tuple[Any, ...]) -> Request:
         except ValueError as exc:
             raise MessageError(f"{spec.name}.{name}: {exc}") from exc
         position += 1
-    request = spec.cls(*arguments)
+    request: Request = spec.cls(*arguments)
     rule = _RULES.get(spec.cls)
     if rule is not None:
         rule(request)
-    return request  # type: ignore[no-any-return]  # the table maps codes to the union
+    return request
 
 
 def encode_answer(request: Request, value: Any) -> Any:
@@ -553,6 +555,22 @@ def decode_answer(request: Request, value: Any) -> Any:
     except ValueError as exc:
         raise MessageError(f"answer to {spec.name}: {exc}") from exc
     return answer
+
+
+def check_payload(request: Request, length: int) -> None:
+    """MessageError when ``length`` bytes of content don't belong beside this request."""
+    spec = REQUEST_OF_CLASS[type(request)]
+    if spec.payload is Payload.NONE:
+        if length:
+            raise MessageError(f"{spec.name}: carries no payload")
+    elif type(request) is BlobWrite:
+        if request.offset + length > FILE_SIZE_MAX:
+            raise MessageError("BlobWrite: ends past the largest file")
+    elif type(request) is ExecutePut:
+        assert isinstance(request.command, Commit), request.command
+        for extent in request.command.extents:
+            if extent.blob == PUT_BLOB and extent.blob_offset + extent.length > length:
+                raise MessageError("ExecutePut.command: an extent ends past the payload")
 
 
 def with_put_blob(command: Commit, info: BlobInfo) -> Commit:
