@@ -79,3 +79,8 @@ a command made stale, nothing else. A new inode is not named (nobody can have it
 and its name are (negative entries). Change of a blob's holders touches nothing: a reader that finds
 a holder without the blob asks the tree again.
 """
+
+from pydi_node.tree.machine import Tree
+from pydi_node.tree.sessions import SESSION_WINDOW
+
+__all__ = ["SESSION_WINDOW", "Tree"]

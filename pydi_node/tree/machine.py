@@ -1,0 +1,219 @@
+"""``Tree``: applies log entries to the database, one transaction a batch. The room's docstring
+(``pydi_node/tree/__init__.py``) is the interface's description.
+
+Called by replica.py on the thread that owns the connection. It must never leave half a batch behind
+and never answer two replicas differently.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from errno import EIO
+from typing import Any, Final
+
+from pydi_node import commands
+from pydi_node.commands import Command, Envelope, ExpireSessions
+from pydi_node.errors import FileError, UnavailableError
+from pydi_node.ids import ClientId, LogIndex, Serial, Term, TimeNs
+from pydi_node.records import Result
+from pydi_node.tree import content, housekeeping, inodes, names
+from pydi_node.tree.queries import NANOSECONDS_PER_TICK, Queries
+from pydi_node.tree.schema import translated_errors
+from pydi_node.tree.sessions import Sessions
+from pydi_node.tree.store import Store
+
+_HANDLERS: Final[dict[type[Any], Callable[[Store, Any], Result]]] = {
+    commands.Mkdir: names.mkdir,
+    commands.Create: names.create,
+    commands.Mknod: names.mknod,
+    commands.Symlink: names.symlink,
+    commands.Tmpfile: names.tmpfile,
+    commands.Link: names.link,
+    commands.Unlink: names.unlink,
+    commands.Rmdir: names.rmdir,
+    commands.Rename: names.rename,
+    commands.SetAttr: inodes.setattr_,
+    commands.SetXattr: inodes.setxattr,
+    commands.RemoveXattr: inodes.removexattr,
+    commands.Commit: content.commit,
+    commands.CloneRange: content.clone_range,
+    commands.PurgeOrphans: housekeeping.purge_orphans,
+    commands.TrimHistory: housekeeping.trim_history,
+    commands.SetSetting: housekeeping.set_setting,
+    commands.SetHolders: housekeeping.set_holders,
+    commands.ForgetBlobs: housekeeping.forget_blobs,
+    commands.SetNode: housekeeping.set_node,
+}
+assert _HANDLERS.keys() | {ExpireSessions} == commands.COMMAND_CODES.keys()
+
+
+class Tree(Queries):
+    """The virtual tree on one prepared connection; the only writer of its database.
+
+    connection  from ``sqlite3.connect(..., isolation_level=None)`` after ``schema.prepare``; the
+                caller keeps it open for as long as the Tree lives, and closes it.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__(connection)
+        self._store = Store(connection)
+        self._sessions = Sessions(connection)
+        self._tick_second = self._last_tick_second()
+
+    # --- state ----------------------------------------------------------------------------------
+
+    @property
+    def applied_index(self) -> LogIndex:
+        """Last log index whose effect is in the tree; 0 before the first."""
+        return self._store.meta.applied_index
+
+    @property
+    def applied_term(self) -> Term:
+        """The term of that log entry."""
+        return self._store.meta.applied_term
+
+    @property
+    def membership(self) -> tuple[LogIndex, bytes]:
+        """Consensus' membership and the log index it came with; (0, b"") before the first."""
+        meta = self._store.meta
+        return (meta.membership_index, meta.membership)
+
+    @property
+    def history_floor(self) -> LogIndex:
+        """The oldest index that ``at`` of a query may name."""
+        return self._store.meta.history_floor
+
+    # --- applying -------------------------------------------------------------------------------
+
+    def apply_batch(
+        self, entries: Sequence[tuple[LogIndex, Term, Envelope | None]]
+    ) -> list[Result]:
+        """The outcome of each log entry, all applied in one transaction or none.
+
+        entries  (index, term, envelope), going on at ``applied_index + 1`` without a gap; an
+                 envelope of None is an entry without a command and gives ``Result()``.
+
+        Any exception means that nothing of the batch was applied: NoSpaceError (the disk is full),
+        CorruptionError (the database is damaged), sqlite3.Error or AssertionError (stop the node).
+        """
+        if not entries:
+            return []
+        results = []
+        with self._transaction():
+            meta = self._store.meta
+            for index, term, envelope in entries:
+                assert index == meta.applied_index + 1, (index, meta.applied_index)
+                assert term >= meta.applied_term, (term, meta.applied_term)
+                results.append(Result() if envelope is None else self._step(index, envelope))
+                meta.applied_index = index
+                meta.applied_term = term
+        return results
+
+    def apply(self, index: LogIndex, term: Term, envelope: Envelope | None) -> Result:
+        """``apply_batch`` of one entry."""
+        return self.apply_batch([(index, term, envelope)])[0]
+
+    def set_membership(self, index: LogIndex, term: Term, data: bytes) -> None:
+        """The log entry ``index`` is applied, and ``data`` is the membership as of it.
+
+        index  ``applied_index + 1``; or ``applied_index``, to record the membership only.
+        data   opaque; comes back unchanged from ``membership`` and travels with snapshots.
+        """
+        with self._transaction():
+            meta = self._store.meta
+            assert index in (meta.applied_index, meta.applied_index + 1), (index, meta)
+            assert term >= meta.applied_term, (term, meta.applied_term)
+            meta.applied_index = index
+            meta.applied_term = term
+            meta.membership_index = index
+            meta.membership = data
+
+    def checkpoint(self) -> LogIndex:
+        """Everything applied up to the returned index is on disk, whatever happens to the power.
+
+        Call it before cutting the log: ``synchronous=NORMAL`` may lose the last transactions, and
+        only the log brings them back. Takes two fsyncs and a write of every page in the WAL.
+        """
+        applied = self.applied_index
+        with translated_errors():
+            busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+        if busy:  # a reader holds an old snapshot: what is behind it is not in the database file
+            raise UnavailableError("the tree can't be checkpointed while a snapshot is being read")
+        return applied
+
+    def session_result(self, client: ClientId, serial: Serial) -> Result | None:
+        """The first Result of this command; None when it was not applied or left the window."""
+        if self._sessions.is_too_old(client, serial):
+            return None
+        return self._sessions.result(client, serial)
+
+    # --- internals ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing, in the database and in the caches."""
+        connection = self._connection
+        with translated_errors():
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._store.flush()
+                self._sessions.flush()
+                connection.execute("COMMIT")
+            except BaseException:
+                # SQLite has rolled back by itself after some errors, such as a full disk.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                self._store.forget()
+                self._sessions.forget()
+                self._tick_second = self._last_tick_second()
+                raise
+
+    def _step(self, index: LogIndex, envelope: Envelope) -> Result:
+        """One command applied, or its first Result found again."""
+        store = self._store
+        store.index = index
+        store.now_ns = envelope.time_ns
+        if envelope.time_ns // NANOSECONDS_PER_TICK > self._tick_second:
+            self._tick(index, envelope.time_ns)
+        client = envelope.client
+        if client == 0:
+            return self._execute_command(envelope.command)
+        sessions = self._sessions
+        serial = envelope.serial
+        if not sessions.is_new(client, serial):
+            if sessions.is_too_old(client, serial):
+                return Result(EIO)
+            first = sessions.result(client, serial)
+            if first is not None:
+                return first
+        result = self._execute_command(envelope.command)
+        sessions.remember(envelope, result)
+        return result
+
+    def _execute_command(self, command: Command) -> Result:
+        store = self._store
+        writes = store.writes
+        try:
+            if isinstance(command, ExpireSessions):
+                return housekeeping.expire_sessions(store, self._sessions, command)
+            return _HANDLERS[type(command)](store, command)
+        except FileError as outcome:
+            result = Result(outcome.errno)
+        assert store.writes == writes, f"{command} changed rows before it failed: {result}"
+        return result
+
+    def _tick(self, index: LogIndex, time_ns: TimeNs) -> None:
+        self._connection.execute(
+            "INSERT INTO tick (log_index, time_ns) VALUES (?, ?)", (index, time_ns)
+        )
+        self._tick_second = time_ns // NANOSECONDS_PER_TICK
+
+    def _last_tick_second(self) -> int:
+        """The second of the last tick; before the first one, less than any."""
+        row = self._connection.execute(
+            "SELECT time_ns FROM tick ORDER BY log_index DESC LIMIT 1"
+        ).fetchone()
+        return -1 if row is None else row[0] // NANOSECONDS_PER_TICK

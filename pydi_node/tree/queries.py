@@ -1,0 +1,362 @@
+"""Questions to the tree, now or at a past log index; the reading half of ``Tree``.
+
+Every function is one or a few SELECTs on committed rows; nothing here changes anything, and nothing
+checks permissions. ``at`` chooses between two sets of constant statements: for now (``at`` None)
+the tables alone, for the past the rows of table and history twin that were valid then.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import sqlite3
+import stat
+from typing import Any, Final
+
+from pydi_node.errors import FileError
+from pydi_node.ids import ROOT_INO, BlobId, Ino, LogIndex, NodeNumber, TimeNs
+from pydi_node.records import (
+    HOLE,
+    Attr,
+    BlobInfo,
+    BlobTotal,
+    Counters,
+    DirEntry,
+    Extent,
+    FileVersion,
+    NodeInfo,
+    Version,
+)
+from pydi_node.tree.schema import TABLES
+from pydi_node.tree.settings import SETTINGS
+from pydi_node.tree.store import unpack_holders
+
+NANOSECONDS_PER_TICK: Final = 1_000_000_000  # table tick has the first index of each second
+
+# Rows of blob that one call looks at when it filters by holder: a node with few blobs must not
+# make it read the whole table before it answers.
+_BLOB_SCAN_ROWS: Final = 4096
+
+_NO_INO: Final = Ino(0)  # below the first one
+
+_ATTR: Final = (
+    "ino, mode, nlink, uid, gid, rdev, size, allocated, atime_ns, mtime_ns, ctime_ns, btime_ns,"
+    " version, changed"
+)
+_BLOB: Final = "SELECT blob, size, checksum, holders FROM blob"
+
+
+def _valid_at(table: str, columns: str, condition: str) -> str:
+    """The rows of table and twin that meet ``condition`` and were valid at ``:at``."""
+    return (
+        f"SELECT {columns} FROM {table} WHERE {condition} AND since <= :at UNION ALL"
+        f" SELECT {columns} FROM {table}_history"
+        f" WHERE {condition} AND since <= :at AND until > :at"
+    )
+
+
+class _Statement:
+    """One question in its two forms."""
+
+    def __init__(self, table: str, columns: str, condition: str, end: str = "") -> None:
+        self.now = f"SELECT {columns} FROM {table} WHERE {condition} {end}"
+        self.past = f"{_valid_at(table, columns, condition)} {end}"
+
+
+_INODE: Final = _Statement("inode", f"{_ATTR}, parent, target", "ino = :ino")
+_ENTRY: Final = _Statement("entry", "ino", "parent = :parent AND name = :name")
+_NAMES: Final = _Statement("entry", "parent, name, cookie", "ino = :ino", "ORDER BY cookie")
+_XATTR: Final = _Statement("xattr", "value", "ino = :ino AND name = :name")
+_XATTRS: Final = _Statement("xattr", "name", "ino = :ino", "ORDER BY name")
+_EXTENTS: Final = _Statement(
+    "extent", "file_offset, length, blob, blob_offset", "ino = :ino", "ORDER BY file_offset"
+)
+_READDIR_NOW: Final = (
+    f"SELECT cookie, name, {', '.join('inode.' + column for column in _ATTR.split(', '))}"
+    " FROM entry JOIN inode ON inode.ino = entry.ino"
+    " WHERE entry.parent = :ino AND cookie > :after ORDER BY cookie LIMIT :limit"
+)
+_READDIR_PAST: Final = (
+    _valid_at("entry", "cookie, name, ino", "parent = :ino AND cookie > :after")
+    + " ORDER BY cookie LIMIT :limit"
+)
+
+
+class Queries:
+    """What can be asked of a tree; see the room's docstring for each promise."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    @property
+    def applied_index(self) -> LogIndex:
+        raise NotImplementedError
+
+    @property
+    def history_floor(self) -> LogIndex:
+        raise NotImplementedError
+
+    # --- names and inodes -----------------------------------------------------------------------
+
+    def lookup(self, parent: Ino, name: bytes, at: LogIndex | None = None) -> Attr:
+        """Attributes of the inode under a name. ENOENT; ENOTDIR when ``parent`` can't have any."""
+        self._require_directory(parent, at)
+        rows = self._select(_ENTRY, {"parent": parent, "name": name}, at)
+        if not rows:
+            raise FileError(errno.ENOENT)
+        return self.getattr(rows[0][0], at)
+
+    def resolve(self, path: bytes, at: LogIndex | None = None) -> Attr:
+        """Attributes at a path from the root, symlinks not followed; "." and ".." are no names
+        here, empty parts are skipped. ENOENT, ENOTDIR."""
+        attr = self.getattr(ROOT_INO, at)
+        for name in path.split(b"/"):
+            if name:
+                attr = self.lookup(attr.ino, name, at)
+        return attr
+
+    def getattr(self, ino: Ino, at: LogIndex | None = None) -> Attr:
+        """The inode's attributes; orphans have some too. ENOENT."""
+        return Attr(*self._inode(ino, at)[:-2])
+
+    def readdir(
+        self, ino: Ino, after_cookie: int, limit: int, at: LogIndex | None = None
+    ) -> list[DirEntry]:
+        """At most ``limit`` entries with greater cookies, ascending; [] at the end. ENOENT,
+        ENOTDIR.
+
+        Cookies only grow, so a reader who goes on after the last one it got sees every entry that
+        was there all the time exactly once, whatever comes and goes meanwhile.
+        """
+        self._require_directory(ino, at)
+        at = self._checked(at)
+        question = {"ino": ino, "after": after_cookie, "limit": limit, "at": at}
+        if at is None:
+            rows = self._connection.execute(_READDIR_NOW, question).fetchall()
+            return [DirEntry(row[0], row[1], Attr(*row[2:])) for row in rows]
+        rows = self._connection.execute(_READDIR_PAST, question).fetchall()
+        return [DirEntry(cookie, name, self.getattr(child, at)) for cookie, name, child in rows]
+
+    def readlink(self, ino: Ino, at: LogIndex | None = None) -> bytes:
+        """The symlink's target. ENOENT; EINVAL for another kind."""
+        target = self._inode(ino, at)[-1]
+        if target is None:
+            raise FileError(errno.EINVAL)
+        return bytes(target)
+
+    def getxattr(self, ino: Ino, name: bytes, at: LogIndex | None = None) -> bytes:
+        """The value of one extended attribute. ENOENT; ENODATA without it."""
+        self._inode(ino, at)
+        rows = self._select(_XATTR, {"ino": ino, "name": name}, at)
+        if not rows:
+            raise FileError(errno.ENODATA)
+        return bytes(rows[0][0])
+
+    def listxattr(self, ino: Ino, at: LogIndex | None = None) -> list[bytes]:
+        """Names of the extended attributes, ascending. ENOENT."""
+        self._inode(ino, at)
+        return [name for (name,) in self._select(_XATTRS, {"ino": ino}, at)]
+
+    def file_version(self, ino: Ino, at: LogIndex | None = None) -> FileVersion:
+        """All that a reader needs of a file: attributes, extents, blobs. ENOENT; EISDIR, EINVAL
+        for what has no content."""
+        attr = self.getattr(ino, at)
+        if not attr.is_regular:
+            raise FileError(errno.EISDIR if attr.is_dir else errno.EINVAL)
+        extents = tuple(Extent(*row) for row in self._select(_EXTENTS, {"ino": ino}, at))
+        blobs = tuple(self.blob(blob) for blob in sorted({extent.blob for extent in extents}))
+        return FileVersion(attr, extents, blobs)
+
+    def names_of(self, ino: Ino, at: LogIndex | None = None) -> list[tuple[Ino, bytes]]:
+        """(parent, name) of every name, oldest cookie first; [] for the root, an orphan or an
+        unknown inode."""
+        return [(parent, name) for parent, name, _ in self._select(_NAMES, {"ino": ino}, at)]
+
+    def path_of(self, ino: Ino, at: LogIndex | None = None) -> bytes | None:
+        """Absolute path under its oldest name; None for an orphan or an unknown inode."""
+        parts: list[bytes] = []
+        while ino != ROOT_INO:
+            names = self.names_of(ino, at)
+            if not names:
+                return None
+            ino, name = names[0]
+            parts.append(name)
+        return b"/" + b"/".join(reversed(parts))
+
+    # --- history --------------------------------------------------------------------------------
+
+    def versions_of(self, ino: Ino) -> list[Version]:
+        """The versions of an inode's content that are kept, oldest first; [] when unknown."""
+        rows = self._connection.execute(
+            f"SELECT {_ATTR}, since, until FROM inode_history WHERE ino = :ino UNION ALL"
+            f" SELECT {_ATTR}, since, NULL FROM inode WHERE ino = :ino ORDER BY since",
+            {"ino": ino},
+        ).fetchall()
+        versions: list[Version] = []
+        for row in rows:
+            version = Version(row[-2], row[-1], Attr(*row[:-2]))
+            if versions and versions[-1].attr.version == version.attr.version:
+                version = version._replace(since=versions.pop().since)
+            versions.append(version)
+        return versions
+
+    def versions_of_path(self, path: bytes, at: LogIndex | None = None) -> list[Version]:
+        """What a path showed over time, oldest first: the kept versions of every inode that had
+        this name in this directory, each cut to the time it had it. ENOENT, ENOTDIR for the
+        directory, which is looked up as of ``at``."""
+        parts = [part for part in path.split(b"/") if part]
+        if not parts:
+            return self.versions_of(ROOT_INO)
+        directory = self.resolve(b"/".join(parts[:-1]), at)
+        if not directory.is_dir:
+            raise FileError(errno.ENOTDIR)
+        spans = self._connection.execute(
+            "SELECT ino, since, until FROM entry_history WHERE parent = :parent AND name = :name"
+            " UNION ALL SELECT ino, since, NULL FROM entry WHERE parent = :parent AND name = :name"
+            " ORDER BY since",
+            {"parent": directory.ino, "name": parts[-1]},
+        ).fetchall()
+        shown: list[Version] = []
+        for ino, since, until in spans:
+            for version in self.versions_of(ino):
+                start = max(since, version.since)
+                ends = [end for end in (until, version.until) if end is not None]
+                end = min(ends) if ends else None
+                if end is None or start < end:
+                    shown.append(Version(start, end, version.attr))
+        return shown
+
+    def index_at(self, time_ns: TimeNs) -> LogIndex:
+        """The last log index applied in that second or before it; 0 when it is before the first."""
+        second = time_ns // NANOSECONDS_PER_TICK
+        row = self._connection.execute(
+            "SELECT log_index - 1 FROM tick WHERE time_ns >= ? ORDER BY log_index LIMIT 1",
+            ((second + 1) * NANOSECONDS_PER_TICK,),
+        ).fetchone()
+        return self.applied_index if row is None else LogIndex(row[0])
+
+    def time_of(self, index: LogIndex) -> TimeNs:
+        """When that index was proposed, exact to a second; 0 when it is older than history."""
+        row = self._connection.execute(
+            "SELECT time_ns FROM tick WHERE log_index <= ? ORDER BY log_index DESC LIMIT 1",
+            (index,),
+        ).fetchone()
+        return TimeNs(0 if row is None else row[0])
+
+    # --- house-keeping --------------------------------------------------------------------------
+
+    def orphans(self, limit: int, after: Ino = _NO_INO) -> list[Ino]:
+        """Inodes without a name, ascending after ``after``."""
+        rows = self._connection.execute(
+            "SELECT ino FROM orphan WHERE ino > ? ORDER BY ino LIMIT ?", (after, limit)
+        )
+        return [ino for (ino,) in rows.fetchall()]
+
+    def blob(self, blob: BlobId) -> BlobInfo:
+        """What the tree knows of a blob. ENOENT."""
+        row = self._connection.execute(f"{_BLOB} WHERE blob = ?", (blob,)).fetchone()
+        if row is None:
+            raise FileError(errno.ENOENT)
+        return _blob_info(row)
+
+    def blobs(self, after: BlobId, limit: int) -> list[BlobInfo]:
+        """All blobs, ascending after ``after``."""
+        rows = self._connection.execute(
+            f"{_BLOB} WHERE blob > ? ORDER BY blob LIMIT ?", (after, limit)
+        )
+        return [_blob_info(row) for row in rows.fetchall()]
+
+    def blobs_of_node(self, node: NodeNumber, after: BlobId, limit: int) -> list[BlobInfo]:
+        """Blobs that the node holds a copy of, ascending after ``after``; [] at the end only."""
+        found: list[BlobInfo] = []
+        while len(found) < limit:
+            page = self.blobs(after, _BLOB_SCAN_ROWS)
+            found.extend(info for info in page if node in info.holders)
+            if len(page) < _BLOB_SCAN_ROWS:
+                break
+            after = page[-1].blob
+        return found[:limit]
+
+    def garbage_blobs(self, limit: int, after: BlobId = HOLE) -> list[BlobInfo]:
+        """Blobs that no version, present or kept, names any more."""
+        rows = self._connection.execute(
+            f"{_BLOB} WHERE refs = 0 AND blob > ? ORDER BY blob LIMIT ?", (after, limit)
+        )
+        return [_blob_info(row) for row in rows.fetchall()]
+
+    def under_replicated(
+        self, copies: int, limit: int, after: tuple[int, BlobId] = (-1, HOLE)
+    ) -> list[BlobInfo]:
+        """Named blobs with fewer than ``copies`` holders, those with the fewest first, then
+        ascending; going on after (number of holders, blob)."""
+        rows = self._connection.execute(
+            f"{_BLOB} WHERE refs > 0 AND copies < ? AND (copies, blob) > (?, ?)"
+            " ORDER BY copies, blob LIMIT ?",
+            (copies, *after, limit),
+        )
+        return [_blob_info(row) for row in rows.fetchall()]
+
+    def blob_totals(self) -> list[BlobTotal]:
+        """Named blobs by their number of copies, ascending."""
+        rows = self._connection.execute("SELECT copies, blobs, bytes FROM tally ORDER BY copies")
+        return [BlobTotal(*row) for row in rows.fetchall()]
+
+    def settings(self) -> dict[str, int]:
+        """Every known setting with its value, set or default, by name."""
+        rows = self._connection.execute("SELECT name, value FROM setting ORDER BY name")
+        given: dict[str, int] = dict(rows.fetchall())
+        return {name: given.get(name, setting.default) for name, setting in SETTINGS.items()}
+
+    def nodes(self) -> list[NodeInfo]:
+        """Book-keeping of the cluster's members, by number."""
+        rows = self._connection.execute(
+            "SELECT number, address, state, witness FROM node ORDER BY number"
+        )
+        return [NodeInfo(row[0], row[1], row[2], bool(row[3])) for row in rows.fetchall()]
+
+    def counters(self) -> Counters:
+        """Inodes and allocated bytes, for statfs."""
+        row = self._connection.execute("SELECT files, bytes FROM meta WHERE id = 1").fetchone()
+        return Counters(*row)
+
+    def digest(self) -> bytes:
+        """32 bytes over every row of every table: equal on equal replicas, whatever their files
+        look like. Reads the whole database."""
+        digest = hashlib.blake2b(digest_size=32)
+        for table, key in TABLES.items():
+            digest.update(table.encode())
+            for row in self._connection.execute(f"SELECT * FROM {table} ORDER BY {key}"):
+                digest.update(repr(row).encode())
+        return digest.digest()
+
+    # --- internals ------------------------------------------------------------------------------
+
+    def _checked(self, at: LogIndex | None) -> LogIndex | None:
+        """``at`` within what is kept, None for now. ESTALE."""
+        if at is None or at == self.applied_index:
+            return None
+        if not self.history_floor <= at < self.applied_index:
+            raise FileError(errno.ESTALE, f"log index {at} is not kept here")
+        return at
+
+    def _select(
+        self, statement: _Statement, question: dict[str, Any], at: LogIndex | None
+    ) -> list[Any]:
+        at = self._checked(at)
+        if at is None:
+            return self._connection.execute(statement.now, question).fetchall()
+        return self._connection.execute(statement.past, {**question, "at": at}).fetchall()
+
+    def _inode(self, ino: Ino, at: LogIndex | None) -> Any:
+        rows = self._select(_INODE, {"ino": ino}, at)
+        if not rows:
+            raise FileError(errno.ENOENT)
+        return rows[0]
+
+    def _require_directory(self, ino: Ino, at: LogIndex | None) -> None:
+        if not stat.S_ISDIR(self._inode(ino, at)[1]):
+            raise FileError(errno.ENOTDIR)
+
+
+def _blob_info(row: Any) -> BlobInfo:
+    return BlobInfo(row[0], row[1], row[2], unpack_holders(row[3]))

@@ -1,0 +1,328 @@
+"""The tables of the tree, what every column means, and the pragmas they live under.
+
+``prepare`` is called once for each connection, by whoever opened it and before ``Tree`` sees it. It
+must never change a database that is not an undamaged tree of this version.
+
+History: ``inode``, ``entry``, ``extent`` and ``xattr`` hold what is valid now, from log index
+``since`` on. A replaced or removed row goes to the twin ``*_history`` with the half-open range
+``[since, until)`` of log indexes in which it was valid; ranges of one key never overlap, and a row
+that came and went within one command leaves none. Two changes are made in place: times and version
+of a directory (its entries' history tells them), and access times.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from pydi_node.errors import CorruptionError, NoSpaceError
+from pydi_node.ids import ROOT_INO
+
+APPLICATION_ID: Final = 0x50794469  # "PyDi" in the header of the file
+SCHEMA_VERSION: Final = 1  # a change of any table is a new number and a migration
+
+# The root is everybody's, like /tmp: a mount made by an ordinary user has to be able to begin, and
+# nobody there could chown it. Whoever mounts as root can restrict it.
+ROOT_MODE: Final = stat.S_IFDIR | 0o1777
+
+# 64 MiB of pages, whatever the size of the tree: a million inodes with names and blobs are about
+# 400 MB, and the kernel's page cache holds the rest.
+_CACHE_KIB: Final = 64 * 1024
+
+# A checkpoint copies the WAL into the database with two fsyncs, in the thread that applies. At
+# 4096 pages (16 MiB) that is one pause per some ten thousand commands, the WAL stays bounded,
+# and a replay after a crash is short. Whoever cuts the log checkpoints first (Tree.checkpoint).
+_WAL_AUTOCHECKPOINT_PAGES: Final = 4096
+
+_PRAGMAS: Final = (
+    "PRAGMA journal_mode = WAL",  # readers of a snapshot do not stop the writer
+    # A power cut may undo the last transactions but never tears one; the log replays them.
+    "PRAGMA synchronous = NORMAL",
+    f"PRAGMA cache_size = -{_CACHE_KIB}",
+    f"PRAGMA wal_autocheckpoint = {_WAL_AUTOCHECKPOINT_PAGES}",
+    "PRAGMA temp_store = MEMORY",
+    "PRAGMA cell_size_check = ON",  # find a damaged page when it is read, not when it is used
+    "PRAGMA trusted_schema = OFF",
+    "PRAGMA foreign_keys = OFF",  # check.py looks at what they would, off the hot path
+)
+
+_INODE_COLUMNS: Final = """
+    mode       INTEGER NOT NULL,  -- S_IFMT | 12 permission bits
+    uid        INTEGER NOT NULL,
+    gid        INTEGER NOT NULL,
+    nlink      INTEGER NOT NULL,  -- directory: 2 + subdirectories; 0: no name left, in "orphan"
+    rdev       INTEGER NOT NULL,  -- as the kernel packs major and minor; 0 unless a device
+    size       INTEGER NOT NULL,  -- bytes; length of a symlink's target; 0 for the other kinds
+    allocated  INTEGER NOT NULL,  -- bytes: sum of the lengths of its extents
+    atime_ns   INTEGER NOT NULL,  -- ns since 1970 UTC, may be negative, like the next three
+    mtime_ns   INTEGER NOT NULL,
+    ctime_ns   INTEGER NOT NULL,
+    btime_ns   INTEGER NOT NULL,
+    version    INTEGER NOT NULL,  -- log index of the last change of content (or of entries)
+    changed    INTEGER NOT NULL,  -- log index of the last change of anything here
+    parent     INTEGER NOT NULL,  -- directory with a name: the inode of ".."; root: itself; else 0
+    target     BLOB,              -- symlink: where to; else NULL
+    since      INTEGER NOT NULL   -- log index from which this row is valid; <= changed
+"""
+
+_SCHEMA: Final = f"""
+CREATE TABLE meta (
+    id               INTEGER PRIMARY KEY CHECK (id = 1),  -- there is one row
+    applied_index    INTEGER NOT NULL,  -- last log index whose effect is in here; 0: none
+    applied_term     INTEGER NOT NULL,  -- its term
+    membership_index INTEGER NOT NULL,  -- log index of the membership; 0: none or the first one
+    membership       BLOB NOT NULL,     -- opaque to the tree: consensus wrote it
+    next_ino         INTEGER NOT NULL,  -- above every inode number ever given
+    next_cookie      INTEGER NOT NULL,  -- above every cookie ever given
+    history_floor    INTEGER NOT NULL,  -- oldest log index that can still be asked for
+    files            INTEGER NOT NULL,  -- rows of inode
+    bytes            INTEGER NOT NULL   -- sum of inode.allocated
+);
+CREATE TABLE inode (
+    ino        INTEGER PRIMARY KEY,  -- >= 1, never reused: kernels and mounts keep them
+    {_INODE_COLUMNS.strip()}
+);
+CREATE TABLE inode_history (
+    ino        INTEGER NOT NULL,
+    {_INODE_COLUMNS.strip()}
+  , until      INTEGER NOT NULL,     -- log index from which it was no longer valid; > since
+    PRIMARY KEY (ino, until)
+) WITHOUT ROWID;
+CREATE INDEX inode_history_until ON inode_history (until);
+
+CREATE TABLE entry (
+    cookie     INTEGER PRIMARY KEY,  -- from meta.next_cookie, never reused; a name that is
+                                     -- replaced by rename keeps it, so readdir shows it once
+    parent     INTEGER NOT NULL,     -- inode of the directory
+    name       BLOB NOT NULL,        -- 1 .. 255 bytes without "/" and NUL, compared as bytes
+    ino        INTEGER NOT NULL,
+    since      INTEGER NOT NULL,
+    UNIQUE (parent, name)
+);
+-- In order of cookies within a directory: the rowid ends every index.
+CREATE INDEX entry_parent ON entry (parent);
+CREATE INDEX entry_ino ON entry (ino);
+CREATE TABLE entry_history (
+    cookie     INTEGER NOT NULL,
+    parent     INTEGER NOT NULL,
+    name       BLOB NOT NULL,
+    ino        INTEGER NOT NULL,
+    since      INTEGER NOT NULL,
+    until      INTEGER NOT NULL,
+    PRIMARY KEY (parent, name, until)
+) WITHOUT ROWID;
+CREATE INDEX entry_history_parent ON entry_history (parent, cookie);
+CREATE INDEX entry_history_ino ON entry_history (ino);
+CREATE INDEX entry_history_until ON entry_history (until);
+
+CREATE TABLE xattr (
+    ino        INTEGER NOT NULL,
+    name       BLOB NOT NULL,        -- 1 .. 255 bytes with its namespace: user.x
+    value      BLOB NOT NULL,        -- up to 64 KiB
+    since      INTEGER NOT NULL,
+    PRIMARY KEY (ino, name)
+) WITHOUT ROWID;
+CREATE TABLE xattr_history (
+    ino        INTEGER NOT NULL,
+    name       BLOB NOT NULL,
+    value      BLOB NOT NULL,
+    since      INTEGER NOT NULL,
+    until      INTEGER NOT NULL,
+    PRIMARY KEY (ino, name, until)
+) WITHOUT ROWID;
+CREATE INDEX xattr_history_until ON xattr_history (until);
+
+CREATE TABLE extent (
+    ino         INTEGER NOT NULL,    -- a regular file
+    file_offset INTEGER NOT NULL,    -- bytes
+    length      INTEGER NOT NULL,    -- bytes, >= 1; ends at or before inode.size; a gap is a hole
+    blob        INTEGER NOT NULL,    -- has a row in blob
+    blob_offset INTEGER NOT NULL,    -- bytes; blob_offset + length <= blob.size
+    since       INTEGER NOT NULL,
+    PRIMARY KEY (ino, file_offset)
+) WITHOUT ROWID;
+CREATE TABLE extent_history (
+    ino         INTEGER NOT NULL,
+    file_offset INTEGER NOT NULL,
+    length      INTEGER NOT NULL,
+    blob        INTEGER NOT NULL,
+    blob_offset INTEGER NOT NULL,
+    since       INTEGER NOT NULL,
+    until       INTEGER NOT NULL,
+    PRIMARY KEY (ino, file_offset, until)
+) WITHOUT ROWID;
+CREATE INDEX extent_history_until ON extent_history (until);
+
+CREATE TABLE blob (
+    blob       INTEGER PRIMARY KEY,  -- node number << 48 | counter
+    size       INTEGER NOT NULL,     -- bytes
+    checksum   BLOB NOT NULL,        -- BLAKE3, 32 bytes
+    holders    BLOB NOT NULL,        -- node numbers, ascending, 2 bytes each, big-endian
+    copies     INTEGER NOT NULL,     -- how many holders: for the index
+    refs       INTEGER NOT NULL      -- rows of extent and extent_history that name it
+);
+CREATE INDEX blob_copies ON blob (copies) WHERE refs > 0;
+CREATE INDEX blob_garbage ON blob (refs) WHERE refs = 0;
+CREATE TABLE tally (                 -- blobs with refs > 0, counted: status must not scan
+    copies     INTEGER PRIMARY KEY,
+    blobs      INTEGER NOT NULL,     -- > 0
+    bytes      INTEGER NOT NULL      -- sum of blob.size
+);
+
+CREATE TABLE orphan (                -- exactly the inodes with nlink 0
+    ino        INTEGER PRIMARY KEY,
+    since      INTEGER NOT NULL,     -- log index of the loss of its last name (or of Tmpfile)
+    linkable   INTEGER NOT NULL      -- 1: made by Tmpfile, Link may still name it; else 0
+);
+CREATE TABLE session (
+    client     INTEGER PRIMARY KEY,  -- > 0
+    serial     INTEGER NOT NULL,     -- highest that was applied
+    used_ns    INTEGER NOT NULL      -- latest time of a command
+);
+CREATE TABLE session_result (        -- the last answers of each client, for exactly-once
+    client     INTEGER NOT NULL,
+    slot       INTEGER NOT NULL,     -- serial modulo SESSION_WINDOW: a new one evicts the oldest
+    serial     INTEGER NOT NULL,
+    code       INTEGER NOT NULL,     -- commands.COMMAND_CODES: tells the type of the value
+    result     BLOB NOT NULL,        -- msgpack (errno, value, touched)
+    PRIMARY KEY (client, slot)
+) WITHOUT ROWID;
+CREATE TABLE setting (               -- only what was set; defaults are in settings.py
+    name       TEXT PRIMARY KEY,
+    value      INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE node (
+    number     INTEGER PRIMARY KEY,
+    address    TEXT NOT NULL,
+    state      TEXT NOT NULL,        -- one of settings.NODE_STATES
+    witness    INTEGER NOT NULL      -- 0 or 1
+);
+CREATE TABLE tick (                  -- the first log index of each second in which any came
+    log_index  INTEGER PRIMARY KEY,
+    time_ns    INTEGER NOT NULL      -- grows with log_index, whatever the leaders' clocks did
+);
+"""
+
+# Table -> its key: the order in which a dump or a digest reads it.
+TABLES: Final[dict[str, str]] = {
+    "meta": "id",
+    "inode": "ino",
+    "inode_history": "ino, until",
+    "entry": "cookie",
+    "entry_history": "parent, name, until",
+    "xattr": "ino, name",
+    "xattr_history": "ino, name, until",
+    "extent": "ino, file_offset",
+    "extent_history": "ino, file_offset, until",
+    "blob": "blob",
+    "tally": "copies",
+    "orphan": "ino",
+    "session": "client",
+    "session_result": "client, slot",
+    "setting": "name",
+    "node": "number",
+    "tick": "log_index",
+}
+
+
+_WHAT_TO_DO: Final = (
+    "keep a copy of the file, remove it, and start the node again: it fetches the tree from the "
+    "other nodes"
+)
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """The connection is ready for ``Tree``: pragmas set, schema there and of this version.
+
+    connection  opened with ``isolation_level=None``, not inside a transaction.
+
+    CorruptionError  not a database, a damaged one, another program's, or a newer version's; it is
+                     left as it was, and the message says what to do.
+    """
+    assert connection.isolation_level is None, "transactions are ours: isolation_level=None"
+    assert not connection.in_transaction
+    with translated_errors():
+        if _is_empty(connection):
+            _set_pragmas(connection)
+            _create(connection)
+        else:
+            verify_header(connection)
+            _set_pragmas(connection)
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """What SQLite says about the disk and the file comes out in the words of errors.py."""
+    try:
+        yield
+    except sqlite3.DatabaseError as exc:
+        # Misuse of the module is a DatabaseError too, but has no code: that is our bug.
+        code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            raise NoSpaceError("no room on the disk for the tree; nothing was applied") from exc
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise CorruptionError(f"the tree database is damaged ({exc}); {_WHAT_TO_DO}") from exc
+        raise
+
+
+def verify_header(connection: sqlite3.Connection) -> None:
+    """The database is a tree of this version with all its tables; CorruptionError otherwise."""
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    if application_id != APPLICATION_ID:
+        raise CorruptionError(
+            "the tree database belongs to another program; point --data-dir at a PyDi directory"
+        )
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version != SCHEMA_VERSION:
+        raise CorruptionError(
+            f"the tree database has schema version {version}, this program knows "
+            f"{SCHEMA_VERSION}; start the version of PyDi that wrote it"
+        )
+    names = {name for (name,) in connection.execute(_TABLE_NAMES)}
+    missing = sorted(TABLES.keys() - names)
+    rows = 0 if missing else connection.execute("SELECT count(*) FROM meta").fetchone()[0]
+    if missing or rows != 1:
+        what = f"lacks {', '.join(missing)}" if missing else "lacks its meta row"
+        raise CorruptionError(f"the tree database {what}; {_WHAT_TO_DO}")
+
+
+_TABLE_NAMES: Final = "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return bool(application_id == 0 and objects == 0)
+
+
+def _set_pragmas(connection: sqlite3.Connection) -> None:
+    for pragma in _PRAGMAS:
+        connection.execute(pragma).fetchall()
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    """All tables, the root directory and the header in one transaction."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in _SCHEMA.split(";\n"):
+            if statement.strip():
+                connection.execute(statement)
+        connection.execute(
+            "INSERT INTO meta VALUES (1, 0, 0, 0, x'', :next_ino, 1, 0, 1, 0)",
+            {"next_ino": ROOT_INO + 1},
+        )
+        connection.execute(
+            "INSERT INTO inode VALUES (:ino, :mode, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, :ino,"
+            " NULL, 0)",
+            {"ino": ROOT_INO, "mode": ROOT_MODE},
+        )
+        # Last, so that a header of ours means a whole schema even to a reader of a torn copy.
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
