@@ -1,9 +1,9 @@
 """``pydi put`` and ``pydi get``: copies into and out of the tree without a mount.
 
 Called by `pydi_fs.cli` with a connected session. Modes, modification times and symbolic links are
-kept; owners are those of the person who copies, as with cp -r. A file appears under its name whole
-or not at all: in the tree because content is published at close, here because it is renamed into
-place. Links are copied, never followed, so a copy reads and writes nothing outside what was named.
+kept; owners are those of the person who copies, as with cp -r. Content appears whole or not at all:
+in the tree because it is published at close, here because it is renamed into place. Links are
+copied, never followed, so a copy reads and writes nothing outside what was named.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pydi_node.ids import Ino
 from pydi_node.records import Attr, DirEntry
 
 STANDARD = b"-"  # standard input of put, standard output of get
-# Files copied at a time: the nodes sync many commands with one fdatasync, a single one waits for it.
+# Files copied at a time: nodes sync many commands with one fdatasync, a lone one waits for its own.
 PARALLEL_FILES = 16
 
 
-# --- into the tree ---------------------------------------------------------------------------------
+# --- into the tree -------------------------------------------------------------------------------
 
 
 async def put(session: Session, arguments: argparse.Namespace) -> None:
@@ -131,8 +131,8 @@ async def _put_stream(
     """The stream's bytes as the content of ``name``: a new file, or a new version of that file."""
     vfs, caller = session.vfs, session.caller
     attr, fh = await vfs.create(caller, parent, name, mode, os.O_WRONLY | os.O_TRUNC)
+    offset = 0
     try:
-        offset = 0
         # In a thread: standard input may let us wait, and the connection must not.
         while data := await asyncio.to_thread(stream.read, CHUNK_BYTES):
             await vfs.write(fh, offset, data)
@@ -160,7 +160,7 @@ async def _set_like(session: Session, ino: Ino, status: os.stat_result) -> None:
         )
 
 
-# --- out of the tree -------------------------------------------------------------------------------
+# --- out of the tree -----------------------------------------------------------------------------
 
 
 async def get(session: Session, arguments: argparse.Namespace) -> None:
@@ -171,8 +171,10 @@ async def get(session: Session, arguments: argparse.Namespace) -> None:
         raise UserError(f"{show(target)}: not a directory", EXIT_USAGE)
     for source in sources:
         try:
-            # The root has no name of its own: its copy needs one.
+            # The root has no name of its own: its copy goes right into the target.
             at_end = source.rstrip(b"/").rpartition(b"/")[2]
+            if at_end in (b".", b".."):
+                raise UserError(f"{show(source)}: name a file or directory", EXIT_USAGE)
             attr = await session.vfs.resolve(source, follow=target == STANDARD)
             local = os.path.join(target, at_end) if into else target
             if attr.is_dir and not arguments.recursive:

@@ -1,6 +1,7 @@
 """What every subcommand of ``pydi`` works with: the vfs, who asks, and where words go.
 
-Built by `pydi_fs.cli`, used by the ``commands_*`` modules. It must never decide what a command means.
+Built by `pydi_fs.cli`, used by the ``commands_*`` modules. It must never decide what a command
+means.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pydi_fs.client import Client
 from pydi_fs.vfs.vfs import Vfs
 from pydi_node.commands import Caller
 from pydi_node.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FileError, UserError
-from pydi_node.ids import ROOT_INO, Ino
+from pydi_node.ids import Ino
 from pydi_node.records import Attr, DirEntry
 
 CHUNK_BYTES = 1 << 20  # one read or write of content
@@ -143,7 +144,7 @@ def warn(sentence: str) -> None:
 
 
 def format_bytes(count: int) -> str:
-    """"17 B", "4.2 KiB", "3.0 GiB"."""
+    """ "17 B", "4.2 KiB", "3.0 GiB"."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if size < 1024:

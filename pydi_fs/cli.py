@@ -1,0 +1,240 @@
+"""``pydi``: a person's and a script's way into the tree without a mount.
+
+Parses, connects, calls one command, prints, and turns every outcome into an exit code of errors.py:
+0 done, 1 failed, 2 usage, 3 cluster not reachable. A user's mistake is one sentence, never a
+traceback. What the commands do stands in the ``commands_*`` modules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from pydi_fs import commands_copy, commands_files, commands_status, mount_config
+from pydi_fs.client import Client, node_on_this_machine
+from pydi_fs.commands_session import Progress, Session, warn
+from pydi_fs.vfs.vfs import Vfs, VfsConfig
+from pydi_node import __version__
+from pydi_node.commands import Caller
+from pydi_node.errors import (
+    EXIT_FAILED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    PydiError,
+    UnavailableError,
+    UserError,
+)
+from pydi_node.wire.messages import Role
+
+PROGRAM = "pydi"
+EXIT_INTERRUPTED = 130  # the shell's number for SIGINT
+DISK_TMP = "/var/tmp"
+
+# Options that pydi shares with pydi-mount, taken from its table.
+_CONNECTION_OPTIONS = ("data-dir", "node", "token", "token-file", "deadline")
+
+
+class Argument(NamedTuple):
+    """One argument of a command, as argparse wants it."""
+
+    names: tuple[str, ...]
+    options: dict[str, Any]
+
+
+def _argument(*names: str, **options: Any) -> Argument:
+    return Argument(names, options)
+
+
+class CommandSpec(NamedTuple):
+    """One row of the table of commands."""
+
+    run: Callable[[Session, argparse.Namespace], Awaitable[None]]
+    help: str
+    arguments: tuple[Argument, ...] = ()
+
+
+_RECURSIVE = _argument(
+    "-r", "--recursive", action="store_true", help="directories and all below them"
+)
+
+COMMANDS: dict[str, CommandSpec] = {
+    "ls": CommandSpec(
+        commands_files.list_files,
+        "list directories",
+        (
+            _argument("path", nargs="*", metavar="PATH", help="default: /"),
+            _argument("-l", "--long", action="store_true", help="modes, owners, sizes, times"),
+            _argument("-d", "--directory", action="store_true", help="a directory itself"),
+        ),
+    ),
+    "tree": CommandSpec(
+        commands_files.show_tree,
+        "draw everything below a directory",
+        (
+            _argument("path", nargs="?", default="/", metavar="PATH", help="default: /"),
+            _argument("-L", "--depth", type=int, metavar="N", help="at most so many levels"),
+        ),
+    ),
+    "cat": CommandSpec(
+        commands_files.concatenate,
+        "print files",
+        (_argument("path", nargs="+", metavar="PATH"),),
+    ),
+    "put": CommandSpec(
+        commands_copy.put,
+        "copy local files in; SOURCE - is standard input",
+        (_argument("path", nargs="+", metavar="SOURCE... TARGET"), _RECURSIVE),
+    ),
+    "get": CommandSpec(
+        commands_copy.get,
+        "copy files out; TARGET - is standard output",
+        (_argument("path", nargs="+", metavar="SOURCE... TARGET"), _RECURSIVE),
+    ),
+    "mkdir": CommandSpec(
+        commands_files.make_directories,
+        "make directories",
+        (
+            _argument("path", nargs="+", metavar="PATH"),
+            _argument("-p", "--parents", action="store_true", help="those above too"),
+        ),
+    ),
+    "mv": CommandSpec(
+        commands_files.move,
+        "rename, or move into a directory",
+        (_argument("path", nargs="+", metavar="SOURCE... TARGET"),),
+    ),
+    "rm": CommandSpec(
+        commands_files.remove,
+        "remove files",
+        (
+            _argument("path", nargs="+", metavar="PATH"),
+            _RECURSIVE,
+            _argument("-f", "--force", action="store_true", help="what is missing is no error"),
+        ),
+    ),
+    "status": CommandSpec(commands_status.status, "how the cluster is doing"),
+}  # fmt: skip
+
+_NEEDS_TARGET = ("put", "get", "mv")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """argparse prints the whole usage; a person needs the one sentence."""
+        raise UserError(f"{message} (see {self.prog} --help)", EXIT_USAGE)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and flags; the connection's flags stand before or behind the command."""
+    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    for option in mount_config.OPTIONS:
+        if option.name in _CONNECTION_OPTIONS:
+            common.add_argument(f"--{option.name}", metavar=option.metavar, help=option.help)
+    common.add_argument("--json", action="store_true", help="for programs (ls, status)")
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Work with a PyDi cluster without a mount.",
+        epilog="Each flag that takes a value can also be set in the environment"
+        " (--data-dir: PYDI_DATA_DIR).",
+        parents=[common],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"pydi {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, spec in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=spec.help, description=spec.help, parents=[common], allow_abbrev=False
+        )
+        for argument in spec.arguments:
+            command.add_argument(*argument.names, **argument.options)
+    return parser
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Connects, runs the command, disconnects; the exit code."""
+    config = connection_config(vars(arguments), os.environ)
+    client = Client([node_on_this_machine(Path(config.data_dir))], Role.CLIENT, config.deadline_s)
+    await client.connect()
+    try:
+        with tempfile.TemporaryDirectory(prefix="pydi-", dir=_staging_parent()) as staging:
+            vfs = Vfs(client, VfsConfig(staging_dir=Path(staging)))
+            await vfs.start()
+            session = Session(
+                client=client,
+                vfs=vfs,
+                caller=Caller(os.geteuid(), os.getegid(), tuple(os.getgroups())),
+                umask=_umask(),
+                json="json" in arguments,
+                progress=Progress(enabled=sys.stderr.isatty()),
+            )
+            try:
+                await COMMANDS[arguments.command].run(session, arguments)
+            finally:
+                session.progress.finish()
+            # Only after success: an interrupted copy must not be published half.
+            await vfs.stop()
+            return session.exit_code
+    finally:
+        await client.close()
+
+
+def connection_config(
+    given: Mapping[str, str], environ: Mapping[str, str]
+) -> mount_config.MountConfig:
+    """Where the node is and how long to wait for it, by the rules of pydi-mount. UserError."""
+    shared = [option for option in mount_config.OPTIONS if option.name in _CONNECTION_OPTIONS]
+    flags = {
+        option.name: given[key]
+        for option in shared
+        if (key := option.name.replace("-", "_")) in given
+    }
+    # Variables that only a mount understands may hold what is none of our business.
+    ours = {option.variable for option in shared}
+    environ = {k: v for k, v in environ.items() if k in ours or not k.startswith("PYDI_")}
+    picked = mount_config.pick(flags, environ, {}, "")
+    return mount_config.build("", picked, environ, os.geteuid())
+
+
+def _staging_parent() -> str | None:
+    """Where content waits for its close: on disk, for /tmp may be memory. None: as TMPDIR says."""
+    return None if "TMPDIR" in os.environ or not os.path.isdir(DISK_TMP) else DISK_TMP
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code."""
+    try:
+        if not __debug__:
+            raise UserError("PyDi checks itself with assertions: start it without python -O")
+        parsed = build_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+        if parsed.command in _NEEDS_TARGET and len(parsed.path) < 2:
+            raise UserError(f"{parsed.command}: SOURCE and TARGET are needed", EXIT_USAGE)
+        exit_code = asyncio.run(run(parsed))
+        sys.stdout.flush()
+        return exit_code
+    except UserError as exc:
+        warn(str(exc))
+        return exc.exit_code
+    except UnavailableError as exc:
+        warn(str(exc))
+        return EXIT_UNREACHABLE
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; the interpreter's last flush must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except (PydiError, OSError) as exc:
+        warn(str(exc))
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
