@@ -1,0 +1,254 @@
+"""A connection to the cluster that outlives connections to nodes.
+
+Called by the vfs and the command line. It keeps to one node, goes to the next when that one dies or
+leaves, repeats what may be repeated, and says when nothing cached can be trusted any more.
+
+What may be repeated: queries, opens, and commands under the same (client id, serial), which the tree
+executes once. Blobs under construction belong to one session and are not: their writer starts again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from pydi_fs.client.connection import Arrived, Connection, Failed, open_connection
+from pydi_fs.client.endpoints import Endpoint
+from pydi_node.commands import Command
+from pydi_node.errors import (
+    EXIT_UNREACHABLE,
+    DeadlineError,
+    DisconnectedError,
+    FileError,
+    NotLeaderError,
+    PydiError,
+    UnavailableError,
+    UserError,
+)
+from pydi_node.ids import ClientId, Ino, Serial
+from pydi_node.records import Result
+from pydi_node.wire.events import Hello
+from pydi_node.wire.messages import (
+    BlobAbort,
+    BlobCreate,
+    BlobSeal,
+    BlobTruncate,
+    BlobWrite,
+    DropAll,
+    Execute,
+    ExecutePut,
+    Push,
+    Request,
+    Role,
+    Subscribe,
+)
+from pydi_node.wire.session import PROTOCOL_VERSIONS
+
+log = logging.getLogger("pydi.client")
+
+DEADLINE_DEFAULT_S = 10.0  # several leader elections; shorter than a person's patience
+RECONNECT_MIN_S = 0.05  # a restarting node is back within a second
+RECONNECT_MAX_S = 1.0
+
+# They name a blob that only the node of the present connection knows.
+_BOUND_TO_SESSION = (BlobCreate, BlobWrite, BlobTruncate, BlobSeal, BlobAbort)
+
+Touch = Callable[[tuple[Ino, ...], tuple[tuple[Ino, bytes], ...]], None]
+
+
+class Client:
+    """One client session: requests in, answers out, whichever node is up.
+
+    role      what this is: a mount or a command.
+    about     plain values that `pydi status` shows of a mount.
+    deadline_s  how long a request may take in all, over every retry.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        role: Role = Role.CLIENT,
+        deadline_s: float = DEADLINE_DEFAULT_S,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        assert endpoints, "a client needs to know at least one node"
+        self.deadline_s = deadline_s
+        self.epoch = 0  # grows with every connection: what belonged to an older one is gone
+        self.on_touched: Touch = lambda inos, entries: None
+        self.on_reset: Callable[[], None] = lambda: None
+        self._endpoints = list(endpoints)
+        self._hello = Hello(PROTOCOL_VERSIONS, role, "", 0, socket.gethostname()[:255], about or {})
+        self._client_id = ClientId(secrets.randbits(62) + 1)
+        self._serial = 0
+        self._connection: Connection | None = None
+        self._connecting: asyncio.Task[Connection] | None = None
+        self._subscribed = False
+        self._next_sequence = 1
+        self._closed = False
+
+    async def connect(self) -> None:
+        """Be connected to some node. UserError (exit code 3) when none can be reached."""
+        try:
+            await self._open(once=True)
+        except UnavailableError as exc:
+            raise UserError(f"the cluster can't be reached: {exc}", EXIT_UNREACHABLE) from exc
+
+    async def close(self) -> None:
+        """End the session. Nothing is waiting any more."""
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
+        if self._connection is not None:
+            self._connection.close()
+        await asyncio.sleep(0)  # lets the transport finish closing before the loop may end
+
+    async def subscribe(self) -> None:
+        """From now on `on_touched` is told what others change, `on_reset` when that is uncertain."""
+        self._subscribed = True
+        await self.call(Subscribe())
+
+    async def call(
+        self,
+        request: Request,
+        payload: bytes | bytearray | memoryview = b"",
+        *,
+        arrived: Arrived | None = None,
+        failed: Failed | None = None,
+        deadline_s: float | None = None,
+    ) -> Any:
+        """The answer to ``request``, or what ``arrived`` made of it.
+
+        arrived  called with the answer at the moment it arrives, in order with invalidations: the
+                 place to fill caches. ``failed`` likewise with the node's error.
+
+        FileError          the operation's outcome.
+        DisconnectedError  only for blobs under construction: start again on another node.
+        DeadlineError      no answer in time. Other PydiErrors: see errors.py.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (self.deadline_s if deadline_s is None else deadline_s)
+        pause_s = RECONNECT_MIN_S
+        while True:
+            connection = await self._live_connection(deadline)
+            try:
+                return await connection.request(
+                    request, payload, max(deadline - loop.time(), 0.001), arrived, failed
+                )
+            except DisconnectedError:
+                if isinstance(request, _BOUND_TO_SESSION):
+                    raise
+            except NotLeaderError as exc:
+                if loop.time() + pause_s >= deadline:
+                    raise
+                log.debug("%s: %s", connection.endpoint, exc)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, RECONNECT_MAX_S)
+
+    async def execute(
+        self,
+        command: Command,
+        payload: bytes | None = None,
+        *,
+        arrived: Callable[[Any, Iterable[Ino], Iterable[tuple[Ino, bytes]]], Any] | None = None,
+    ) -> Any:
+        """Run one command, exactly once however often connections break. Its value, decoded.
+
+        payload  small content that becomes the blob PUT_BLOB of a Commit, in the same round trip.
+        arrived  (value, inos, entries) -> value: called at arrival with what the command touched.
+
+        FileError  the command's outcome; nothing changed.
+        """
+        self._serial += 1
+        serial = Serial(self._serial)
+        request: Execute | ExecutePut
+        if payload is None:
+            request = Execute(self._client_id, serial, command)
+        else:
+            request = ExecutePut(self._client_id, serial, command)
+
+        def outcome(result: Result) -> Any:
+            if result.errno:
+                raise FileError(result.errno)
+            if arrived is None:
+                return result.value
+            return arrived(result.value, result.touched.inos, result.touched.entries)
+
+        return await self.call(request, payload or b"", arrived=outcome)
+
+    # --- connections ---------------------------------------------------------------------------
+
+    async def _live_connection(self, deadline: float) -> Connection:
+        connection = self._connection
+        if connection is not None and not connection.closed and not connection.leaving:
+            return connection
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._open(once=False)
+        except TimeoutError as exc:
+            raise DeadlineError("no node could be reached in time") from exc
+
+    async def _open(self, once: bool) -> Connection:
+        """The one attempt to connect that all requests wait for."""
+        if self._closed:
+            raise DisconnectedError("the client is closed")
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.get_running_loop().create_task(self._connect(once))
+        return await asyncio.shield(self._connecting)
+
+    async def _connect(self, once: bool) -> Connection:
+        pause_s = RECONNECT_MIN_S
+        while True:
+            failure: PydiError | None = None
+            for _ in range(len(self._endpoints)):
+                # The one that worked last comes first; a failed one goes to the end.
+                try:
+                    return await self._connect_to(self._endpoints[0])
+                except (UnavailableError, UserError) as exc:
+                    failure = exc
+                    self._endpoints.append(self._endpoints.pop(0))
+            assert failure is not None
+            if once:
+                raise failure
+            log.debug("no node reachable: %s", failure)
+            # Jitter: many mounts that lost one node must not come to the next in step.
+            await asyncio.sleep(pause_s * (0.5 + random.random()))
+            pause_s = min(pause_s * 2, RECONNECT_MAX_S)
+
+    async def _connect_to(self, endpoint: Endpoint) -> Connection:
+        connection = await open_connection(endpoint, self._hello, self._on_push, self._on_lost)
+        self._next_sequence = 1
+        self._connection = connection
+        self.epoch += 1
+        welcome = connection.welcome.result()
+        log.info("connected to node=%d (%s)", welcome.number, endpoint)
+        if self._subscribed:
+            # Before any other request: no answer may enter a cache that nobody would invalidate.
+            await connection.request(Subscribe(), b"", self.deadline_s, None, None)
+        return connection
+
+    def _on_lost(self, connection: Connection) -> None:
+        if connection is not self._connection:
+            return
+        self._connection = None
+        if self._closed:
+            return
+        log.info("lost %s", connection.endpoint)
+        self.on_reset()
+        if self._subscribed and (self._connecting is None or self._connecting.done()):
+            self._connecting = asyncio.get_running_loop().create_task(self._connect(once=False))
+
+    def _on_push(self, connection: Connection, push: Push) -> None:
+        if connection is not self._connection:
+            return
+        expected, self._next_sequence = self._next_sequence, push.sequence + 1
+        if isinstance(push, DropAll) or push.sequence != expected:
+            self.on_reset()
+        else:
+            self.on_touched(push.touched.inos, push.touched.entries)
+        connection.acknowledge(push.sequence)

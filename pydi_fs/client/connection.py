@@ -1,0 +1,323 @@
+"""One connection to one node: a wire Session over an asyncio transport.
+
+Called by `client.Client` only. It sends requests, hands each answer to whoever asked, in the order
+of arrival and before anything later is looked at, and ends when the node goes away, breaks the
+protocol or stops answering. It never reconnects and never retries.
+
+    connecting ──welcome──► open ──lost──► closed
+                  └─refuse / time-out──────────┘
+
+Order is the point of `arrived`: an answer computed before a change arrives before the invalidation
+of that change. If an answer entered a cache when its waiter wakes up, the invalidation could be
+handled first and the stale answer would stay. So `arrived(answer)` runs here, at arrival.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from pydi_fs.client.endpoints import Endpoint
+from pydi_node.errors import (
+    DeadlineError,
+    DisconnectedError,
+    PydiError,
+    RemoteProtocolError,
+    UnavailableError,
+    UserError,
+)
+from pydi_node.wire.events import (
+    AnswerReceived,
+    ConnectionEnded,
+    ErrorReceived,
+    GoodbyeReceived,
+    Hello,
+    PingReceived,
+    PongReceived,
+    PushReceived,
+    RefuseReceived,
+    Welcome,
+    WelcomeReceived,
+)
+from pydi_node.wire.messages import REQUEST_OF_CLASS, Push, Request
+from pydi_node.wire.session import DEADLINE_MAX_MS, Session
+
+log = logging.getLogger("pydi.client")
+
+CONNECT_TIMEOUT_S = 3.0  # a live node answers a hello within milliseconds, a loaded one within 1 s
+SILENCE_PING_S = 1.0  # nothing heard for so long while requests wait: ask whether it lives
+SILENCE_DEAD_S = 3.0  # still nothing: it hangs; another node can do better
+
+Arrived = Callable[[Any], Any]
+Failed = Callable[[PydiError], None]
+
+
+class _Waiting:
+    """One request on its way."""
+
+    __slots__ = ("arrived", "deadline", "failed", "future")
+
+    def __init__(
+        self, future: asyncio.Future[Any], arrived: Arrived | None, failed: Failed | None
+    ) -> None:
+        self.future = future
+        self.arrived = arrived
+        self.failed = failed
+        self.deadline: asyncio.TimerHandle | None = None
+
+
+class Connection(asyncio.Protocol):
+    """An open session with one node. Make it with `open_connection`."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        hello: Hello,
+        on_push: Callable[[Connection, Push], None],
+        on_lost: Callable[[Connection], None],
+    ) -> None:
+        self.endpoint = endpoint
+        self.welcome: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._session = Session.connecting(hello)
+        self._on_push = on_push
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._waiting: dict[int, _Waiting] = {}
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._slot = asyncio.Event()  # fewer requests on their way than the session allows
+        self._slot.set()
+        self._heard_at = self._loop.time()
+        self._pinged = 0
+        self._watchdog: asyncio.TimerHandle | None = None
+        self.leaving = False  # the node said goodbye: ask another one from now on
+        self.closed = False
+
+    # --- requests ------------------------------------------------------------------------------
+
+    async def request(
+        self,
+        request: Request,
+        payload: bytes | bytearray | memoryview,
+        timeout_s: float,
+        arrived: Arrived | None,
+        failed: Failed | None,
+    ) -> Any:
+        """The answer, or what `arrived` made of it.
+
+        DisconnectedError  the connection ended first; the request may have been executed or not.
+        DeadlineError      no answer in time; the node was told to forget it.
+        Other PydiErrors   the node's own answer.
+        """
+        while not (self._writable.is_set() and self._slot.is_set()):
+            # Not bounded by the deadline: a dead node ends the wait through the watchdog.
+            await self._writable.wait()
+            await self._slot.wait()
+        if self.closed:
+            raise DisconnectedError(f"{self.endpoint} went away")
+        deadline_ms = max(min(int(timeout_s * 1000), DEADLINE_MAX_MS), 1)
+        request_id, buffers = self._session.send_request(request, payload, deadline_ms=deadline_ms)
+        if self._session.requests_outstanding >= self._session.limits.requests_max:
+            self._slot.clear()
+        self._write(buffers)
+        waiting = _Waiting(self._loop.create_future(), arrived, failed)
+        if not self._waiting:
+            self._heard_at = self._loop.time()  # idle silence says nothing about the node
+            self._pinged = 0
+        self._waiting[request_id] = waiting
+        if timeout_s < DEADLINE_MAX_MS / 1000:
+            waiting.deadline = self._loop.call_later(timeout_s, self._expire, request_id)
+        try:
+            return await waiting.future
+        except asyncio.CancelledError:
+            self._cancel(request_id)
+            raise
+        finally:
+            if waiting.deadline is not None:
+                waiting.deadline.cancel()
+
+    def acknowledge(self, sequence: int) -> None:
+        """All pushes up to this one have taken effect here."""
+        if not self.closed:
+            self._write(self._session.send_acknowledge(sequence))
+
+    def close(self) -> None:
+        """End it now; whoever still waits gets DisconnectedError."""
+        if self._transport is not None and not self.closed:
+            self._transport.abort()
+
+    def _expire(self, request_id: int) -> None:
+        waiting = self._waiting.get(request_id)
+        if waiting is not None and not waiting.future.done():
+            waiting.future.set_exception(DeadlineError(f"{self.endpoint} did not answer in time"))
+            self._cancel(request_id)
+
+    def _cancel(self, request_id: int) -> None:
+        # The entry stays until the node's answer to it comes: every request gets exactly one.
+        if not self.closed and request_id in self._waiting:
+            self._write(self._session.send_cancel(request_id))
+
+    def _write(self, buffers: list[Any]) -> None:
+        assert self._transport is not None
+        if len(buffers) == 1:
+            self._transport.write(buffers[0])
+        else:
+            self._transport.writelines(buffers)
+
+    # --- asyncio.Protocol ------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._write(self._session.send_hello())
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
+        self._pinged = 0
+        self._feed(lambda: self._session.receive_data(data))
+
+    def eof_received(self) -> None:
+        self._feed(self._session.receive_eof)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._writable.set()
+        self._slot.set()
+        lost = DisconnectedError(f"{self.endpoint} went away")
+        if not self.welcome.done():
+            self.welcome.set_exception(lost)
+        for waiting in list(self._waiting.values()):
+            if not waiting.future.done():
+                waiting.future.set_exception(lost)
+        self._waiting.clear()
+        self._on_lost(self)
+
+    # --- what the node said ------------------------------------------------------------------------
+
+    def _feed(self, receive: Callable[[], None]) -> None:
+        try:
+            receive()
+            for event in self._session.events():
+                self._handle(event)
+        except RemoteProtocolError as exc:
+            log.warning("%s broke the protocol, connection dropped: %s", self.endpoint, exc)
+            self.close()
+
+    def _handle(self, event: object) -> None:
+        match event:
+            case AnswerReceived():
+                self._settle(event.request_id, event, None)
+            case ErrorReceived():
+                error = event.error
+                if not isinstance(error, PydiError):
+                    error = UnavailableError(str(error))
+                self._settle(event.request_id, None, error)
+            case PushReceived():
+                self._on_push(self, event.push)
+            case PingReceived():
+                self._write(self._session.send_pong(event.token))
+            case WelcomeReceived():
+                self._watch()
+                if not self.welcome.done():
+                    self.welcome.set_result(event.welcome)
+            case RefuseReceived():
+                if not self.welcome.done():
+                    self.welcome.set_exception(UserError(event.sentence))
+                self.close()
+            case GoodbyeReceived():
+                self.leaving = True
+            case ConnectionEnded():
+                self.close()
+            case PongReceived():
+                pass  # that it was heard is all that it says
+            case _:
+                log.debug("%s: %r is not for a client", self.endpoint, event)
+
+    def _settle(
+        self, request_id: int, answer: AnswerReceived | None, error: PydiError | None
+    ) -> None:
+        if self._session.requests_outstanding < self._session.limits.requests_max:
+            self._slot.set()
+        waiting = self._waiting.pop(request_id, None)
+        if waiting is None:
+            return
+        value: Any = None
+        try:
+            if answer is not None:
+                spec = REQUEST_OF_CLASS[type(answer.request)]
+                value = answer.payload if spec.answer_payload else answer.value
+                if waiting.arrived is not None:
+                    value = waiting.arrived(value)
+            elif waiting.failed is not None and error is not None:
+                waiting.failed(error)
+        except PydiError as exc:  # an outcome that `arrived` read out of the answer
+            error = exc
+        except Exception as exc:
+            # A bug behind the hook must end with its caller, not with the whole connection.
+            if not waiting.future.done():
+                waiting.future.set_exception(exc)
+                return
+            raise
+        if waiting.future.done():  # its deadline passed or it was cancelled; caches were fed anyway
+            return
+        if error is not None:
+            waiting.future.set_exception(error)
+        else:
+            waiting.future.set_result(value)
+
+    # --- is it alive? ----------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """A node that hangs keeps its sockets open: only its silence tells."""
+        silence_s = self._loop.time() - self._heard_at
+        if self._waiting and silence_s > SILENCE_DEAD_S and self._pinged:
+            log.warning(
+                "%s has not answered for %.1f s, connection dropped", self.endpoint, silence_s
+            )
+            self.close()
+            return
+        if self._waiting and silence_s > SILENCE_PING_S and not self._pinged:
+            self._pinged = 1
+            self._write(self._session.send_ping(1))
+        self._watchdog = self._loop.call_later(SILENCE_PING_S / 2, self._watch)
+
+
+async def open_connection(
+    endpoint: Endpoint,
+    hello: Hello,
+    on_push: Callable[[Connection, Push], None],
+    on_lost: Callable[[Connection], None],
+) -> Connection:
+    """A connection whose node said welcome.
+
+    UnavailableError  nobody there, or no answer to the hello in time.
+    UserError         the node refuses us; its sentence says why.
+    """
+    loop = asyncio.get_running_loop()
+
+    def make() -> Connection:
+        return Connection(endpoint, hello, on_push, on_lost)
+
+    connection: Connection | None = None
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            connection = await endpoint.connect(loop, make)
+            await connection.welcome
+    except TimeoutError as exc:
+        if connection is not None:
+            connection.close()
+        raise DisconnectedError(f"{endpoint} does not answer") from exc
+    except OSError as exc:
+        raise DisconnectedError(f"{endpoint}: {exc.strerror or exc}") from exc
+    return connection

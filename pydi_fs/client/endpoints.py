@@ -1,0 +1,106 @@
+"""Where nodes can be reached: this machine's unix socket, or TCP with TLS under a token.
+
+Called by the command lines, which hand the result to `Client`. Reads token files; opens nothing
+but through `connect`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from pydi_node.errors import EXIT_UNREACHABLE, EXIT_USAGE, UserError
+
+if TYPE_CHECKING:
+    import ssl
+
+SOCKET_NAME = "node.sock"
+TOKEN_FILE_MAX_BYTES = 4096  # a token is a line of some 200 characters
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+
+
+class Endpoint(Protocol):
+    """One way to a node; ``str()`` of it is for people."""
+
+    async def connect(self, loop: asyncio.AbstractEventLoop, make: Callable[[], P]) -> P:
+        """A connected protocol; OSError when nobody answers."""
+        ...
+
+
+class UnixEndpoint:
+    """A node on this machine; its permissions are those of the socket file."""
+
+    local = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"node at {self.path}"
+
+    async def connect(self, loop: asyncio.AbstractEventLoop, make: Callable[[], P]) -> P:
+        _, protocol = await loop.create_unix_connection(make, str(self.path))
+        return protocol
+
+
+class TcpEndpoint:
+    """A node anywhere; both sides prove with certificates that they belong to the cluster."""
+
+    local = False
+
+    def __init__(self, host: str, port: int, context: Callable[[], ssl.SSLContext]) -> None:
+        self.host = host
+        self.port = port
+        self._context = context  # a new one for each connection: certificates are short-lived
+
+    def __str__(self) -> str:
+        return f"node at {self.host}:{self.port}"
+
+    async def connect(self, loop: asyncio.AbstractEventLoop, make: Callable[[], P]) -> P:
+        _, protocol = await loop.create_connection(
+            make, self.host, self.port, ssl=self._context(), server_hostname=""
+        )
+        return protocol
+
+
+def node_on_this_machine(data_dir: Path) -> UnixEndpoint:
+    """The node whose folder is ``data_dir``; UserError when none has ever run there."""
+    path = data_dir / SOCKET_NAME
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as exc:
+        raise UserError(
+            f"no node runs in {data_dir}: start one with pydi-node {data_dir}, or name another"
+            " with --data-dir or --node",
+            EXIT_UNREACHABLE,
+        ) from exc
+    except OSError as exc:
+        raise UserError(f"{path}: {exc.strerror}", EXIT_UNREACHABLE) from exc
+    if not stat.S_ISSOCK(mode):
+        raise UserError(f"{path} is not a node's socket", EXIT_UNREACHABLE)
+    return UnixEndpoint(path)
+
+
+def read_token(token: str | None, token_file: str | None) -> str:
+    """The token's text from whichever was given; UserError with one sentence otherwise."""
+    if token is not None:
+        return token.strip()
+    if token_file is None:
+        raise UserError("a node elsewhere needs --token or --token-file", EXIT_USAGE)
+    try:
+        with open(token_file, "rb") as file:
+            data = file.read(TOKEN_FILE_MAX_BYTES + 1)
+    except OSError as exc:
+        raise UserError(f"token file {token_file}: {exc.strerror}") from exc
+    try:
+        text = data.decode("ascii").strip()
+    except UnicodeDecodeError as exc:
+        raise UserError(f"token file {token_file} holds no token") from exc
+    if not text or len(data) > TOKEN_FILE_MAX_BYTES:
+        raise UserError(f"token file {token_file} holds no token")
+    return text

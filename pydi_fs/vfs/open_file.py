@@ -1,0 +1,313 @@
+"""One inode while it is open on this mount: reading, writing, publishing.
+
+All handles of one inode share one OpenFile, so programs on this machine see each other's writes at
+once, published or not. Called by `vfs.Vfs` only; runs in the loop.
+
+What may happen at an ``await``: anything of another operation on the same file. Therefore writes
+and truncations never await; publishing and refreshing hold ``_lock`` and take what they work on
+before the first await.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable
+
+from pydi_fs.client import Client
+from pydi_fs.vfs.content import Content
+from pydi_fs.vfs.extents import Segment
+from pydi_fs.vfs.reader import BlobReader
+from pydi_fs.vfs.staging import Stage, StagingArea
+from pydi_node.commands import ROOT_CALLER, Caller, Commit
+from pydi_node.errors import BlobMissingError, FileError
+from pydi_node.ids import BlobId, Ino, TimeNs, blob_name
+from pydi_node.records import FILE_SIZE_MAX, Attr, BlobInfo, FileVersion
+from pydi_node.wire.messages import PUT_BLOB, GetFile
+
+# Stages that were published in one request with their Commit, kept because their blob's name is not
+# known here; above this number (of at most 256 KiB each) the file is looked up again instead.
+UNNAMED_STAGES_MAX = 64
+EXTENTS_PER_COMMIT_MAX = 32768  # about 1 MB of command; a quarter of what a frame may carry
+
+log = logging.getLogger("pydi.vfs")
+
+
+class OpenFile:
+    """Shared state of all handles of one inode."""
+
+    def __init__(
+        self,
+        client: Client,
+        area: StagingArea,
+        reader: BlobReader,
+        clock: Callable[[], int],
+        version: FileVersion,
+    ) -> None:
+        self.ino: Ino = version.attr.ino
+        self.attr: Attr = version.attr  # as the cluster has it
+        self.handles = 0  # open handles of this mount; changed by Vfs
+        self.writers = 0  # those of them that may write
+        self.stale = False  # someone else changed the file: look before the next answer
+        self._client = client
+        self._area = area
+        self._reader = reader
+        self._clock = clock
+        self._content = Content(version)
+        self._blobs: dict[BlobId, BlobInfo] = {info.blob: info for info in version.blobs}
+        self._stage: Stage | None = None  # where new writes go
+        self._stages: dict[int, Stage] = {}  # by source: all that the content still needs
+        self._caller: Caller = ROOT_CALLER  # who wrote last: a version is committed in that name
+        self._mtime_ns = 0  # of what is dirty
+        self._lock = asyncio.Lock()
+        self._publishing = False  # changes are on their way: the cluster's attributes lag behind
+
+    # --- attributes --------------------------------------------------------------------------
+
+    @property
+    def dirty(self) -> bool:
+        return self._content.dirty
+
+    @property
+    def size(self) -> int:
+        return self._content.size
+
+    def overlay(self, attr: Attr) -> Attr:
+        """``attr`` as programs here must see it: with what they wrote and nobody else has yet."""
+        if not self._content.dirty and not self._publishing:
+            return attr
+        return attr._replace(
+            size=self._content.size,
+            allocated=self._content.map.mapped_bytes,
+            mtime_ns=TimeNs(self._mtime_ns),
+            ctime_ns=TimeNs(max(attr.ctime_ns, self._mtime_ns)),
+        )
+
+    def set_mtime(self, mtime_ns: int) -> None:
+        """utimensat(2) on a file with unpublished writes: publishing must not move the time on."""
+        self._mtime_ns = mtime_ns
+
+    # --- reading -----------------------------------------------------------------------------
+
+    async def read(self, offset: int, size: int, sequential: bool) -> bytes:
+        """Bytes ``[offset, offset + size)``, short only at the end of the file."""
+        if self.stale:
+            await self.refresh()
+        size = min(size, self._content.size - offset)
+        if size <= 0:
+            return b""
+        segments = self._content.map.slices(offset, size)
+        if len(segments) == 1 and segments[0].length == size:
+            return await self._read_segment(segments[0], sequential)
+        # Staged bytes first and without waiting: a write that comes while blobs are fetched may
+        # replace them, and a read must not mix the two.
+        result = bytearray(size)
+        waiting = []
+        for segment in segments:
+            if segment.source < 0:
+                at = segment.offset - offset
+                stage = self._stages[segment.source]
+                result[at : at + segment.length] = stage.read(segment.source_offset, segment.length)
+            else:
+                waiting.append(segment)
+        for segment in waiting:
+            at = segment.offset - offset
+            result[at : at + segment.length] = await self._read_segment(segment, sequential)
+        return bytes(result)
+
+    async def _read_segment(self, segment: Segment, sequential: bool) -> bytes:
+        if segment.source < 0:
+            return self._stages[segment.source].read(segment.source_offset, segment.length)
+        info = self._blobs.get(BlobId(segment.source))
+        if info is None:
+            raise BlobMissingError(f"blob {blob_name(BlobId(segment.source))} is not in the tree")
+        return await self._reader.read(info, segment.source_offset, segment.length, sequential)
+
+    def seek(self, offset: int, data: bool) -> int:
+        """The next byte of data (or of a hole) at or after ``offset``; ENXIO behind the end.
+
+        Source: lseek(2), SEEK_DATA and SEEK_HOLE.
+        """
+        size = self._content.size
+        if offset < 0 or offset >= size:
+            raise FileError(errno.ENXIO)
+        if not data:
+            return min(self._content.map.next_hole(offset), size)
+        found = self._content.map.next_data(offset)
+        if found is None or found >= size:
+            raise FileError(errno.ENXIO)
+        return found
+
+    # --- writing: nothing here waits -----------------------------------------------------------
+
+    def write(self, caller: Caller, offset: int, data: bytes | memoryview, append: bool) -> int:
+        """Stage ``data`` at ``offset`` (at the end with ``append``); returns its length.
+
+        EFBIG past the largest size; ENOSPC when the node or the staging directory is full.
+        """
+        if append:
+            offset = self._content.size
+        if offset + len(data) > FILE_SIZE_MAX:
+            raise FileError(errno.EFBIG)
+        if not len(data):
+            return 0
+        stage = self._writable_stage()
+        view = memoryview(data)
+        at = offset
+        # Ranges that are already in this stage are rewritten in place, so a page that is written a
+        # thousand times between two fsyncs is stored once.
+        for segment in self._content.map.slices(offset, len(data)) if not append else ():
+            if segment.source != stage.source:
+                continue
+            if segment.offset > at:
+                self._append(stage, at, view[at - offset : segment.offset - offset], append)
+            piece = view[segment.offset - offset : segment.end - offset]
+            stage.overwrite(segment.source_offset, piece)
+            self._content.write(
+                segment.offset, segment.length, stage.source, segment.source_offset, append
+            )
+            at = segment.end
+        if at < offset + len(data):
+            self._append(stage, at, view[at - offset :], append)
+        self._note_change(caller)
+        return len(data)
+
+    def _append(self, stage: Stage, offset: int, data: memoryview, append: bool) -> None:
+        source_offset = stage.append(data)
+        self._content.write(offset, len(data), stage.source, source_offset, append)
+
+    def truncate(self, caller: Caller, size: int) -> None:
+        """Cut, or extend with a hole, to ``size``; published by the next flush or fsync."""
+        if size > FILE_SIZE_MAX:
+            raise FileError(errno.EFBIG)
+        self._content.truncate(size)
+        self._note_change(caller)
+
+    def punch(self, caller: Caller, offset: int, length: int, keep_size: bool) -> None:
+        """Zeros that take no space."""
+        self._content.punch(offset, length, keep_size)
+        self._note_change(caller)
+
+    def _writable_stage(self) -> Stage:
+        if self._stage is None:
+            self._stage = self._area.new_stage()
+            self._stages[self._stage.source] = self._stage
+        return self._stage
+
+    def _note_change(self, caller: Caller) -> None:
+        self._caller = caller
+        self._mtime_ns = self._clock()
+
+    # --- publishing and refreshing -------------------------------------------------------------
+
+    async def publish(self) -> None:
+        """What was written before this call is a version of the cluster, durable, when it returns.
+
+        On an error everything stays here, dirty, and a later publish tries again.
+        """
+        async with self._lock:
+            if not self._content.dirty:
+                return
+            changes = self._content.take_changes()
+            mtime_ns = self._mtime_ns
+            sources = {s.source for s in changes.segments if s.source < 0}
+            if self._stage is not None and self._stage.source in sources:
+                self._stage = None
+            self._publishing = True
+            try:
+                infos, put = await self._seal(sources)
+                blob_of = {stage_source: info.blob for stage_source, info in infos.items()}
+                if put is not None:
+                    blob_of[put.source] = PUT_BLOB
+                extents = changes.extents(blob_of)
+                # Several commands only for files with tens of thousands of separate changes.
+                for start in range(0, max(len(extents), 1), EXTENTS_PER_COMMIT_MAX):
+                    piece = extents[start : start + EXTENTS_PER_COMMIT_MAX]
+                    named = {extent.blob for extent in piece}
+                    commit = Commit(
+                        caller=self._caller,
+                        ino=self.ino,
+                        base_version=None,
+                        cut=changes.cut if start == 0 else None,
+                        size=changes.size,
+                        append=changes.append_start is not None,
+                        extents=piece,
+                        blobs=tuple(sorted(i for i in set(infos.values()) if i.blob in named)),
+                        mtime_ns=TimeNs(mtime_ns),
+                    )
+                    content = put.content() if put is not None and PUT_BLOB in named else None
+                    self.attr = await self._client.execute(commit, content)
+            except BaseException:
+                self._content.restore(changes)
+                raise
+            finally:
+                self._publishing = False
+            for source, info in infos.items():
+                self._blobs[info.blob] = info
+                self._content.sealed(source, info.blob)
+            if changes.append_start is not None:
+                # Another mount appended first: the cluster put our bytes behind theirs.
+                self.stale |= self.attr.size != changes.append_start + changes.size
+            await self._drop_unused_stages()
+        if len(self._stages) > UNNAMED_STAGES_MAX:
+            self.stale = True
+            await self.refresh()
+
+    async def _seal(self, sources: set[int]) -> tuple[dict[int, BlobInfo], Stage | None]:
+        """Blobs of the staging files, and the one small stage that may travel with the Commit.
+
+        What such a stage is called as a blob only the tree knows; its bytes stay here, readable,
+        until the file is closed or refreshed.
+        """
+        unsealed = [self._stages[source] for source in sorted(sources)]
+        put: Stage | None = None
+        if len(unsealed) == 1 and unsealed[0].info is None and unsealed[0].content() is not None:
+            put = unsealed.pop()
+        return {stage.source: await stage.seal() for stage in unsealed}, put
+
+    async def refresh(self) -> None:
+        """Look at the cluster's newest version; what is dirty here stays on top of it."""
+        async with self._lock:
+            if not self.stale:
+                return
+            # Cleared before asking: an invalidation that arrives after the answer sets it again.
+            self.stale = False
+            try:
+                self.adopt(await self._client.call(GetFile(self.ino)))
+                await self._drop_unused_stages()
+            except BaseException:
+                self.stale = True
+                raise
+
+    def adopt(self, version: FileVersion) -> None:
+        """``version`` is the newest of the cluster. Not while a publication is on its way."""
+        self.attr = version.attr
+        self._content.rebase(version)
+        self._blobs.update((info.blob, info) for info in version.blobs)
+        needed = self._content.sources()
+        self._blobs = {blob: info for blob, info in self._blobs.items() if blob in needed}
+
+    @property
+    def busy(self) -> bool:
+        """Being published or refreshed: not the moment to adopt a version."""
+        return self._lock.locked()
+
+    async def discard(self) -> None:
+        """Forget what was never published, and give all staging space back."""
+        async with self._lock:
+            if self._content.dirty:
+                self._content.take_changes()
+            self._stage = None
+            for stage in list(self._stages.values()):
+                await stage.discard()
+            self._stages.clear()
+
+    async def _drop_unused_stages(self) -> None:
+        if len(self._stages) == (self._stage is not None):
+            return
+        needed = self._content.sources()
+        for source, stage in list(self._stages.items()):
+            if source not in needed and stage is not self._stage:
+                del self._stages[source]
+                await stage.discard()

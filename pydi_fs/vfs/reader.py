@@ -1,0 +1,88 @@
+"""Reading blobs through the network: chunks, a bounded cache of them, read-ahead.
+
+Blobs are immutable, so a cached chunk is right for ever and needs no invalidation. Called by
+`vfs.open_file`; runs in the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+
+from pydi_fs.client import Client
+from pydi_node.errors import PydiError
+from pydi_node.ids import BlobId, blob_name
+from pydi_node.records import BlobInfo
+from pydi_node.wire.messages import BlobRead
+
+CHUNK_BYTES = 1 << 20  # aligned pieces that are fetched and cached whole
+READ_AHEAD_CHUNKS = 4  # keeps the link busy; more only fills the cache with what may not be read
+
+
+class BlobReader:
+    """Chunks of blobs, fetched once. ``cache_bytes_max`` bounds what is kept."""
+
+    def __init__(self, client: Client, cache_bytes_max: int = 64 << 20) -> None:
+        self._client = client
+        self._cache_bytes_max = cache_bytes_max
+        self._cache: OrderedDict[tuple[BlobId, int], bytes] = OrderedDict()
+        self._cache_bytes = 0
+        self._fetching: dict[tuple[BlobId, int], asyncio.Task[bytes]] = {}
+
+    async def read(self, info: BlobInfo, offset: int, length: int, ahead: bool) -> bytes:
+        """Exactly ``[offset, offset + length)`` of a blob, a range within its size.
+
+        ahead  the reader goes through the file in order: fetch the next chunks meanwhile.
+
+        BlobError, UnavailableError  no holder could give it.
+        """
+        assert length > 0 and offset + length <= info.size, (offset, length, info.size)
+        first, last = offset // CHUNK_BYTES, (offset + length - 1) // CHUNK_BYTES
+        tasks = [self._chunk(info, index) for index in range(first, last + 1)]
+        if ahead:
+            chunks = (info.size + CHUNK_BYTES - 1) // CHUNK_BYTES
+            for index in range(last + 1, min(last + 1 + READ_AHEAD_CHUNKS, chunks)):
+                self._chunk(info, index)
+        if len(tasks) == 1:
+            data = await _result(tasks[0])
+            start = offset - first * CHUNK_BYTES
+            return data if start == 0 and length == len(data) else data[start : start + length]
+        whole = b"".join([await _result(task) for task in tasks])
+        start = offset - first * CHUNK_BYTES
+        return whole[start : start + length]
+
+    def _chunk(self, info: BlobInfo, index: int) -> bytes | asyncio.Task[bytes]:
+        key = (info.blob, index)
+        cached = self._cache.get(key)
+        if cached is not None:
+            self._cache.move_to_end(key)
+            return cached
+        task = self._fetching.get(key)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._fetch(info, index))
+            self._fetching[key] = task
+            task.add_done_callback(lambda done: self._fetched(key, done))
+        return task
+
+    async def _fetch(self, info: BlobInfo, index: int) -> bytes:
+        offset = index * CHUNK_BYTES
+        length = min(CHUNK_BYTES, info.size - offset)
+        data: bytes = await self._client.call(BlobRead(info.blob, offset, length))
+        if len(data) != length:
+            raise PydiError(f"blob {blob_name(info.blob)}: {len(data)} bytes instead of {length}")
+        return data
+
+    def _fetched(self, key: tuple[BlobId, int], task: asyncio.Task[bytes]) -> None:
+        del self._fetching[key]
+        if task.cancelled() or task.exception() is not None:
+            return  # whoever waits for it sees the error; read-ahead is only a hope
+        data = task.result()
+        self._cache[key] = data
+        self._cache_bytes += len(data)
+        while self._cache_bytes > self._cache_bytes_max:
+            self._cache_bytes -= len(self._cache.popitem(last=False)[1])
+
+
+async def _result(chunk: bytes | asyncio.Task[bytes]) -> bytes:
+    # Several readers may wait for one fetch; one that is interrupted must not end it for others.
+    return chunk if isinstance(chunk, bytes) else await asyncio.shield(chunk)

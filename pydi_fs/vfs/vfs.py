@@ -1,0 +1,679 @@
+"""The Vfs: one async method per POSIX operation on inode numbers. See the package docstring.
+
+Callers: the bindings and the command line. It never walks paths (but `resolve`), never speaks to
+the kernel, and holds no lock across a wait but those inside OpenFile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydi_fs.client import Client
+from pydi_fs.vfs.cache import ABSENT, NameCache
+from pydi_fs.vfs.open_file import OpenFile
+from pydi_fs.vfs.reader import BlobReader
+from pydi_fs.vfs.staging import StagingArea
+from pydi_node.commands import (
+    TIME_NOW,
+    Caller,
+    CloneRange,
+    Command,
+    Create,
+    Link,
+    Mkdir,
+    Mknod,
+    RemoveXattr,
+    Rename,
+    Rmdir,
+    SetAttr,
+    SetXattr,
+    Symlink,
+    Tmpfile,
+    Unlink,
+)
+from pydi_node.errors import FileError, PydiError
+from pydi_node.ids import ROOT_INO, Ino
+from pydi_node.records import NAME_MAX_BYTES, Attr, DirEntry, FileVersion, Statfs
+from pydi_node.wire import messages
+from pydi_node.wire.messages import (
+    GetAttr,
+    GetLock,
+    GetXattr,
+    ListXattr,
+    LockKind,
+    Lookup,
+    Open,
+    ReadDir,
+    ReadLink,
+    Release,
+    SetLock,
+)
+
+log = logging.getLogger("pydi.vfs")
+
+SYMLINKS_FOLLOWED_MAX = 40  # as Linux: path_resolution(7)
+READDIR_LIMIT_MAX = 1024  # entries in one answer: about 200 KB
+# F_SETLKW waits until the lock is free or the program is interrupted, by contract of fcntl(2).
+WAIT_FOREVER_S = 365.0 * 86400
+O_ACCMODE = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
+
+# fallocate(2) modes
+FALLOC_KEEP_SIZE = 0x01
+FALLOC_PUNCH_HOLE = 0x02
+FALLOC_ZERO_RANGE = 0x10
+
+
+@dataclass(frozen=True, slots=True)
+class VfsConfig:
+    """Options of a Vfs.
+
+    staging_dir       where written content waits, in files without a name
+    read_cache_bytes  memory for content that came over the network
+    """
+
+    staging_dir: Path
+    read_cache_bytes: int = 64 << 20
+
+
+@dataclass(slots=True)
+class _Handle:
+    file: OpenFile
+    flags: int  # of open(2)
+    caller: Caller
+    next_offset: int = 0  # where a sequential reader would go on
+
+    @property
+    def writable(self) -> bool:
+        return self.flags & O_ACCMODE != os.O_RDONLY
+
+
+class Vfs:
+    """One mount's (or one command's) view of the tree."""
+
+    def __init__(
+        self, client: Client, config: VfsConfig, clock: Callable[[], int] = time.time_ns
+    ) -> None:
+        self.client = client
+        self.on_invalidate: Callable[
+            [tuple[Ino, ...], tuple[tuple[Ino, bytes], ...], bool], None
+        ] = lambda inos, entries, everything: None
+        self._clock = clock
+        self._cache = NameCache()
+        self._area = StagingArea(client, config.staging_dir)
+        self._reader = BlobReader(client, config.read_cache_bytes)
+        self._files: dict[Ino, OpenFile] = {}
+        self._handles: dict[int, _Handle] = {}
+        self._directories: dict[int, Ino] = {}
+        self._last_fh = 0
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to listen to changes made elsewhere. The client is connected."""
+        self.client.on_touched = self._invalidate
+        self.client.on_reset = self._reset
+        await self.client.subscribe()
+
+    async def stop(self) -> None:
+        """Publish what is left and give everything back. The first error is raised, at the end."""
+        failures: list[BaseException] = []
+        for file in list(self._files.values()):
+            try:
+                await self._publish(file)
+            except PydiError as exc:
+                failures.append(exc)
+                log.error("ino=%d: not published at the end, content lost: %s", file.ino, exc)
+            await file.discard()
+        self._files.clear()
+        self._handles.clear()
+        if self._background:
+            await asyncio.wait(self._background)
+        if failures:
+            raise failures[0]
+
+    # --- names and attributes ------------------------------------------------------------------
+
+    def lookup_nowait(self, parent: Ino, name: bytes) -> Attr | None:
+        """The attributes if cached, None if a question is needed; ENOENT if known to be absent."""
+        ino = self._cache.name(parent, name)
+        if ino is None:
+            return None
+        if ino == ABSENT:
+            raise FileError(errno.ENOENT)
+        return self.getattr_nowait(ino)
+
+    async def lookup(self, parent: Ino, name: bytes) -> Attr:
+        """The inode behind a name. ENOENT, ENOTDIR, ENAMETOOLONG."""
+        if name == b".":
+            return await self.getattr(parent)
+        if len(name) > NAME_MAX_BYTES:
+            raise FileError(errno.ENAMETOOLONG)
+        cached = self.lookup_nowait(parent, name)
+        if cached is not None:
+            return cached
+
+        def arrived(answer: Any) -> Attr:
+            return self._arrived_entry(parent, name, answer)
+
+        def failed(error: PydiError) -> None:
+            if isinstance(error, FileError) and error.errno == errno.ENOENT:
+                self._cache.put_name(parent, name, ABSENT)
+
+        attr = await self.client.call(Lookup(parent, name), arrived=arrived, failed=failed)
+        return self._overlay(attr)
+
+    def getattr_nowait(self, ino: Ino) -> Attr | None:
+        attr = self._cache.attr(ino)
+        return None if attr is None else self._overlay(attr)
+
+    async def getattr(self, ino: Ino) -> Attr:
+        """The inode, with what was written here and is not published yet. ESTALE if it is gone."""
+        cached = self.getattr_nowait(ino)
+        if cached is not None:
+            return cached
+        return self._overlay(await self.client.call(GetAttr(ino), arrived=self._arrived_attr))
+
+    async def setattr(
+        self,
+        caller: Caller,
+        ino: Ino,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        size: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+        fh: int | None = None,
+    ) -> Attr:
+        """Change what is not None; times may be TIME_NOW. EPERM, EINVAL, EFBIG, EISDIR."""
+        file = self._files.get(ino)
+        if size is not None and file is not None and (file.dirty or self._writes(fh)):
+            # Part of what the writer does: published with the rest, by its flush or fsync.
+            file.truncate(caller, size)
+            size = None
+        if file is not None and file.dirty and mtime_ns is not None:
+            file.set_mtime(self._clock() if mtime_ns == TIME_NOW else mtime_ns)
+        if (mode, uid, gid, size, atime_ns, mtime_ns) == (None,) * 6:
+            return await self.getattr(ino)
+        if file is not None and size is not None:
+            file.stale = True
+        command = SetAttr(caller, ino, mode, uid, gid, size, atime_ns, mtime_ns)
+        return self._overlay(await self._execute(command, self._arrived_attr))
+
+    async def access(self, caller: Caller, ino: Ino, mask: int) -> None:
+        """access(2) for bindings whose kernel does not check permissions. EACCES."""
+        attr = await self.getattr(ino)
+        if not _permitted(attr, caller, mask):
+            raise FileError(errno.EACCES)
+
+    async def readlink(self, ino: Ino) -> bytes:
+        target: bytes = await self.client.call(ReadLink(ino))
+        return target
+
+    async def mkdir(self, caller: Caller, parent: Ino, name: bytes, mode: int) -> Attr:
+        return await self._make(Mkdir(caller, parent, name, mode & 0o7777))
+
+    async def mknod(self, caller: Caller, parent: Ino, name: bytes, mode: int, rdev: int) -> Attr:
+        return await self._make(Mknod(caller, parent, name, mode, rdev))
+
+    async def symlink(self, caller: Caller, parent: Ino, name: bytes, target: bytes) -> Attr:
+        return await self._make(Symlink(caller, parent, name, target))
+
+    async def link(self, caller: Caller, ino: Ino, new_parent: Ino, new_name: bytes) -> Attr:
+        command = Link(caller, ino, new_parent, new_name)
+        return self._overlay(
+            await self._execute(command, lambda a: self._arrived_entry(new_parent, new_name, a))
+        )
+
+    async def unlink(self, caller: Caller, parent: Ino, name: bytes) -> None:
+        def arrived(answer: Any) -> None:
+            self._arrived_attr(answer)
+            self._cache.put_name(parent, name, ABSENT)
+
+        await self._execute(Unlink(caller, parent, name), arrived)
+
+    async def rmdir(self, caller: Caller, parent: Ino, name: bytes) -> None:
+        def arrived(answer: Any) -> None:
+            self._cache.put_name(parent, name, ABSENT)
+
+        await self._execute(Rmdir(caller, parent, name), arrived)
+
+    async def rename(
+        self,
+        caller: Caller,
+        parent: Ino,
+        name: bytes,
+        new_parent: Ino,
+        new_name: bytes,
+        flags: int,
+    ) -> None:
+        """rename(2), with RENAME_NOREPLACE or RENAME_EXCHANGE."""
+        await self._publish_before_rename(parent, name)
+
+        def arrived(answer: Any) -> None:
+            moved, other = answer
+            self._arrived_entry(new_parent, new_name, moved)
+            if other is not None:
+                self._arrived_attr(other)
+
+        await self._execute(Rename(caller, parent, name, new_parent, new_name, flags), arrived)
+
+    async def _publish_before_rename(self, parent: Ino, name: bytes) -> None:
+        """Save-by-rename without fsync: the new name must never show content older than the close.
+
+        A file that is being written here is published before it takes another's name, so that a
+        crash leaves either the old file or the new one, never a new name on an empty file.
+        Source: the replace-via-rename heuristic of ext4, auto_da_alloc.
+        """
+        file = self._files.get(self._cache.name(parent, name) or ABSENT)
+        if file is not None and file.dirty:
+            await self._publish(file)
+
+    async def getxattr(self, ino: Ino, name: bytes) -> bytes:
+        value: bytes = await self.client.call(GetXattr(ino, name))
+        return value
+
+    async def listxattr(self, ino: Ino) -> list[bytes]:
+        names: list[bytes] = await self.client.call(ListXattr(ino))
+        return names
+
+    async def setxattr(
+        self, caller: Caller, ino: Ino, name: bytes, value: bytes, flags: int
+    ) -> None:
+        await self._execute(SetXattr(caller, ino, name, value, flags))
+
+    async def removexattr(self, caller: Caller, ino: Ino, name: bytes) -> None:
+        await self._execute(RemoveXattr(caller, ino, name))
+
+    async def statfs(self) -> Statfs:
+        totals: Statfs = await self.client.call(messages.Statfs())
+        return totals
+
+    async def resolve(self, path: bytes, follow: bool = True) -> Attr:
+        """Walk an absolute (or root-relative) path. ENOENT, ENOTDIR, ELOOP."""
+        attr = await self.getattr(ROOT_INO)
+        above: list[Attr] = []
+        parts = [part for part in reversed(path.split(b"/")) if part not in (b"", b".")]
+        links = 0
+        while parts:
+            part = parts.pop()
+            if part == b"..":
+                attr = above.pop() if above else attr
+                continue
+            if not attr.is_dir:
+                raise FileError(errno.ENOTDIR)
+            found = await self.lookup(attr.ino, part)
+            if found.is_symlink and (parts or follow):
+                links += 1
+                if links > SYMLINKS_FOLLOWED_MAX:
+                    raise FileError(errno.ELOOP)
+                target = await self.readlink(found.ino)
+                if target.startswith(b"/"):
+                    attr, above = await self.getattr(ROOT_INO), []
+                parts += [p for p in reversed(target.split(b"/")) if p not in (b"", b".")]
+                continue
+            above.append(attr)
+            attr = found
+        return attr
+
+    # --- directories ---------------------------------------------------------------------------
+
+    async def opendir(self, ino: Ino) -> int:
+        attr = await self.getattr(ino)
+        if not attr.is_dir:
+            raise FileError(errno.ENOTDIR)
+        fh = self._new_fh()
+        self._directories[fh] = ino
+        return fh
+
+    async def readdir(self, fh: int, cookie: int, limit: int) -> list[DirEntry]:
+        """Up to ``limit`` entries after ``cookie`` (0: the start); an empty list is the end."""
+        ino = self._directories.get(fh)
+        if ino is None:
+            raise FileError(errno.EBADF)
+        request = ReadDir(ino, cookie, min(limit, READDIR_LIMIT_MAX))
+
+        def arrived(answer: list[DirEntry]) -> list[DirEntry]:
+            for entry in answer:
+                self._cache.put_attr(entry.attr)
+                self._cache.put_name(ino, entry.name, entry.attr.ino)
+            return answer
+
+        entries: list[DirEntry] = await self.client.call(request, arrived=arrived)
+        if self._files:
+            entries = [e._replace(attr=self._overlay(e.attr)) for e in entries]
+        return entries
+
+    async def releasedir(self, fh: int) -> None:
+        if self._directories.pop(fh, None) is None:
+            raise FileError(errno.EBADF)
+
+    # --- files ---------------------------------------------------------------------------------
+
+    async def open(self, caller: Caller, ino: Ino, flags: int) -> int:
+        """open(2) of an existing regular file: the newest version that anybody has closed."""
+        opened: list[int] = []
+
+        def arrived(version: FileVersion) -> int:
+            # At arrival, in order with invalidations: later there might be an unseen one between.
+            self._cache.put_attr(version.attr)
+            file = self._files.get(ino)
+            if file is None:
+                file = self._files[ino] = self._file_of(version)
+            elif file.busy:
+                file.stale = True
+            else:
+                file.adopt(version)
+                file.stale = False
+            opened.append(self._new_handle(file, flags, caller))
+            return opened[0]
+
+        try:
+            fh: int = await self.client.call(Open(ino), arrived=arrived)
+        except asyncio.CancelledError:
+            for handle in opened:
+                self._later(self.release(handle))
+            raise
+        file = self._handles[fh].file
+        if flags & os.O_TRUNC and flags & O_ACCMODE != os.O_RDONLY and file.size:
+            file.truncate(caller, 0)
+        return fh
+
+    async def create(
+        self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int
+    ) -> tuple[Attr, int]:
+        """open(2) with O_CREAT. EEXIST with O_EXCL; EISDIR for a directory."""
+        if len(name) > NAME_MAX_BYTES:
+            raise FileError(errno.ENAMETOOLONG)
+        exclusive = bool(flags & os.O_EXCL)
+
+        def arrived(answer: Any) -> tuple[Attr, bool]:
+            attr, created = answer
+            return self._arrived_entry(parent, name, attr), created
+
+        command = Create(caller, parent, name, mode & 0o7777, exclusive)
+        attr, created = await self._execute(command, arrived)
+        if not created:
+            fh = await self.open(caller, attr.ino, flags)
+            return self._overlay(attr), fh
+        return attr, self._new_handle(self._open_new(attr), flags, caller)
+
+    async def tmpfile(self, caller: Caller, parent: Ino, mode: int, flags: int) -> tuple[Attr, int]:
+        """open(2) with O_TMPFILE."""
+        command = Tmpfile(caller, parent, mode & 0o7777)
+        attr = await self._execute(command, self._arrived_attr)
+        return attr, self._new_handle(self._open_new(attr), flags, caller)
+
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        """Bytes of the file as it is now, for every reader on this mount; short only at the end."""
+        handle = self._handle(fh)
+        if handle.flags & O_ACCMODE == os.O_WRONLY:
+            raise FileError(errno.EBADF)
+        sequential = offset == handle.next_offset
+        handle.next_offset = offset + size
+        return await handle.file.read(offset, size, sequential and offset > 0)
+
+    async def write(self, fh: int, offset: int, data: bytes | memoryview) -> int:
+        """Stage ``data``; durable and seen by other machines after flush or fsync."""
+        handle = self._handle(fh)
+        if not handle.writable:
+            raise FileError(errno.EBADF)
+        append = bool(handle.flags & os.O_APPEND)
+        if append and handle.file.stale:
+            await handle.file.refresh()
+        return handle.file.write(handle.caller, offset, data, append)
+
+    async def flush(self, fh: int) -> None:
+        """close(2) of one descriptor: what was written is durable, or close() gets the error."""
+        handle = self._handle(fh)
+        if handle.writable:
+            await self._publish(handle.file)
+
+    async def fsync(self, fh: int, datasync: bool = False) -> None:
+        """fsync(2). Metadata is durable when its operation returns, so both kinds are the same."""
+        await self._publish(self._handle(fh).file)
+
+    async def release(self, fh: int) -> None:
+        """The last descriptor of this open is closed. Errors were flush's to tell."""
+        handle = self._handles.pop(fh, None)
+        if handle is None:
+            raise FileError(errno.EBADF)
+        file = handle.file
+        if handle.writable and file.dirty:
+            try:
+                await self._publish(file)
+            except PydiError as exc:
+                log.warning("ino=%d: not published at close: %s", file.ino, exc)
+        file.handles -= 1
+        file.writers -= handle.writable
+        if file.handles == 0 and self._files.get(file.ino) is file:
+            del self._files[file.ino]
+            if file.dirty:
+                log.error("ino=%d: content lost, close() had reported the error", file.ino)
+            await file.discard()
+        self._later(self._tell_release(file.ino))
+
+    def ino_of(self, fh: int) -> Ino:
+        return self._handle(fh).file.ino
+
+    async def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2): holes are made, space is not reserved. EOPNOTSUPP: collapse, insert."""
+        handle = self._handle(fh)
+        if not handle.writable:
+            raise FileError(errno.EBADF)
+        if offset < 0 or length <= 0:
+            raise FileError(errno.EINVAL)
+        file = handle.file
+        if file.stale:
+            await file.refresh()
+        keep_size = bool(mode & FALLOC_KEEP_SIZE)
+        if mode & ~FALLOC_KEEP_SIZE == 0:
+            if not keep_size and offset + length > file.size:
+                file.truncate(handle.caller, offset + length)
+        elif mode == FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE:
+            file.punch(handle.caller, offset, length, keep_size=True)
+        elif mode & ~FALLOC_KEEP_SIZE == FALLOC_ZERO_RANGE:
+            file.punch(handle.caller, offset, length, keep_size=keep_size)
+        else:
+            raise FileError(errno.EOPNOTSUPP)
+
+    async def lseek(self, fh: int, offset: int, whence: int) -> int:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE. ENXIO behind the end."""
+        handle = self._handle(fh)
+        if handle.file.stale:
+            await handle.file.refresh()
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise FileError(errno.EINVAL)
+        return handle.file.seek(offset, data=whence == os.SEEK_DATA)
+
+    async def copy_file_range(
+        self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int
+    ) -> int:
+        """copy_file_range(2) by sharing extents: no byte is copied. Returns bytes "copied"."""
+        source, target = self._handle(fh_in), self._handle(fh_out)
+        if not target.writable or source.flags & O_ACCMODE == os.O_WRONLY:
+            raise FileError(errno.EBADF)
+        await self._publish(source.file)
+        await self._publish(target.file)
+        command = CloneRange(
+            target.caller, source.file.ino, offset_in, target.file.ino, offset_out, length
+        )
+
+        def arrived(answer: Any) -> int:
+            attr, copied = answer
+            self._arrived_attr(attr)
+            target.file.stale = True
+            return int(copied)
+
+        copied: int = await self._execute(command, arrived)
+        return copied
+
+    # --- locks ---------------------------------------------------------------------------------
+
+    async def getlk(
+        self, fh: int, owner: int, kind: int, start: int, end: int, pid: int
+    ) -> tuple[int, int, int, int]:
+        """The lock in the way as (kind, start, end, pid); kind F_UNLCK when there is none."""
+        ino = self._handle(fh).file.ino
+        found = await self.client.call(GetLock(ino, owner, _LOCK_KINDS[kind], start, end))
+        if found is None:
+            return (fcntl.F_UNLCK, start, end, pid)
+        return (_LOCK_NUMBERS[found.kind], found.start, found.end, found.pid)
+
+    async def setlk(
+        self,
+        fh: int,
+        owner: int,
+        kind: int,
+        start: int,
+        end: int,
+        pid: int,
+        wait: bool,
+        flock: bool = False,
+    ) -> None:
+        """Take or drop a lock that all machines respect. EAGAIN when held and ``wait`` is False."""
+        ino = self._handle(fh).file.ino
+        request = SetLock(ino, owner, _LOCK_KINDS[kind], start, end, flock, wait, pid)
+        if not await self.client.call(request, deadline_s=WAIT_FOREVER_S if wait else None):
+            raise FileError(errno.EAGAIN)
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _handle(self, fh: int) -> _Handle:
+        handle = self._handles.get(fh)
+        if handle is None:
+            raise FileError(errno.EBADF)
+        return handle
+
+    def _writes(self, fh: int | None) -> bool:
+        return fh is not None and fh in self._handles and self._handles[fh].writable
+
+    def _new_fh(self) -> int:
+        self._last_fh += 1
+        return self._last_fh
+
+    def _new_handle(self, file: OpenFile, flags: int, caller: Caller) -> int:
+        fh = self._new_fh()
+        handle = _Handle(file, flags, caller)
+        self._handles[fh] = handle
+        file.handles += 1
+        file.writers += handle.writable
+        return fh
+
+    def _open_new(self, attr: Attr) -> OpenFile:
+        """A file that was created just now: its content is known, the node is told in passing."""
+        file = self._files[attr.ino] = self._file_of(FileVersion(attr, (), ()))
+        self._later(self._tell_open(attr.ino))
+        return file
+
+    def _file_of(self, version: FileVersion) -> OpenFile:
+        return OpenFile(self.client, self._area, self._reader, self._clock, version)
+
+    async def _publish(self, file: OpenFile) -> None:
+        if not file.dirty and not file.busy:
+            return
+        await file.publish()
+        self._cache.put_attr(file.attr)
+
+    async def _tell_open(self, ino: Ino) -> None:
+        await self.client.call(Open(ino))
+
+    async def _tell_release(self, ino: Ino) -> None:
+        await self.client.call(Release(ino, 1))
+
+    def _later(self, work: Any) -> None:
+        """Run ``work`` beside; requests leave in the order in which they were started."""
+
+        async def run() -> None:
+            try:
+                await work
+            except PydiError as exc:
+                # The node forgets all opens of a session that ends, and `_reset` tells it anew.
+                log.debug("not told: %s", exc)
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _make(self, command: Mkdir | Mknod | Symlink) -> Attr:
+        def arrived(answer: Any) -> Attr:
+            return self._arrived_entry(command.parent, command.name, answer)
+
+        attr: Attr = await self._execute(command, arrived)
+        return attr
+
+    async def _execute(
+        self, command: Command, arrived: Callable[[Any], Any] = lambda answer: answer
+    ) -> Any:
+        """Run a command; what it touched leaves the caches before its answer enters them."""
+
+        def result(value: Any, inos: Iterable[Ino], entries: Iterable[tuple[Ino, bytes]]) -> Any:
+            self._cache.drop(inos, entries)
+            return arrived(value)
+
+        return await self.client.execute(command, arrived=result)
+
+    def _arrived_attr(self, answer: Any) -> Attr:
+        attr = answer if isinstance(answer, Attr) else Attr.from_wire(answer)
+        self._cache.put_attr(attr)
+        return attr
+
+    def _arrived_entry(self, parent: Ino, name: bytes, answer: Any) -> Attr:
+        attr = self._arrived_attr(answer)
+        self._cache.put_name(parent, name, attr.ino)
+        return attr
+
+    def _overlay(self, attr: Attr) -> Attr:
+        file = self._files.get(attr.ino)
+        return attr if file is None else file.overlay(attr)
+
+    def _invalidate(self, inos: tuple[Ino, ...], entries: tuple[tuple[Ino, bytes], ...]) -> None:
+        """Someone else changed these."""
+        self._cache.drop(inos, entries)
+        for ino in inos:
+            file = self._files.get(ino)
+            if file is not None:
+                file.stale = True
+        self.on_invalidate(inos, entries, False)
+
+    def _reset(self) -> None:
+        """The stream of invalidations broke (another node, a gap): nothing cached is certain."""
+        self._cache.clear()
+        for file in self._files.values():
+            file.stale = True
+            for _ in range(file.handles):
+                self._later(self._tell_open(file.ino))
+        self.on_invalidate((), (), True)
+
+
+_LOCK_KINDS = {
+    fcntl.F_RDLCK: LockKind.SHARED,
+    fcntl.F_WRLCK: LockKind.EXCLUSIVE,
+    fcntl.F_UNLCK: LockKind.UNLOCK,
+}
+_LOCK_NUMBERS = {kind: number for number, kind in _LOCK_KINDS.items()}
+
+
+def _permitted(attr: Attr, caller: Caller, mask: int) -> bool:
+    if mask == os.F_OK:
+        return True
+    if caller.uid == 0:
+        executable = stat.S_ISDIR(attr.mode) or attr.mode & 0o111
+        return not mask & os.X_OK or bool(executable)
+    if caller.uid == attr.uid:
+        bits = attr.mode >> 6
+    elif attr.gid == caller.gid or attr.gid in (caller.groups or ()):
+        bits = attr.mode >> 3
+    else:
+        bits = attr.mode
+    return bits & 7 & mask == mask
