@@ -3,8 +3,8 @@
 Called by the vfs and the command line. It keeps to one node, goes to the next when that one dies or
 leaves, repeats what may be repeated, and says when nothing cached can be trusted any more.
 
-What may be repeated: queries, opens, and commands under the same (client id, serial), which the tree
-executes once. Blobs under construction belong to one session and are not: their writer starts again.
+What may be repeated: queries, opens, and commands under the same (client id, serial), which the
+tree executes once. Blobs under construction belong to one session: their writer starts again.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Client:
         await asyncio.sleep(0)  # lets the transport finish closing before the loop may end
 
     async def subscribe(self) -> None:
-        """From now on `on_touched` is told what others change, `on_reset` when that is uncertain."""
+        """From now on `on_touched` hears what others change, `on_reset` when that is unsure."""
         self._subscribed = True
         await self.call(Subscribe())
 

@@ -203,7 +203,7 @@ class Connection(asyncio.Protocol):
         self._waiting.clear()
         self._on_lost(self)
 
-    # --- what the node said ------------------------------------------------------------------------
+    # --- what the node said --------------------------------------------------------------------
 
     def _feed(self, receive: Callable[[], None]) -> None:
         try:

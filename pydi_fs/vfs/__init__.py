@@ -1,7 +1,7 @@
 """POSIX rules on inode numbers: one implementation under every binding (kernel, fusepy, shell).
 
-Who calls it: `pydi_fs.fuse`, `pydi_fs.fusepy_binding`, `pydi_fs.cli`. It knows no FUSE, no path walk
-(a binding that thinks in paths uses `resolve`), and no node but through `pydi_fs.client`.
+Who calls it: `pydi_fs.fuse`, `pydi_fs.fusepy_binding`, `pydi_fs.cli`. It knows no FUSE, no path
+walk (a binding that thinks in paths uses `resolve`), and no node but through `pydi_fs.client`.
 One asyncio loop owns a Vfs; nothing here is called from another thread, except the `*_nowait`
 twins: they only read dictionaries of immutable records, which is safe from any thread.
 
@@ -21,11 +21,11 @@ Errors: every operation raises FileError (its errno is the answer) or another Py
 `records.DirEntry`; `Caller` is `commands.Caller` (groups None when the kernel checked permissions).
 
 Names and attributes
-    lookup(parent, name) -> Attr                     "." and ".." are answered too
-    lookup_nowait(parent, name) -> Attr | None       None: not cached, ask; FileError(ENOENT) if known absent
-    getattr(ino) -> Attr                             includes what was written here and not yet published
+    lookup(parent, name) -> Attr                     "." is answered too
+    lookup_nowait(parent, name) -> Attr | None       None: not cached, ask; ENOENT if known absent
+    getattr(ino) -> Attr                             with what was written here, published or not
     getattr_nowait(ino) -> Attr | None
-    setattr(caller, ino, *, mode, uid, gid, size, atime_ns, mtime_ns, fh) -> Attr    TIME_NOW allowed
+    setattr(caller, ino, *, mode, uid, gid, size, atime_ns, mtime_ns, fh) -> Attr    TIME_NOW works
     access(caller, ino, mask) -> None                EACCES
     readlink(ino) -> bytes
     mkdir(caller, parent, name, mode) -> Attr        the umask is applied by the binding
@@ -42,9 +42,10 @@ Names and attributes
 
 Directories
     opendir(ino) -> fh
-    readdir(fh, cookie, limit) -> list[DirEntry]     entries after ``cookie`` (0: from the start), without
-                                                     "." and ".."; an empty list is the end; cookies stay
-                                                     valid while entries come and go
+    readdir(fh, cookie, limit) -> list[DirEntry]     entries after ``cookie`` (0: from the start),
+                                                     without "." and ".."; an empty list is the
+                                                     end; cookies stay valid while entries come
+                                                     and go
     releasedir(fh)
 
 Files (``fh`` is a small integer, never reused within a mount)

@@ -9,7 +9,7 @@ from any thread; all changes happen in the loop.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from pydi_node.ids import Ino
 from pydi_node.records import Attr
@@ -20,7 +20,7 @@ NAMES_MAX = 131072  # about 200 bytes each: 26 MB
 
 
 class NameCache:
-    """Attributes by inode and inode by (parent, name), each bounded; the oldest inserted goes first."""
+    """Attributes by inode and inode by (parent, name), each bounded; the oldest goes first."""
 
     def __init__(self, attrs_max: int = ATTRS_MAX, names_max: int = NAMES_MAX) -> None:
         self._attrs: dict[Ino, Attr] = {}
@@ -61,11 +61,9 @@ class NameCache:
         self._names.clear()
 
 
-def _drop_oldest(
-    table: dict[object, object] | dict[Ino, Attr] | dict[tuple[Ino, bytes], Ino],
-) -> None:
+def _drop_oldest(table: dict[Any, Any]) -> None:
     """Make room for an eighth at once: one pass over the oldest, not one per insertion."""
     keys = iter(table)
     oldest = [next(keys) for _ in range(max(len(table) // 8, 1))]
     for key in oldest:
-        del table[key]  # type: ignore[arg-type]  # keys come from this very table
+        del table[key]

@@ -1,4 +1,4 @@
-"""The content of an open file as this mount sees it: the cluster's version plus what was written here.
+"""The content of an open file as this mount sees it: the cluster's version and what is new here.
 
 Pure: it maps ranges to sources and remembers what changed; bytes live in blobs and staging files.
 The states of one file, seen from its changes::

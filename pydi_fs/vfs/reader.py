@@ -36,7 +36,7 @@ class BlobReader:
 
         BlobError, UnavailableError  no holder could give it.
         """
-        assert length > 0 and offset + length <= info.size, (offset, length, info.size)
+        assert 0 < length <= info.size - offset, (offset, length, info.size)
         first, last = offset // CHUNK_BYTES, (offset + length - 1) // CHUNK_BYTES
         tasks = [self._chunk(info, index) for index in range(first, last + 1)]
         if ahead:

@@ -31,6 +31,7 @@ from pydi_node.errors import (
     PydiError,
     UnavailableError,
 )
+from pydi_node.ids import BlobId
 from pydi_node.records import BlobInfo
 from pydi_node.wire.messages import BlobAbort, BlobCreate, BlobPut, BlobSeal, BlobWrite
 
@@ -76,7 +77,7 @@ class Stage:
         self._memory: bytearray | None = bytearray()
         self._fd = -1
         self._hasher: blake3 | None = blake3()  # None: not sequential, hashed again at seal
-        self._blob: int | None = None  # being written on the node of connection _epoch
+        self._blob: BlobId | None = None  # being written on the node of connection _epoch
         self._epoch = -1
         self._claimed = 0  # bytes handed to the network so far
         self._resend = ExtentMap()  # ranges below _claimed that were rewritten since

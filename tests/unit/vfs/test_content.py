@@ -182,7 +182,7 @@ def test_one_mount_sees_its_own_writes_and_publishes_them_exactly(
 def test_two_mounts_writing_disjoint_ranges_both_keep_their_bytes(
     start: bytes, left: list[tuple[int, bytes]], right: list[tuple[int, bytes]]
 ) -> None:
-    """Goal: a Commit carries changes, not the file. Method: both open the same version, both publish."""
+    """Goal: a Commit carries changes, not the file. Method: both open one version, both publish."""
     cluster, mounts = new_mounts(2)
     mounts[0].write(0, start, append=False)
     mounts[0].publish()
@@ -204,7 +204,7 @@ def test_two_mounts_writing_disjoint_ranges_both_keep_their_bytes(
 def test_appends_of_two_mounts_land_whole_in_the_order_of_publication(
     appends: list[tuple[int, bytes]],
 ) -> None:
-    """Goal: O_APPEND across mounts. Method: interleaved appends, each published, none rebased first."""
+    """Goal: O_APPEND across mounts. Method: interleaved appends, published, none rebased first."""
     cluster, mounts = new_mounts(2)
     model = b""
     for which, data in appends:
@@ -230,7 +230,7 @@ def test_a_newer_version_goes_below_what_is_dirty_here() -> None:
 
 
 def test_an_unpublished_append_moves_behind_what_others_appended() -> None:
-    """Goal: a reader here sees the order that publishing will give. Method: rebase a dirty append."""
+    """Goal: a reader here sees the order that publishing gives. Method: rebase a dirty append."""
     cluster, (here, there) = new_mounts(2)
     here.write(0, b"mine", append=True)
     there.write(0, b"theirs", append=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,7 +64,7 @@ def test_every_byte_comes_from_where_it_was_last_put(
         segments = list(extents)
         assert extents.mapped_bytes == len(model)
         assert extents.end == max(model, default=-1) + 1
-        for before, after in zip(segments, segments[1:], strict=False):
+        for before, after in pairwise(segments):
             assert before.end <= after.offset
             joined = before.source == after.source and before.end == after.offset
             assert not (joined and before.source_offset + before.length == after.source_offset), (
