@@ -177,8 +177,9 @@ async def run(arguments: argparse.Namespace) -> int:
                 await COMMANDS[arguments.command].run(session, arguments)
             finally:
                 session.progress.finish()
-            # Only after success: an interrupted copy must not be published half.
-            await vfs.stop()
+            # Not after an exception either: an interrupted copy must not be published half.
+            if not session.abandoned:
+                await vfs.stop()
             return session.exit_code
     finally:
         await client.close()

@@ -15,14 +15,17 @@ import os
 import secrets
 import stat
 import sys
-from typing import BinaryIO
+import threading
+from collections.abc import Awaitable, Callable
+from io import FileIO
 
-from pydi_fs.commands_session import CHUNK_BYTES, Session, about, or_none, show
+from pydi_fs.commands_session import CHUNK_BYTES, Session, about, or_none, show, warn
 from pydi_node.commands import TIME_NOW
-from pydi_node.errors import EXIT_USAGE, FileError, UserError
+from pydi_node.errors import EXIT_USAGE, FileError, PydiError, UserError
 from pydi_node.ids import Ino
 from pydi_node.records import Attr, DirEntry
 
+STDIN_FD = 0
 STANDARD = b"-"  # standard input of put, standard output of get
 # Files copied at a time: nodes sync many commands with one fdatasync, a lone one waits for its own.
 PARALLEL_FILES = 16
@@ -39,13 +42,14 @@ async def put(session: Session, arguments: argparse.Namespace) -> None:
     if into is None and (len(sources) > 1 or target.endswith(b"/")):
         raise UserError(f"{show(target)}: not a directory", EXIT_USAGE)
     for source in sources:
-        if source == STANDARD:
-            if into is not None:
-                raise UserError(f"{show(target)}: is a directory, name a file", EXIT_USAGE)
-            parent, name = await session.parent_of(target)
-            await _put_stream(session, sys.stdin.buffer, parent, name, 0o666 & ~session.umask)
-            continue
         try:
+            if source == STANDARD:
+                if into is not None:
+                    raise UserError(f"{show(target)}: is a directory, name a file", EXIT_USAGE)
+                parent, name = await session.parent_of(target)
+                mode = 0o666 & ~session.umask
+                await _put_content(session, _read_stdin, parent, name, mode)
+                continue
             status = os.lstat(source)
             if into is not None:
                 parent, name = into.ino, os.path.basename(os.path.abspath(source))
@@ -115,39 +119,87 @@ async def _put_one(
         if existing is not None and not existing.is_regular:
             await session.vfs.unlink(session.caller, parent, name)
         with open(path, "rb", buffering=0) as file:
-            await _put_stream(session, file, parent, name, stat.S_IMODE(status.st_mode), status)
+            mode, mtime_ns = stat.S_IMODE(status.st_mode), status.st_mtime_ns
+            ino = await _put_content(session, _file_reader(file), parent, name, mode, mtime_ns)
+        await _set_like(session, ino, status)
     else:
         session.complain(f"{show(path)}: neither file, directory nor symbolic link, left out")
 
 
-async def _put_stream(
+async def _put_content(
     session: Session,
-    stream: BinaryIO,
+    read: Callable[[], Awaitable[bytes]],
     parent: Ino,
     name: bytes,
     mode: int,
-    status: os.stat_result | None = None,
-) -> None:
-    """The stream's bytes as the content of ``name``: a new file, or a new version of that file."""
+    mtime_ns: int | None = None,
+) -> Ino:
+    """Chunks from ``read``, up to an empty one, as the content of ``name``: a new file, or a new
+    version of the file that has this name."""
     vfs, caller = session.vfs, session.caller
+    is_new = await session.child(parent, name) is None
     attr, fh = await vfs.create(caller, parent, name, mode, os.O_WRONLY | os.O_TRUNC)
-    offset = 0
     try:
-        # In a thread: standard input may let us wait, and the connection must not.
-        while data := await asyncio.to_thread(stream.read, CHUNK_BYTES):
+        offset = 0
+        while data := await read():
             await vfs.write(fh, offset, data)
             offset += len(data)
             session.progress.add(bytes_=len(data))
-        if status is not None:
-            await vfs.setattr(caller, attr.ino, mtime_ns=status.st_mtime_ns, fh=fh)
+        if mtime_ns is not None:
+            await vfs.setattr(caller, attr.ino, mtime_ns=mtime_ns, fh=fh)
         await vfs.flush(fh)
-    except OSError as exc:
-        # Half a file must not be published: leave without closing it.
-        raise UserError(f"reading for {show(name)}: {exc.strerror}") from exc
+    except BaseException as exc:
+        # Half a file must not be published, neither by a release nor at the session's end.
+        session.abandoned = True
+        if is_new and isinstance(exc, Exception):
+            await _try_unlink(session, parent, name)
+        raise
     await vfs.release(fh)
-    if status is not None:
-        await _set_like(session, attr.ino, status)
     session.progress.add(files=1)
+    return attr.ino
+
+
+async def _try_unlink(session: Session, parent: Ino, name: bytes) -> None:
+    """Remove an empty file whose content did not come; what is reported is why it did not."""
+    try:
+        await session.vfs.unlink(session.caller, parent, name)
+    except PydiError as exc:
+        warn(f"{show(name)}: stays behind, empty: {exc}")
+
+
+def _file_reader(file: FileIO) -> Callable[[], Awaitable[bytes]]:
+    async def read() -> bytes:
+        return file.read(CHUNK_BYTES) or b""
+
+    return read
+
+
+async def _read_stdin() -> bytes:
+    """The next bytes of standard input, which may let us wait while the connection must be served.
+
+    In a daemon thread and past Python's buffer: at Ctrl-C neither the loop's executor nor the
+    buffer's lock would let the process end before the next key.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bytes] = loop.create_future()
+
+    def settle(data: bytes, error: OSError | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(data)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        try:
+            data, error = os.read(STDIN_FD, CHUNK_BYTES), None
+        except OSError as exc:
+            data, error = b"", exc
+        loop.call_soon_threadsafe(settle, data, error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await done
 
 
 async def _set_like(session: Session, ino: Ino, status: os.stat_result) -> None:

@@ -66,6 +66,7 @@ class Session:
     json: bool
     progress: Progress
     exit_code: int = EXIT_OK
+    abandoned: bool = False  # a file was left half written: nothing may be published any more
     _to_terminal: bool = field(default_factory=sys.stdout.isatty)
 
     def out(self, text: str | bytes, end: bytes = b"\n") -> None:
