@@ -46,10 +46,9 @@ Rules for the driver:
 - Messages may be lost, repeated or reordered. Keeping the order per peer is faster.
 - Any number of inputs may be given before ``ready``: the more, the larger the batches. Appends
   to followers are built inside ``ready``.
-- After a restart: the entries read back from the disk, the hard state, the ``SnapshotMeta`` that
-  ``compact`` or ``snapshot_installed`` last gave, and the tree's applied index. A tree ahead of
-  the whole log (crash inside the installation of a snapshot) starts with ``SnapshotMeta`` of that
-  installation and no entries.
+- After a restart: the hard state, the entries read back from the disk and the ``SnapshotMeta``
+  that ``compact`` or ``snapshot_installed`` last gave, both passed through ``log.recovered``
+  (a crash may have hit the installation of a snapshot), and the tree's applied index.
 
 
 Signatures (pydi_node.consensus.raft; records in .types, bytes and plain tuples in .codec)
@@ -117,7 +116,8 @@ The follower writes pieces to a temporary file. With ``Ready.snapshot`` the file
 
 1. wait until every Ready before this one is persisted;
 2. check the file against its id; if wrong, ``snapshot_refused``;
-3. keep ``SnapshotMeta`` beside it, put the file in the tree's place (fsync, rename, fsync dir);
+3. keep ``SnapshotMeta`` beside it for ``log.recovered``, put the file in the tree's place
+   (fsync, rename, fsync dir);
 4. reset the log to ``SnapshotMeta`` with no entries, hard state kept, durable;
 5. ``snapshot_installed``. Until then the core hands out no entries, neither to persist nor to
    apply; a hard state may come and takes the ordinary way.

@@ -301,3 +301,31 @@ def entries_of(first: LogIndex, term: Term, datas: Sequence[bytes]) -> list[Entr
     """Commands as entries, numbered from ``first``."""
     kind = EntryKind.COMMAND
     return [Entry(LogIndex(i), term, kind, data) for i, data in enumerate(datas, first)]
+
+
+def recovered(
+    front: SnapshotMeta,
+    entries: Sequence[Entry],
+    installed: SnapshotMeta | None,
+    applied: LogIndex,
+    applied_term: Term,
+) -> tuple[SnapshotMeta, Sequence[Entry]]:
+    """(front, entries) to start a core with, after a crash that may have hit an installation.
+
+    front, entries          the log as read from the disk.
+    installed               SnapshotMeta kept beside the tree by the last installation, if any.
+    applied, applied_term   the tree's own marks; it was replaced before the log was reset.
+
+    A log without the entry that the tree applied last is one that the installation was about to
+    replace, also when it is longer: what it holds there was never committed.
+    """
+    if applied == front.index:
+        log_term: Term | None = front.term
+    else:
+        position = applied - front.index - 1
+        log_term = entries[position].term if 0 <= position < len(entries) else None
+    if log_term == applied_term:
+        return front, entries
+    assert installed is not None, f"tree at ({applied}, {applied_term}), log has {log_term}"
+    assert (installed.index, installed.term) == (applied, applied_term), (installed, applied)
+    return installed, ()

@@ -979,6 +979,8 @@ class Raft:
         self._update_peers(lead)
         lead.broadcast = True
         self._release_outgoing(lead)
+        # Fewer voters may make a majority of the answers that are in already.
+        self._maybe_finish_round(lead)
         if lead.transferee is not None and lead.transferee not in membership.voters:
             lead.transferee = None
         return index
