@@ -190,6 +190,8 @@ def rename(store: Store, command: Rename) -> Result:
         _require_addable(new_parent, caller)
     else:
         _require_removable(new_parent, other, caller)
+        if flags != RENAME_EXCHANGE:
+            _require_same_kind(moved, other)
     if parent is not new_parent:
         _require_movable_parent(moved, caller)
         if other is not None and flags == RENAME_EXCHANGE:
@@ -224,13 +226,8 @@ def _replace(
 ) -> Result:
     entry, moved, parent = source
     new_entry, victim, new_parent = target
-    if stat.S_ISDIR(moved.mode):
-        if not stat.S_ISDIR(victim.mode):
-            raise FileError(errno.ENOTDIR)
-        if not store.is_empty(victim.ino):
-            raise FileError(errno.ENOTEMPTY)
-    elif stat.S_ISDIR(victim.mode):
-        raise FileError(errno.EISDIR)
+    if stat.S_ISDIR(victim.mode) and not store.is_empty(victim.ino):
+        raise FileError(errno.ENOTEMPTY)
     store.remove_entry(entry)
     store.retarget_entry(new_entry, moved.ino)
     _arrive(store, moved, parent, new_parent)
@@ -314,6 +311,14 @@ def _require_removable(directory: Inode, victim: Inode, caller: Caller) -> None:
     """Linux' may_delete, without what depends on the victim's kind."""
     require_access(directory, caller, WRITE | SEARCH)
     require_not_sticky(directory, victim, caller)
+
+
+def _require_same_kind(moved: Inode, victim: Inode) -> None:
+    """Only a directory replaces a directory."""
+    if stat.S_ISDIR(moved.mode) and not stat.S_ISDIR(victim.mode):
+        raise FileError(errno.ENOTDIR)
+    if stat.S_ISDIR(victim.mode) and not stat.S_ISDIR(moved.mode):
+        raise FileError(errno.EISDIR)
 
 
 def _require_movable_parent(moved: Inode, caller: Caller) -> None:
