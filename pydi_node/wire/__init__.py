@@ -6,9 +6,11 @@ numbers. docs/protocol.md describes the format.
     frames.py    FrameParser, frame(): two lengths, a msgpack header, a raw payload
     messages.py  one frozen record per request and push, and the table of them
     session.py   Session: hello, requests and answers, pushes, peer messages, in legal order only
-    events.py    what a Session reports
+    events.py    what a Session reports; Hello, Welcome, Refusal
     failures.py  the table between our exceptions and error answers, both ways
     trust.py     tokens, keys, certificates; tls.py makes ssl.SSLContext of them (the only IO here)
+
+    fields.py, codec.py    checks of single fields; msgpack with its strict settings
 
 How to drive a session (both sides alike):
 
@@ -42,6 +44,8 @@ LocalProtocolError when we misuse it (a bug of ours); it changes nothing then.
     send_ping(token: int) / send_pong(token: int) -> Buffers
     send_goodbye(sentence: str) -> Buffers        nothing follows; answers may still arrive
 
+    choose_version(hello) -> int | None           for the welcome; None: Refusal.VERSION
+
     state: State            peer: Hello | Welcome | None
     requests_outstanding: int      ours, without an answer yet
     unanswered: int                the peer's, that we have not answered yet
@@ -65,4 +69,16 @@ Events (events.py), each a frozen record:
     GoodbyeReceived(sentence)            no new requests from us; close when all is answered
     ConnectionEnded()                    the peer closed between two frames; open requests of ours
                                          have failed with DisconnectedError
+
+Tokens, certificates and TLS (trust.py, tls.py; randomness and time are arguments):
+
+    NodeToken.new(48 random bytes); token.text(); parse_node_token(text);
+    mount_token(node_token, MountLimits(read_only, directory, expires_s));
+    parse_mount_token(text, now_s); parse_token(text, now_s)     TokenError is a UserError
+    credentials = credentials_of(token)
+    leaf = make_leaf(credentials, number, now_s, 32 random bytes)     again at leaf.renew_at_s
+    tls.server_context(leaf), tls.client_context(leaf) -> ssl.SSLContext
+    tls.identity_of(ssl_object, credentials, now_s) -> PeerIdentity   TrustError: close
+    identity.may_be(hello.role, hello.number)     False: send_refuse(Refusal.ROLE, ...)
+    credentials.beacon_key                        HMAC key of discovery's beacons
 """
