@@ -158,7 +158,7 @@ OPTIONS: tuple[Option, ...] = (
 # What stands in an fstab line for mount(8) itself and means nothing to a file system.
 _FSTAB_WORDS = {
     "defaults", "auto", "noauto", "nofail", "_netdev", "rw", "async", "relatime",
-    "user", "nouser", "users", "exec", "suid", "dev",
+    "user", "nouser", "users", "exec",
 }  # fmt: skip
 # Option of -o -> the change it makes.
 _MOUNT_WORDS: dict[str, dict[str, Any]] = {
