@@ -93,6 +93,11 @@ class Log:
         assert self.front.index <= index <= self.last_index, (self.front.index, index)
         return self._memberships[self._membership_position(index)][1]
 
+    def memberships_possible(self) -> list[Membership]:
+        """The last committed membership, and the ones after it that may yet be."""
+        first = self._membership_position(self.commit_index)
+        return [membership for _, membership in self._memberships[first:]]
+
     def term_at(self, index: LogIndex) -> Term | None:
         """The term of the entry at ``index``; None when it was cut away or isn't there yet."""
         position = index - self.front.index - 1

@@ -571,8 +571,12 @@ class Raft:
     # --- elections
 
     def _may_campaign(self) -> bool:
+        # A voter on its way out must still be able to lead: with an uncommitted {1, 2} -> {1}
+        # only in the log of node 2, nobody but node 2 can win an election (thesis 4.2.2).
         # While a snapshot is being installed the log is about to be replaced.
-        return self.node in self.membership.voters and self._installing is None
+        return self._installing is None and any(
+            self.node in membership.voters for membership in self._log.memberships_possible()
+        )
 
     def _campaign(self, transfer: bool) -> None:
         if self.membership.voters == (self.node,):
