@@ -1,7 +1,7 @@
 """What a mount may be asked for, the same for every binding.
 
-`pydi_fs.mount_cli` fills it from ``-o`` and flags; the kernel binding and the fusepy binding read it.
-It knows no binding and does nothing: a plain value.
+`pydi_fs.mount_cli` fills it from ``-o`` and flags; the kernel binding and the fusepy binding read
+it. It knows no binding and does nothing: a plain value.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class MountOptions:
     """Log one line per request and per reply."""
 
     noatime: bool = False
-    """Reading never asks for a new access time. The kernel leaves FUSE's access times to the
-    daemon in any case, so this shows in /proc/mounts and saves GETATTRs after reads."""
+    """The mount flag of this name. FUSE leaves access times to the daemon in any case, so it only
+    tells programs that look at /proc/mounts not to expect new ones."""
 
     max_read: int = MAX_READ_BYTES
     """Largest READ in bytes, 4 KiB .. 1 MiB."""

@@ -1,0 +1,201 @@
+"""One mount by the kernel's own protocol: device, dispatcher and notifier joined to a vfs.
+
+Called by `pydi_fs.mount_cli`. Life of a mount::
+
+    binding = KernelBinding(vfs, mountpoint, options)
+    await binding.mount()            # returns when programs can use it
+    await binding.wait_unmounted()   # umount(8), or the last user of a lazy unmount left
+    await binding.unmount()          # or by ourselves; harmless after the other
+
+The vfs is started before and stopped after. This process must never touch its own mount: the loop
+would wait for an answer that only the loop can give.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Sequence
+
+from pydi_fs.fuse import device
+from pydi_fs.fuse.dispatch import CACHE_TIMEOUT_S, Dispatcher
+from pydi_fs.fuse.filesystem import Entries, FileSystem
+from pydi_fs.fuse.negotiation import REQUEST_MAX_BYTES, Negotiated
+from pydi_fs.fuse.notify import Notifier
+from pydi_fs.mount_options import MountOptions
+from pydi_node.errors import UserError
+from pydi_node.ids import Ino
+
+log = logging.getLogger(__name__)
+
+# Requests read per wake-up. While an answer is written its program often runs at once and asks
+# again, so the next request is already there (measured: 20-29 us a request without, 12-17 with);
+# the limit keeps timers and the network from starving.
+DRAIN_MAX = 64
+
+INIT_TIMEOUT_S = 10.0
+# After a lazy unmount, for programs to close their files; what is left then is cut off. DESIGN
+# allows 5 s for a clean end, publishing included.
+DETACHED_WAIT_S = 1.0
+UNMOUNT_WAIT_S = 2.0
+NOTIFIER_STOP_S = 1.0
+
+# The kernel's answers on the device that mean that the mount has ended.
+_ENDED = frozenset((errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EBADF, errno.EPERM))
+
+
+class KernelBinding:
+    """Serves ``vfs`` on ``mountpoint``; see the module."""
+
+    def __init__(
+        self,
+        vfs: FileSystem,
+        mountpoint: str,
+        options: MountOptions,
+        cache_timeout_s: float = CACHE_TIMEOUT_S,
+    ) -> None:
+        self._vfs = vfs
+        self._mountpoint = mountpoint  # absolute once mounted
+        self._options = options
+        self._fd = -1
+        self._buffer = bytearray(REQUEST_MAX_BYTES)
+        self._view = memoryview(self._buffer)
+        self._dispatcher = Dispatcher(
+            vfs,
+            self._write,
+            on_ready=self._on_ready,
+            forget_attributes=self._forget_attributes,
+            handed_out=self._on_handed_out,
+            cache_timeout_s=cache_timeout_s,
+            kernel_checks=options.default_permissions,
+            debug=options.debug,
+        )
+        self._notifier: Notifier | None = None  # from INIT on
+        self._ready = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._closing: asyncio.Task[None] | None = None
+        self._device = ""  # "major:minor"
+
+    async def mount(self) -> None:
+        """Returns when programs can use the mount. UserError with one sentence if that fails."""
+        self._options.validate()
+        self._fd, self._mountpoint = await device.mount(self._mountpoint, self._options)
+        asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
+        try:
+            await asyncio.wait_for(self._ready.wait(), INIT_TIMEOUT_S)
+        except TimeoutError:
+            await self.unmount()
+            raise UserError(f"the kernel did not begin to use {self._mountpoint}") from None
+        mounted = device.mounted_at(self._mountpoint)
+        self._device = mounted.device if mounted is not None else ""
+        device.raise_read_ahead(self._mountpoint)
+        self._vfs.on_invalidate = self._on_invalidate
+        log.info("mounted on %s", self._mountpoint)
+
+    async def wait_unmounted(self) -> None:
+        """Returns when the mount has ended, by whomever, and every change of it has run."""
+        await self._ended.wait()
+        await self._close()
+
+    async def unmount(self) -> None:
+        """Unmount if still mounted; open files of programs are cut off after a moment."""
+        if self._fd < 0:
+            return
+        if not self._ended.is_set():
+            clean = await device.unmount(self._mountpoint)
+            if not clean:
+                log.warning("%s is in use; its programs lose it", self._mountpoint)
+            try:
+                await asyncio.wait_for(
+                    self._ended.wait(), UNMOUNT_WAIT_S if clean else DETACHED_WAIT_S
+                )
+            except TimeoutError:
+                pass  # closing the device ends what is left
+        await self._close()
+
+    async def _close(self) -> None:
+        """Once, whoever asks; the second waits for the first."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close_once())
+        await asyncio.shield(self._closing)
+
+    async def _close_once(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._fd)
+        # RELEASE is answered to nobody in the end, but what it publishes must still run.
+        await self._dispatcher.stop()
+        notifier = self._notifier
+        if notifier is not None and not await asyncio.to_thread(notifier.stop, NOTIFIER_STOP_S):
+            # Its thread waits in the kernel for a request that will not be answered any more.
+            log.warning("aborting the FUSE connection of %s", self._mountpoint)
+            if device.abort_connection(self._device):
+                await asyncio.to_thread(notifier.stop, NOTIFIER_STOP_S)
+        os.close(self._fd)
+        self._fd = -1
+        self._ended.set()
+
+    # --- device -----------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        fd = self._fd
+        buffers = [self._buffer]
+        for _ in range(DRAIN_MAX):
+            try:
+                length = os.readv(fd, buffers)
+            except BlockingIOError:
+                return
+            except FileNotFoundError:
+                continue  # its program was killed while the request was being read
+            except OSError as exc:
+                self._on_end(exc)
+                return
+            self._dispatcher.handle(self._view[:length])
+
+    def _on_end(self, exc: OSError) -> None:
+        asyncio.get_running_loop().remove_reader(self._fd)
+        if exc.errno == errno.ENODEV:
+            log.info("unmounted from %s", self._mountpoint)
+        else:
+            log.warning("the mount on %s ended: %s", self._mountpoint, exc.strerror)
+        self._ended.set()
+
+    def _write(self, message: Sequence[bytes]) -> bool:
+        try:
+            os.writev(self._fd, message)
+        except OSError as exc:
+            # ENOENT: nobody waits for the answer, the request was aborted.
+            if exc.errno == errno.ENOENT or exc.errno in _ENDED:
+                return False
+            raise
+        return True
+
+    def _on_ready(self, agreed: Negotiated) -> None:
+        log.info("FUSE 7.%d, %s", agreed.minor, "epochs" if agreed.has_epoch else "no epochs")
+        if self._notifier is None:
+            self._notifier = Notifier(self._notify, agreed.has_epoch)
+            self._notifier.start()
+        self._ready.set()
+
+    # --- caches of the kernel ---------------------------------------------------------------------
+
+    def _notify(self, message: bytes) -> None:
+        os.write(self._fd, message)
+
+    def _on_handed_out(self, ino: Ino) -> None:
+        if self._notifier is not None:
+            self._notifier.handed_out(ino)
+
+    def _forget_attributes(self, ino: Ino) -> None:
+        if self._notifier is not None:
+            self._notifier.forget_attributes(ino)
+
+    def _on_invalidate(self, inos: tuple[Ino, ...], entries: Entries, everything: bool) -> None:
+        if self._notifier is None or self._ended.is_set():
+            return
+        if everything:
+            inos = tuple(dict.fromkeys((*inos, *self._dispatcher.pages.changed_all())))
+        else:
+            for ino in inos:
+                self._dispatcher.pages.changed(ino)
+        self._notifier.invalidate(inos, entries, everything)

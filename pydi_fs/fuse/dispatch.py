@@ -1,0 +1,720 @@
+"""Requests of the kernel in, operations on a FileSystem, answers out. No device, no mount.
+
+`binding` feeds it what the device delivers; the tests feed it bytes. Theory of operation:
+
+    handle(bytes) ─ decode ─┬─ nowait handler knows the answer ───────────► write(answer)
+                            └─ else a task runs the handler ── later ─────► write(answer)
+
+Every request gets exactly one answer (FORGET and INTERRUPT by protocol none), whatever happens: an
+outcome of the file system is its errno, a crash is EIO for that request with a traceback in the
+log. It never waits, never raises, never notifies the kernel from a handler (`notify` says why; the
+one exception that can't block is `forget_attributes`).
+
+FUSE_INTERRUPT: the program got a signal, which need not be Ctrl-C: Go's scheduler, timers and
+children ending cause it all the time. So a request goes on for INTERRUPT_GRACE_S, in which nearly
+all end by themselves; after that the program gets EINTR. What only reads is then cancelled; what
+changes something runs to its end unseen, for half a publication helps nobody. A wait for a lock,
+which may rightly last for hours, is cancelled at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydi_fs.fuse import abi, codec
+from pydi_fs.fuse.abi import FuseOpcode
+from pydi_fs.fuse.codec import CodecError, Header, Timeout
+from pydi_fs.fuse.filesystem import FileSystem
+from pydi_fs.fuse.lock_owners import LockOwners
+from pydi_fs.fuse.negotiation import Negotiated, negotiate
+from pydi_fs.fuse.page_cache import PageCache
+from pydi_fs.fuse.printer import describe_reply, describe_request
+from pydi_node.commands import ROOT_CALLER, TIME_NOW, Caller
+from pydi_node.errors import FileError, PydiError, errno_of
+from pydi_node.ids import INT64_MAX, Ino
+from pydi_node.records import NAME_MAX_BYTES, Attr
+
+log = logging.getLogger(__name__)
+
+# How long the kernel may answer from names, attributes and absences by itself. Changes made
+# elsewhere are also pushed (`notify`), so this bounds only what a lost push can do; it may grow to
+# the remaining lease once a lost push is known to end the lease.
+CACHE_TIMEOUT_S = 1.0
+
+# Long enough for what is merely slow, short enough for a person at the keyboard.
+INTERRUPT_GRACE_S = 0.25
+
+# The kernel rejects an answer with an errno of 512 or more, and the request would hang.
+_ERRNO_LIMIT = 512
+
+# cp -p, mv and ls ask for these on every file; PyDi has no ACLs, and to store them without obeying
+# them would be a lie.
+_POSIX_ACL_XATTRS = frozenset((b"system.posix_acl_access", b"system.posix_acl_default"))
+
+# Writes one message to the kernel. True: taken; False: nobody waits for it any more.
+# OSError: malformed, the request is still unanswered.
+WriteMessage = Callable[[Sequence[bytes]], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One row of the opcode table."""
+
+    handle: Callable[[Dispatcher, Header, Any], Awaitable[bytes]]
+    """The answer's payload; raises what `errno_of` understands."""
+
+    nowait: Callable[[Dispatcher, Header, Any], bytes | None] | None = None
+    """The payload if known without waiting, else None."""
+
+    changes: bool = True
+    """False: changes nothing, so an interrupt may cancel it at any point."""
+
+    waits: bool = False
+    """True: waits for other programs, so an interrupt cancels it at once."""
+
+    undo: Callable[[Dispatcher, Header, bytes], Awaitable[None]] | None = None
+    """Takes back a success whose answer nobody got, given the payload: a handle would leak."""
+
+
+class Dispatcher:
+    """Serves one mount.
+
+    vfs           where operations go.
+    write         takes each answer as a list of buffers.
+    on_ready      called once when the kernel's INIT is answered.
+    forget_attributes  tells the kernel to ask for an inode's attributes again; must not block.
+    handed_out    told each inode whose attributes go to the kernel.
+    cache_timeout_s  seconds, see CACHE_TIMEOUT_S.
+    kernel_checks    the mount has default_permissions.
+    debug         log every request and answer.
+    """
+
+    def __init__(
+        self,
+        vfs: FileSystem,
+        write: WriteMessage,
+        *,
+        on_ready: Callable[[Negotiated], None],
+        forget_attributes: Callable[[Ino], None],
+        handed_out: Callable[[Ino], None],
+        cache_timeout_s: float = CACHE_TIMEOUT_S,
+        kernel_checks: bool = True,
+        debug: bool = False,
+    ) -> None:
+        self.pages = PageCache()
+        self._vfs = vfs
+        self._write = write
+        self._on_ready = on_ready
+        self._forget_attributes = forget_attributes
+        self._handed_out = handed_out
+        self._timeout = Timeout.of(cache_timeout_s)
+        self._kernel_checks = kernel_checks
+        self._debug = debug
+        self._lock_owners = LockOwners()
+        # Requests without an answer yet, by unique.
+        self._running: dict[int, tuple[asyncio.Task[None], Operation]] = {}
+        # Keeps alive what runs on after its request was answered EINTR.
+        self._abandoned: set[asyncio.Task[None]] = set()
+        self._unknown_opcodes: set[int] = set()
+
+    # --- in ---------------------------------------------------------------------------------------
+
+    def handle(self, request: memoryview) -> None:
+        """Answer one request, now or later. The buffer may be reused on return."""
+        try:
+            header, body_bytes = codec.decode_header(request)
+        except CodecError as exc:
+            log.error("dropped a message of the kernel: %s", exc)
+            return
+        opcode = header.opcode
+        try:
+            body = codec.decode_body(opcode, body_bytes)
+        except CodecError as exc:
+            log.error("refused a request of the kernel: %s", exc)
+            if opcode not in _WITHOUT_ANSWER:
+                self._reply(header, errno.EINVAL, b"")
+            return
+        except KeyError:
+            self._refuse_unknown(header)
+            return
+        if self._debug:
+            log.debug("%s", describe_request(header, body))
+
+        if opcode in _WITHOUT_ANSWER:
+            if opcode == FuseOpcode.FUSE_INTERRUPT:
+                self._on_interrupt(body.unique)
+            return
+        operation = _OPERATIONS[opcode]
+        if operation.nowait is not None:
+            try:
+                payload = operation.nowait(self, header, body)
+            except Exception as exc:
+                self._reply(header, self._errno_of(header, exc), b"")
+                return
+            if payload is not None:
+                self._reply(header, 0, payload)
+                return
+        task = asyncio.create_task(self._run(operation, header, body))
+        self._running[header.unique] = (task, operation)
+
+    async def stop(self) -> None:
+        """Returns when nothing runs any more: readers and lock waiters are cancelled, changes go on
+        to their end (each has a deadline). Call it when no more requests can come."""
+        for task, operation in list(self._running.values()):
+            if operation.waits or not operation.changes:
+                _cancel(task)
+        while tasks := [*(task for task, _ in self._running.values()), *self._abandoned]:
+            await asyncio.wait(tasks)
+
+    # --- out --------------------------------------------------------------------------------------
+
+    async def _run(self, operation: Operation, header: Header, body: Any) -> None:
+        payload = b""
+        error = 0
+        try:
+            payload = await operation.handle(self, header, body)
+        except asyncio.CancelledError:
+            error = errno.EINTR
+        except Exception as exc:
+            error = self._errno_of(header, exc)
+        # An abandoned request is no longer in the table: it was answered EINTR.
+        waited_for = self._running.pop(header.unique, None) is not None
+        delivered = waited_for and self._reply(header, error, payload)
+        if not delivered and not error and operation.undo is not None:
+            try:
+                await operation.undo(self, header, payload)
+            except Exception as exc:
+                self._errno_of(header, exc)  # only for the log: nobody is left to tell
+
+    def _reply(self, header: Header, error: int, payload: bytes) -> bool:
+        """True if the kernel took the answer."""
+        if self._debug:
+            log.debug("%s", describe_reply(header, error, payload))
+        unique = header.unique
+        message = [codec.encode_reply_header(unique, error, len(payload))]
+        if payload:
+            message.append(payload)
+        try:
+            return self._write(message)
+        except OSError:
+            # Without this answer the program would hang for ever.
+            log.exception("the kernel refused an answer to opcode %d", header.opcode)
+        try:
+            self._write([codec.encode_reply_header(unique, errno.EIO, 0)])
+        except OSError:
+            log.exception("the kernel refused EIO for opcode %d", header.opcode)
+        return False
+
+    def _errno_of(self, header: Header, exc: Exception) -> int:
+        """The errno for a failed handler; what is no outcome but a bug also goes to the log."""
+        if not isinstance(exc, (PydiError, OSError)):
+            log.error("opcode %d crashed", header.opcode, exc_info=exc)
+        number = errno_of(exc)
+        return number if 0 < number < _ERRNO_LIMIT else errno.EIO
+
+    def _refuse_unknown(self, header: Header) -> None:
+        if header.opcode not in self._unknown_opcodes:
+            self._unknown_opcodes.add(header.opcode)
+            log.info("the kernel asks for opcode %d, which is not supported", header.opcode)
+        self._reply(header, errno.ENOSYS, b"")
+
+    # --- interrupts -------------------------------------------------------------------------------
+
+    def _on_interrupt(self, unique: int) -> None:
+        running = self._running.get(unique)
+        if running is None:
+            return  # answered meanwhile
+        task, operation = running
+        if operation.waits:
+            _cancel(task)
+        else:
+            asyncio.get_running_loop().call_later(INTERRUPT_GRACE_S, self._give_up, unique)
+
+    def _give_up(self, unique: int) -> None:
+        """The grace after an interrupt is over."""
+        running = self._running.get(unique)
+        if running is None:
+            return
+        task, operation = running
+        if not operation.changes:
+            _cancel(task)
+            return
+        del self._running[unique]
+        self._abandoned.add(task)
+        task.add_done_callback(self._abandoned.discard)
+        self._reply(Header(0, unique, 0, 0, 0, 0), errno.EINTR, b"")
+
+    # --- helpers of the handlers ------------------------------------------------------------------
+
+    def _caller(self, header: Header) -> Caller:
+        if self._kernel_checks:
+            return Caller(header.uid, header.gid)
+        return Caller(header.uid, header.gid, _groups_of(header.pid))
+
+    def _entry(self, attr: Attr) -> bytes:
+        self._handed_out(attr.ino)
+        return codec.encode_entry(attr, self._timeout)
+
+    async def _clear_set_id(self, ino: Ino) -> None:
+        """The kernel asks for this where a write must take set-user-id and set-group-id away."""
+        mode = await self._mode_without_set_id(ino)
+        if mode is not None:
+            await self._vfs.setattr(ROOT_CALLER, ino, mode=mode)
+
+    async def _mode_without_set_id(self, ino: Ino) -> int | None:
+        """The permission bits that chown, truncate and write leave; None if nothing changes.
+
+        Set-group-id without group execution is no privilege but an old locking mark: it stays.
+        Source: chown(2), inode_drop_sgid in Linux.
+        """
+        attr = self._vfs.getattr_nowait(ino) or await self._vfs.getattr(ino)
+        kill = stat.S_ISUID
+        if attr.mode & stat.S_IXGRP:
+            kill |= stat.S_ISGID
+        if not attr.is_regular or not attr.mode & kill:
+            return None
+        return attr.mode & 0o7777 & ~kill
+
+    def _open_flags(self, ino: Ino, fh: int, flags: int, after: Attr | None) -> int:
+        """FOPEN_* for a file just opened; ``after`` is what is known of it now."""
+        open_flags = 0
+        if self.pages.opened(ino, fh, after.version if after is not None else None):
+            open_flags |= abi.FOPEN_KEEP_CACHE
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            # close() has nothing to publish, and a FLUSH each would be a third of the cost of
+            # open, read, close.
+            open_flags |= abi.FOPEN_NOFLUSH
+        return open_flags
+
+    def _published(self, ino: Ino, fh: int) -> None:
+        attr = self._vfs.getattr_nowait(ino)
+        self.pages.published(ino, fh, attr.version if attr is not None else None)
+
+    async def _unlock(self, fh: int, owner: int, flock: bool) -> None:
+        await self._vfs.setlk(fh, owner, fcntl.F_UNLCK, 0, INT64_MAX, 0, wait=False, flock=flock)
+
+    # --- handlers: names and attributes -----------------------------------------------------------
+
+    def _init_nowait(self, _header: Header, body: codec.Init) -> bytes:
+        agreed = negotiate(body)
+        if isinstance(agreed, bytes):
+            return agreed
+        self._on_ready(agreed)
+        return agreed.reply
+
+    def _lookup_nowait(self, header: Header, body: codec.Named) -> bytes | None:
+        try:
+            attr = self._vfs.lookup_nowait(Ino(header.nodeid), body.name)
+        except FileError as exc:
+            return self._absent(exc)
+        return None if attr is None else self._entry(attr)
+
+    async def _lookup(self, header: Header, body: codec.Named) -> bytes:
+        try:
+            return self._entry(await self._vfs.lookup(Ino(header.nodeid), body.name))
+        except FileError as exc:
+            return self._absent(exc)
+
+    def _absent(self, error: FileError) -> bytes:
+        """An absence that the kernel may remember; any other error goes on."""
+        if error.errno != errno.ENOENT:
+            raise error
+        return codec.encode_negative_entry(self._timeout)
+
+    def _getattr_nowait(self, header: Header, _body: codec.Empty) -> bytes | None:
+        attr = self._vfs.getattr_nowait(Ino(header.nodeid))
+        return None if attr is None else codec.encode_attr(attr, self._timeout)
+
+    async def _getattr(self, header: Header, _body: codec.Empty) -> bytes:
+        return codec.encode_attr(await self._vfs.getattr(Ino(header.nodeid)), self._timeout)
+
+    def _statx_nowait(self, header: Header, _body: codec.Empty) -> bytes | None:
+        attr = self._vfs.getattr_nowait(Ino(header.nodeid))
+        return None if attr is None else codec.encode_statx(attr, self._timeout)
+
+    async def _statx(self, header: Header, _body: codec.Empty) -> bytes:
+        return codec.encode_statx(await self._vfs.getattr(Ino(header.nodeid)), self._timeout)
+
+    async def _setattr(self, header: Header, body: codec.Setattr) -> bytes:
+        ino = Ino(header.nodeid)
+        valid = body.valid
+        mode = body.mode & 0o7777 if valid & abi.FATTR_MODE else None
+        if mode is None and valid & abi.FATTR_KILL_SUIDGID:
+            mode = await self._mode_without_set_id(ino)
+        attr = await self._vfs.setattr(
+            self._caller(header),
+            ino,
+            mode=mode,
+            uid=body.uid if valid & abi.FATTR_UID else None,
+            gid=body.gid if valid & abi.FATTR_GID else None,
+            size=_size(body.size) if valid & abi.FATTR_SIZE else None,
+            atime_ns=_time(valid, abi.FATTR_ATIME, abi.FATTR_ATIME_NOW, body.atime_ns),
+            mtime_ns=_time(valid, abi.FATTR_MTIME, abi.FATTR_MTIME_NOW, body.mtime_ns),
+            fh=body.fh if valid & abi.FATTR_FH else None,
+        )
+        return codec.encode_attr(attr, self._timeout)
+
+    async def _access(self, header: Header, body: codec.Access) -> bytes:
+        await self._vfs.access(self._caller(header), Ino(header.nodeid), body.mask)
+        return b""
+
+    async def _readlink(self, header: Header, _body: codec.Empty) -> bytes:
+        return await self._vfs.readlink(Ino(header.nodeid))
+
+    async def _mkdir(self, header: Header, body: codec.Mkdir) -> bytes:
+        parent = Ino(header.nodeid)
+        return self._entry(
+            await self._vfs.mkdir(self._caller(header), parent, body.name, body.mode & 0o7777)
+        )
+
+    async def _mknod(self, header: Header, body: codec.Mknod) -> bytes:
+        parent = Ino(header.nodeid)
+        return self._entry(
+            await self._vfs.mknod(self._caller(header), parent, body.name, body.mode, body.rdev)
+        )
+
+    async def _symlink(self, header: Header, body: codec.Symlink) -> bytes:
+        parent = Ino(header.nodeid)
+        return self._entry(
+            await self._vfs.symlink(self._caller(header), parent, body.name, body.target)
+        )
+
+    async def _link(self, header: Header, body: codec.Link) -> bytes:
+        parent = Ino(header.nodeid)
+        return self._entry(
+            await self._vfs.link(self._caller(header), Ino(body.ino), parent, body.name)
+        )
+
+    async def _unlink(self, header: Header, body: codec.Named) -> bytes:
+        await self._vfs.unlink(self._caller(header), Ino(header.nodeid), body.name)
+        return b""
+
+    async def _rmdir(self, header: Header, body: codec.Named) -> bytes:
+        await self._vfs.rmdir(self._caller(header), Ino(header.nodeid), body.name)
+        return b""
+
+    async def _rename(self, header: Header, body: codec.Rename) -> bytes:
+        await self._vfs.rename(
+            self._caller(header),
+            Ino(header.nodeid),
+            body.name,
+            Ino(body.new_parent),
+            body.new_name,
+            body.flags,
+        )
+        return b""
+
+    async def _statfs(self, _header: Header, _body: codec.Empty) -> bytes:
+        return codec.encode_statfs(await self._vfs.statfs(), NAME_MAX_BYTES)
+
+    async def _done(self, _header: Header, _body: Any) -> bytes:
+        """FSYNCDIR: the tree is durable before a change is acknowledged. DESTROY: the device ends
+        next, and that is what `binding` waits for."""
+        return b""
+
+    def _ioctl_nowait(self, _header: Header, _body: codec.Ioctl) -> bytes:
+        # Python's open() asks every file whether it is a terminal.
+        raise FileError(errno.ENOTTY)
+
+    # --- handlers: extended attributes ------------------------------------------------------------
+
+    def _xattr_nowait(self, _header: Header, body: Any) -> None:
+        if body.name in _POSIX_ACL_XATTRS:
+            raise FileError(errno.EOPNOTSUPP)
+
+    async def _getxattr(self, header: Header, body: codec.Getxattr) -> bytes:
+        return _sized(await self._vfs.getxattr(Ino(header.nodeid), body.name), body.size)
+
+    async def _listxattr(self, header: Header, body: codec.Getxattr) -> bytes:
+        names = await self._vfs.listxattr(Ino(header.nodeid))
+        return _sized(b"".join(name + b"\0" for name in names), body.size)
+
+    async def _setxattr(self, header: Header, body: codec.Setxattr) -> bytes:
+        ino = Ino(header.nodeid)
+        await self._vfs.setxattr(self._caller(header), ino, body.name, body.value, body.flags)
+        return b""
+
+    async def _removexattr(self, header: Header, body: codec.Named) -> bytes:
+        await self._vfs.removexattr(self._caller(header), Ino(header.nodeid), body.name)
+        return b""
+
+    # --- handlers: directories --------------------------------------------------------------------
+
+    async def _opendir(self, header: Header, _body: codec.Open) -> bytes:
+        # No FOPEN_CACHE_DIR: a cached listing has no time-out of its own, so it must wait until a
+        # lost push is known to end the lease.
+        return codec.encode_open(await self._vfs.opendir(Ino(header.nodeid)), 0)
+
+    async def _readdir(self, header: Header, body: codec.Read) -> bytes:
+        dots = await self._dots(header, body, plus=False)
+        space = body.size - len(dots)
+        entries = await self._vfs.readdir(
+            body.fh,
+            max(0, body.offset - codec.COOKIE_SHIFT),
+            max(1, space // codec.DIRENT_MIN_BYTES),
+        )
+        return dots + codec.encode_dirents(entries, space)
+
+    async def _readdirplus(self, header: Header, body: codec.Read) -> bytes:
+        dots = await self._dots(header, body, plus=True)
+        space = body.size - len(dots)
+        entries = await self._vfs.readdir(
+            body.fh,
+            max(0, body.offset - codec.COOKIE_SHIFT),
+            max(1, space // codec.DIRENTPLUS_MIN_BYTES),
+        )
+        for entry in entries:
+            self._handed_out(entry.attr.ino)
+        return dots + codec.encode_direntsplus(entries, self._timeout, space)
+
+    async def _dots(self, header: Header, body: codec.Read, plus: bool) -> bytes:
+        if body.offset >= codec.DOT_DOT_OFFSET:
+            return b""
+        ino = Ino(header.nodeid)
+        parent = self._vfs.lookup_nowait(ino, b"..") or await self._vfs.lookup(ino, b"..")
+        dots = b"".join(codec.encode_dots(ino, parent.ino, plus)[body.offset :])
+        if len(dots) > body.size:
+            raise FileError(errno.EINVAL, "buffer too small for a directory entry")
+        return dots
+
+    async def _releasedir(self, _header: Header, body: codec.Release) -> bytes:
+        await self._vfs.releasedir(body.fh)
+        return b""
+
+    async def _undo_opendir(self, _header: Header, payload: bytes) -> None:
+        await self._vfs.releasedir(_fh_in(payload))
+
+    # --- handlers: files --------------------------------------------------------------------------
+
+    async def _open(self, header: Header, body: codec.Open) -> bytes:
+        ino = Ino(header.nodeid)
+        before = self._vfs.getattr_nowait(ino)
+        if body.open_flags & abi.FUSE_OPEN_KILL_SUIDGID:
+            await self._clear_set_id(ino)
+        fh = await self._vfs.open(self._caller(header), ino, body.flags)
+        after = self._vfs.getattr_nowait(ino)
+        if before is None or after is None or before.changed != after.changed:
+            # Close-to-open: the file was changed since the kernel last heard of it. The version
+            # check drops its pages; without this it would cut reads at the size it remembers.
+            self._forget_attributes(ino)
+        return codec.encode_open(fh, self._open_flags(ino, fh, body.flags, after))
+
+    async def _create(self, header: Header, body: codec.Create) -> bytes:
+        attr, fh = await self._vfs.create(
+            self._caller(header), Ino(header.nodeid), body.name, body.mode & 0o7777, body.flags
+        )
+        return self._created(attr, fh, body.flags)
+
+    async def _tmpfile(self, header: Header, body: codec.Create) -> bytes:
+        attr, fh = await self._vfs.tmpfile(
+            self._caller(header), Ino(header.nodeid), body.mode & 0o7777, body.flags
+        )
+        return self._created(attr, fh, body.flags)
+
+    def _created(self, attr: Attr, fh: int, flags: int) -> bytes:
+        open_flags = self._open_flags(attr.ino, fh, flags, attr)
+        return self._entry(attr) + codec.encode_open(fh, open_flags)
+
+    async def _undo_open(self, header: Header, payload: bytes) -> None:
+        fh = _fh_in(payload)
+        self.pages.closed(Ino(header.nodeid), fh)
+        await self._vfs.release(fh)
+
+    async def _read(self, _header: Header, body: codec.Read) -> bytes:
+        return await self._vfs.read(body.fh, _size(body.offset), body.size)
+
+    async def _write_file(self, header: Header, body: codec.Write) -> bytes:
+        if body.write_flags & abi.FUSE_WRITE_KILL_SUIDGID:
+            await self._clear_set_id(Ino(header.nodeid))
+        return codec.encode_write(await self._vfs.write(body.fh, _size(body.offset), body.data))
+
+    async def _flush(self, header: Header, body: codec.Flush) -> bytes:
+        ino = Ino(header.nodeid)
+        try:
+            await self._vfs.flush(body.fh)
+        finally:
+            # POSIX: closing any descriptor gives back all fcntl locks of the process on the file,
+            # and only after what it wrote can be seen.
+            if self._lock_owners.flushed(ino, body.lock_owner):
+                await self._unlock(body.fh, body.lock_owner, flock=False)
+        self._published(ino, body.fh)
+        return b""
+
+    async def _fsync(self, header: Header, body: codec.Fsync) -> bytes:
+        await self._vfs.fsync(body.fh, body.datasync)
+        self._published(Ino(header.nodeid), body.fh)
+        return b""
+
+    async def _release(self, header: Header, body: codec.Release) -> bytes:
+        ino = Ino(header.nodeid)
+        self.pages.closed(ino, body.fh)
+        try:
+            if body.release_flags & abi.FUSE_RELEASE_FLOCK_UNLOCK:
+                await self._unlock(body.fh, body.lock_owner, flock=True)
+            for owner in self._lock_owners.released(ino, body.fh):
+                await self._unlock(body.fh, owner, flock=False)
+        finally:
+            await self._vfs.release(body.fh)
+        return b""
+
+    async def _fallocate(self, _header: Header, body: codec.Fallocate) -> bytes:
+        offset, length = _size(body.offset), _size(body.length)
+        await self._vfs.fallocate(body.fh, body.mode, offset, length)
+        return b""
+
+    async def _lseek(self, _header: Header, body: codec.Lseek) -> bytes:
+        return codec.encode_lseek(await self._vfs.lseek(body.fh, _size(body.offset), body.whence))
+
+    async def _copy_file_range(self, _header: Header, body: codec.CopyFileRange) -> bytes:
+        return codec.encode_write(await self._copy(body, _COPY_32_MAX_BYTES))
+
+    async def _copy_file_range_64(self, _header: Header, body: codec.CopyFileRange) -> bytes:
+        return codec.encode_copied_64(await self._copy(body, INT64_MAX))
+
+    async def _copy(self, body: codec.CopyFileRange, length_max: int) -> int:
+        return await self._vfs.copy_file_range(
+            body.fh_in,
+            _size(body.offset_in),
+            body.fh_out,
+            _size(body.offset_out),
+            min(body.length, length_max),
+        )
+
+    # --- handlers: locks --------------------------------------------------------------------------
+
+    async def _getlk(self, _header: Header, body: codec.Lock) -> bytes:
+        return codec.encode_lock(
+            *await self._vfs.getlk(body.fh, body.owner, body.kind, body.start, body.end, body.pid)
+        )
+
+    async def _setlk(self, header: Header, body: codec.Lock) -> bytes:
+        return await self._lock(header, body, wait=False)
+
+    async def _setlkw(self, header: Header, body: codec.Lock) -> bytes:
+        return await self._lock(header, body, wait=True)
+
+    async def _lock(self, header: Header, body: codec.Lock, wait: bool) -> bytes:
+        if not body.flock and body.kind != fcntl.F_UNLCK:
+            # Before the wait: the close that gives it back may come while this is still under way.
+            self._lock_owners.locked(Ino(header.nodeid), body.fh, body.owner)
+        await self._vfs.setlk(
+            body.fh,
+            body.owner,
+            body.kind,
+            body.start,
+            body.end,
+            body.pid,
+            wait=wait,
+            flock=body.flock,
+        )
+        return b""
+
+    OPERATIONS: ClassVar[dict[int, Operation]] = {
+        FuseOpcode.FUSE_INIT: Operation(_done, nowait=_init_nowait),
+        FuseOpcode.FUSE_DESTROY: Operation(_done),
+        FuseOpcode.FUSE_LOOKUP: Operation(_lookup, nowait=_lookup_nowait, changes=False),
+        FuseOpcode.FUSE_GETATTR: Operation(_getattr, nowait=_getattr_nowait, changes=False),
+        FuseOpcode.FUSE_STATX: Operation(_statx, nowait=_statx_nowait, changes=False),
+        FuseOpcode.FUSE_SETATTR: Operation(_setattr),
+        FuseOpcode.FUSE_ACCESS: Operation(_access, changes=False),
+        FuseOpcode.FUSE_READLINK: Operation(_readlink, changes=False),
+        FuseOpcode.FUSE_MKDIR: Operation(_mkdir),
+        FuseOpcode.FUSE_MKNOD: Operation(_mknod),
+        FuseOpcode.FUSE_SYMLINK: Operation(_symlink),
+        FuseOpcode.FUSE_LINK: Operation(_link),
+        FuseOpcode.FUSE_UNLINK: Operation(_unlink),
+        FuseOpcode.FUSE_RMDIR: Operation(_rmdir),
+        FuseOpcode.FUSE_RENAME: Operation(_rename),
+        FuseOpcode.FUSE_RENAME2: Operation(_rename),
+        FuseOpcode.FUSE_STATFS: Operation(_statfs, changes=False),
+        FuseOpcode.FUSE_IOCTL: Operation(_done, nowait=_ioctl_nowait),
+        FuseOpcode.FUSE_GETXATTR: Operation(_getxattr, nowait=_xattr_nowait, changes=False),
+        FuseOpcode.FUSE_LISTXATTR: Operation(_listxattr, changes=False),
+        FuseOpcode.FUSE_SETXATTR: Operation(_setxattr, nowait=_xattr_nowait),
+        FuseOpcode.FUSE_REMOVEXATTR: Operation(_removexattr, nowait=_xattr_nowait),
+        FuseOpcode.FUSE_OPENDIR: Operation(_opendir, undo=_undo_opendir),
+        FuseOpcode.FUSE_READDIR: Operation(_readdir, changes=False),
+        FuseOpcode.FUSE_READDIRPLUS: Operation(_readdirplus, changes=False),
+        FuseOpcode.FUSE_RELEASEDIR: Operation(_releasedir),
+        FuseOpcode.FUSE_FSYNCDIR: Operation(_done),
+        FuseOpcode.FUSE_OPEN: Operation(_open, undo=_undo_open),
+        FuseOpcode.FUSE_CREATE: Operation(_create, undo=_undo_open),
+        FuseOpcode.FUSE_TMPFILE: Operation(_tmpfile, undo=_undo_open),
+        FuseOpcode.FUSE_READ: Operation(_read, changes=False),
+        FuseOpcode.FUSE_WRITE: Operation(_write_file),
+        FuseOpcode.FUSE_FLUSH: Operation(_flush),
+        FuseOpcode.FUSE_FSYNC: Operation(_fsync),
+        FuseOpcode.FUSE_RELEASE: Operation(_release),
+        FuseOpcode.FUSE_FALLOCATE: Operation(_fallocate),
+        FuseOpcode.FUSE_LSEEK: Operation(_lseek, changes=False),
+        FuseOpcode.FUSE_COPY_FILE_RANGE: Operation(_copy_file_range),
+        FuseOpcode.FUSE_COPY_FILE_RANGE_64: Operation(_copy_file_range_64),
+        FuseOpcode.FUSE_GETLK: Operation(_getlk, changes=False),
+        FuseOpcode.FUSE_SETLK: Operation(_setlk),
+        FuseOpcode.FUSE_SETLKW: Operation(_setlkw, waits=True),
+    }  # fmt: skip
+
+
+_OPERATIONS = Dispatcher.OPERATIONS
+
+# By protocol nobody waits for an answer to these. FORGET needs no work at all: a node id is the
+# inode number and means the same whether the kernel remembers it or not.
+_WITHOUT_ANSWER = frozenset(
+    (FuseOpcode.FUSE_FORGET, FuseOpcode.FUSE_BATCH_FORGET, FuseOpcode.FUSE_INTERRUPT)
+)
+
+# The kernel's own limit for the answer with 32 bits: the largest multiple of a page below 4 GiB.
+_COPY_32_MAX_BYTES = 0xFFFF_F000
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    """Cancel after the task's first step: cancelled before it, it would never answer."""
+    asyncio.get_running_loop().call_soon(task.cancel)
+
+
+def _fh_in(payload: bytes) -> int:
+    """The handle in an answer to OPEN, OPENDIR, CREATE or TMPFILE: it ends with fuse_open_out."""
+    fh: int = abi.fuse_open_out.unpack_from(payload, len(payload) - abi.fuse_open_out.size)[0]
+    return fh
+
+
+def _size(value: int) -> int:
+    """An offset or size that off_t can hold, or EINVAL."""
+    if value > INT64_MAX:
+        raise FileError(errno.EINVAL, "beyond off_t")
+    return value
+
+
+def _time(valid: int, given: int, now: int, time_ns: int) -> int | None:
+    if valid & now:
+        return TIME_NOW
+    return time_ns if valid & given else None
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    """The answer to getxattr(2) and listxattr(2) for a buffer of ``size`` bytes."""
+    if size == 0:
+        return codec.encode_xattr_size(len(value))
+    if len(value) > size:
+        raise FileError(errno.ERANGE)
+    return value
+
+
+def _groups_of(pid: int) -> tuple[int, ...]:
+    """Supplementary groups of a process; none if it is gone or in a foreign pid namespace."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"Groups:"):
+                    return tuple(int(group) for group in line.split()[1:])
+    except OSError:
+        pass  # fewer groups only refuse more
+    return ()

@@ -1,0 +1,157 @@
+"""Tells the kernel what changed elsewhere: one thread of its own, with its own queue.
+
+`binding` hands it what the vfs reports. Why a thread: INVAL_ENTRY waits for every operation under
+way in that directory, and INVAL_INODE with pages for READs and WRITEs of that file. Written from
+the loop, which is what answers those operations, either would wait for itself for ever, in a state
+that not even SIGKILL ends. So: never from a handler, and no handler ever waits for this thread.
+
+For each change, in this order (each line closes a race that was seen):
+
+    INVAL_ENTRY(dir, name)   also waits for a LOOKUP in flight and drops what it brings
+    INVAL_INODE(dir, pages)  its listing and attributes; an unknown name leaves the listing alone
+    INVAL_INODE(ino, pages)  attributes and content
+
+Two cases end in INC_EPOCH, which makes every name stale, costs the kernel nothing, and can't block:
+
+ * INVAL_INODE says ENOENT for an inode whose attributes we have just sent. The answer may be in
+   flight, carry old attributes, and be believed for the whole time-out.
+ * The thread is still waiting after DEADLINE_S, because a local operation in the same directory
+   waits for the cluster. Whoever changed the name elsewhere must not wait for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from pydi_fs.fuse import codec
+from pydi_fs.fuse.filesystem import Entries
+from pydi_node.ids import Ino
+
+log = logging.getLogger(__name__)
+
+# How long a name may stay stale behind a local operation before all names are made stale.
+DEADLINE_S = 0.02
+
+# Inodes whose attributes were sent lately. It must exceed what can be in flight: programs waiting
+# at a time, and one READDIRPLUS answer of 1 MiB (6,500 entries).
+HANDED_OUT_MAX = 65536
+
+# The mount is gone; nothing is left to invalidate.
+_GONE = frozenset((errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED, errno.EBADF, errno.EPERM))
+
+
+class _Batch(NamedTuple):
+    serial: int
+    inos: tuple[Ino, ...]
+    entries: Entries
+    everything: bool
+
+
+class Notifier:
+    """Serves one mount. All methods but the thread's own are called in the loop.
+
+    write      writes one message to the device; OSError with the kernel's answer.
+    has_epoch  the kernel knows INC_EPOCH. Without it, both cases above are left to the time-outs.
+    """
+
+    def __init__(self, write: Callable[[bytes], None], has_epoch: bool) -> None:
+        self._write = write
+        self._has_epoch = has_epoch
+        self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._queued = 0  # serial of the last batch handed in
+        self._delivered = 0  # serial of the last batch done; written by the thread
+        # Two generations, so that a full one can go without losing what is in flight. Sets are
+        # replaced and never emptied: the thread may be reading them.
+        self._handed_out: set[Ino] = set()
+        self._handed_out_before: set[Ino] = set()
+        self._thread = threading.Thread(target=self._run, name="fuse-notify", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread; False if it is still stuck in the kernel. Blocks up to the time-out."""
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def handed_out(self, ino: Ino) -> None:
+        """The attributes of ``ino`` are about to be sent to the kernel."""
+        self._handed_out.add(ino)
+        if len(self._handed_out) > HANDED_OUT_MAX:
+            self._handed_out_before = self._handed_out
+            self._handed_out = set()
+
+    def invalidate(self, inos: Iterable[Ino], entries: Entries, everything: bool = False) -> None:
+        """The kernel stops using these within DEADLINE_S. Returns at once.
+
+        everything  all names are stale too; ``inos`` are then those that may have content cached.
+        """
+        self._queued += 1
+        batch = _Batch(self._queued, tuple(inos), entries, everything)
+        self._queue.put(batch)
+        if self._has_epoch and entries:
+            asyncio.get_running_loop().call_later(DEADLINE_S, self._overdue, batch)
+
+    def forget_attributes(self, ino: Ino) -> None:
+        """The kernel asks for the attributes of ``ino`` at their next use. Never blocks."""
+        self._send(codec.encode_inval_inode(ino, pages=False))
+
+    def _overdue(self, batch: _Batch) -> None:
+        if self._delivered >= batch.serial:
+            return
+        log.debug("an invalidation waits for a local operation; all names are stale instead")
+        self._inc_epoch()
+        for ino in batch.inos:
+            self.forget_attributes(ino)
+
+    # --- in the thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while (batch := self._queue.get()) is not None:
+            try:
+                self._deliver(batch)
+            except Exception:
+                # A bug; the thread must survive it, or the kernel would stay stale silently.
+                log.exception("could not tell the kernel of a change")
+                self._inc_epoch()
+            self._delivered = batch.serial
+
+    def _deliver(self, batch: _Batch) -> None:
+        if batch.everything:
+            self._inc_epoch()
+        for parent, name in batch.entries:
+            self._send(codec.encode_inval_entry(parent, name))
+        for parent in dict.fromkeys(parent for parent, _ in batch.entries):
+            self._send(codec.encode_inval_inode(parent, pages=True))
+        for ino in batch.inos:
+            known = self._send(codec.encode_inval_inode(ino, pages=True))
+            if not known and (ino in self._handed_out or ino in self._handed_out_before):
+                self._inc_epoch()
+
+    # --- in either --------------------------------------------------------------------------------
+
+    def _inc_epoch(self) -> None:
+        if not self._has_epoch:
+            return
+        # First forget, then send: an answer in between is remembered for the next ENOENT.
+        self._handed_out_before = set()
+        self._handed_out = set()
+        self._send(codec.encode_inc_epoch())
+
+    def _send(self, message: bytes) -> bool:
+        """False if the kernel does not know the inode or name."""
+        try:
+            self._write(message)
+        except OSError as exc:
+            if exc.errno == errno.ENOENT:
+                return False
+            if exc.errno not in _GONE:
+                log.warning("the kernel refused a notification: %s", exc)
+        return True
