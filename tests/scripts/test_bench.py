@@ -1,0 +1,65 @@
+"""scripts/bench measures what it says: every figure is there, with sane numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.scripts.test_demo import CAN_MOUNT
+
+BENCH = Path(__file__).parent.parent.parent / "scripts/bench.py"
+SMALL = ["--rounds", "1", "--files", "5", "--file-size", "2M", "--pages", "5",
+         "--page-file-size", "1M"]  # fmt: skip
+
+
+def bench(*arguments: str | Path) -> list[dict[str, Any]]:
+    run = subprocess.run(
+        [sys.executable, BENCH, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def test_directory_against_another(tmp_path: Path) -> None:
+    """Each measure gives a figure for both directories and a ratio, and leaves no file behind."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    lines = bench(tmp_path / "a", "--against", tmp_path / "b", *SMALL)
+    figures = [line for line in lines if "rate" in line]
+    ratios = [line for line in lines if "ratio" in line]
+    assert len(ratios) == 10
+    assert len(figures) == 2 * len(ratios)
+    assert all(line["seconds"] > 0 and line["rate"] > 0 for line in figures)
+    assert {line["directory"] for line in ratios} == {str(tmp_path / "a")}
+    assert not any(any((tmp_path / name).iterdir()) for name in ("a", "b"))
+
+
+def test_memory_of_a_process(tmp_path: Path) -> None:
+    """--memory prints each process before and after."""
+    lines = bench(tmp_path, *SMALL, "--memory", str(os.getpid()))
+    memory = [line for line in lines if line["name"] == "memory"]
+    assert [line["when"] for line in memory] == ["before", "after"]
+    assert all(line["pid"] == os.getpid() and line["rss_mib"] > 1 for line in memory)
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+@pytest.mark.skipif(not CAN_MOUNT, reason="needs /dev/fuse and permission to mount")
+def test_own_mount(tmp_path: Path) -> None:
+    """--mount starts node and mount, prints ratios and both daemons' memory, and leaves nothing."""
+    lines = bench("--mount", "--work", tmp_path, *SMALL, "--load-files", "50", "--load-size", "4M")
+    assert sum("ratio" in line for line in lines) == 10
+    memory = [line for line in lines if line["name"] == "memory"]
+    assert {line["process"] for line in memory} == {"pydi-node", "pydi-mount"}
+    assert len(memory) == 8
+    assert list(tmp_path.iterdir()) == []
