@@ -114,8 +114,8 @@ _RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "symlink {0}: its target and size {1} do not belong together",
-        f"SELECT ino, size FROM inode WHERE (target IS NOT NULL) <> {_IS_LNK}"
-        " OR (target IS NOT NULL AND (length(target) <> size OR size = 0)) ORDER BY ino",
+        f"SELECT ino, size FROM inode WHERE (length(target) > 0) <> ({_IS_LNK})"
+        f" OR ({_IS_LNK} AND length(target) <> size) ORDER BY ino",
     ),
     Rule(
         "inode {0}: {1} names, nlink {2}",

@@ -52,7 +52,7 @@ def mkdir(store: Store, command: Mkdir) -> Result:
     if parent.mode & stat.S_ISGID:
         mode |= stat.S_ISGID
     inode = store.new_inode(
-        mode, command.caller.uid, _new_gid(parent, command.caller), parent=parent.ino, target=None
+        mode, command.caller.uid, _new_gid(parent, command.caller), parent=parent.ino
     )
     store.amend(parent)
     parent.nlink += 1
@@ -377,7 +377,7 @@ def _new_node(store: Store, parent: Inode, caller: Caller, mode: int, rdev: int 
     if mode & group_runs == group_runs and not is_member(caller, gid):
         # Else anybody who may write here could make a program of the directory's group.
         mode &= ~stat.S_ISGID
-    return store.new_inode(mode, caller.uid, gid, parent=_NO_PARENT, rdev=rdev, target=None)
+    return store.new_inode(mode, caller.uid, gid, parent=_NO_PARENT, rdev=rdev)
 
 
 def _named(store: Store, parent: Inode, name: bytes, inode: Inode) -> Result:

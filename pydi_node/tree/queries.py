@@ -140,7 +140,7 @@ class Queries:
     def readlink(self, ino: Ino, at: LogIndex | None = None) -> bytes:
         """The symlink's target. ENOENT; EINVAL for another kind."""
         target = self._inode(ino, at)[-1]
-        if target is None:
+        if not target:
             raise FileError(errno.EINVAL)
         return bytes(target)
 

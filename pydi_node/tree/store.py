@@ -102,7 +102,7 @@ class Inode:
     version: LogIndex
     changed: LogIndex
     parent: Ino
-    target: bytes | None
+    target: bytes  # empty unless a symlink
     since: LogIndex
 
     def row(self) -> tuple[object, ...]:
@@ -230,7 +230,7 @@ class Store:
         return inode
 
     def new_inode(
-        self, mode: int, uid: int, gid: int, *, parent: Ino, rdev: int = 0, target: bytes | None
+        self, mode: int, uid: int, gid: int, *, parent: Ino, rdev: int = 0, target: bytes = b""
     ) -> Inode:
         """A new inode with the next number; nlink is 2 for a directory, else 1.
 
@@ -243,7 +243,7 @@ class Store:
         meta.next_ino = ino + 1
         meta.files += 1
         inode = Inode(
-            ino, mode, uid, gid, 2 if parent else 1, rdev, 0 if target is None else len(target), 0,
+            ino, mode, uid, gid, 2 if parent else 1, rdev, len(target), 0,
             now, now, now, now, index, index, parent, target, index,
         )  # fmt: skip
         self._inodes[ino] = inode

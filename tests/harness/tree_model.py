@@ -329,9 +329,9 @@ class TreeModel:
         node.gid = node.gid if command.gid is None else command.gid
         if command.mode is not None:
             node.mode = stat.S_IFMT(node.mode) | command.mode
-            if caller.groups is not None and not root:
-                if node.gid not in (caller.gid, *caller.groups):
-                    node.mode &= ~stat.S_ISGID
+            checked = caller.groups is not None and not root
+            if checked and node.gid not in (caller.gid, *(caller.groups or ())):
+                node.mode &= ~stat.S_ISGID
         if command.size is not None:
             self._resize(node, command.size)
             self._written(caller, node)
@@ -373,10 +373,8 @@ class TreeModel:
             raise Refused(errno.EINVAL)
         cells = node.cells if command.cut is None else node.cells[: command.cut]
         base = len(cells) if command.append else 0
-        if command.cut is not None:
-            size = command.size
-        else:
-            size = max(len(cells), base + command.size)
+        grown = max(len(cells), base + command.size)
+        size = grown if command.cut is None else command.size
         ends = [base + e.offset + e.length for e in command.extents]
         if max([size, *ends]) > (1 << 63) - 1:
             raise Refused(errno.EFBIG)
