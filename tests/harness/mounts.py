@@ -1,0 +1,234 @@
+"""Real nodes and real mounts for tests: started, watched with deadlines, always taken down.
+
+Used by tests/mount, tests/posix and tests/chaos. Every daemon is a process of its own: a test that
+touched a mount of its own process could deadlock with itself. Nothing here knows what is tested.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydi_fs.mountpoints import mounted_at
+
+ROOT = Path(__file__).parent.parent.parent
+START_DEADLINE_S = 60.0  # two cores shared with other tests
+STOP_DEADLINE_S = 30.0
+COMMAND_DEADLINE_S = 120.0
+POLL_S = 0.02
+LOG_LINES_SHOWN = 60
+
+
+def wait_until(condition: Callable[[], bool], what: str, deadline_s: float) -> None:
+    """Returns when ``condition`` holds; AssertionError naming ``what`` when it does not in time."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, f"not within {deadline_s:g} s: {what}"
+        time.sleep(POLL_S)
+
+
+def environment() -> dict[str, str]:
+    """What daemons and commands run with: this checkout, and no option from outside."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYDI_") or "TEST" in k}
+    return {**clean, "PYTHONPATH": str(ROOT)}
+
+
+class NodeProcess:
+    """One node, alone in its cluster."""
+
+    def __init__(self, directory: Path) -> None:
+        self.data_dir = directory / "node"
+        self.log = directory / "node.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns when it accepts connections; on any start but the first with what it had."""
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pydi_node", str(self.data_dir), "--listen", "127.0.0.1:0"],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, env=environment(),
+            )  # fmt: skip
+        wait_until(self._accepts, f"node accepts connections\n{tail(self.log)}", START_DEADLINE_S)
+
+    def stop(self) -> int:
+        """SIGTERM; its exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_DEADLINE_S)
+
+    def kill(self) -> None:
+        """As a power cut does it to a process: no goodbye, nothing flushed."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(STOP_DEADLINE_S)
+
+    def _accepts(self) -> bool:
+        assert self.process is not None
+        code = self.process.poll()
+        assert code is None, f"the node ended with exit code {code}\n{tail(self.log)}"
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(self.data_dir / "node.sock"))
+            except OSError:
+                return False
+        return True
+
+
+class MountProcess:
+    """One mount through `pydi-mount`, as a person starts it: in the background."""
+
+    def __init__(
+        self, directory: Path, data_dir: Path, driver: str, flags: Sequence[str] = ()
+    ) -> None:
+        self.path = directory / "mnt"
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.cache_dir = directory / "cache"
+        self.arguments = [
+            str(self.path), "--data-dir", str(data_dir), "--driver", driver,
+            "--cache-dir", str(self.cache_dir), *flags,
+        ]  # fmt: skip
+
+    @property
+    def log_text(self) -> str:
+        return "".join(tail(path) for path in sorted(self.cache_dir.glob("*.log")))
+
+    def start(self) -> None:
+        """Returns when the mount is usable."""
+        done = self.run()
+        assert done.returncode == 0, f"{done.stderr}\n{self.log_text}"
+
+    def run(self) -> subprocess.CompletedProcess[str]:
+        """One `pydi-mount`, whatever its outcome."""
+        return pydi_mount(self.arguments)
+
+    def pids(self) -> list[int]:
+        """The daemons of this mount point that live."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue  # it ended between the two calls
+            if b"--report-fd" in command and os.fsencode(self.path) in command:
+                found.append(int(entry.name))
+        return found
+
+    @property
+    def pid(self) -> int:
+        (pid,) = self.pids()
+        return pid
+
+    def is_mounted(self) -> bool:
+        return mounted_at(os.fsencode(self.path)) is not None
+
+    def unmount(self) -> None:
+        """umount(8) as a person types it; returns when the daemon has ended."""
+        subprocess.run(["umount", str(self.path)], check=True, timeout=COMMAND_DEADLINE_S)
+        self.wait_ended()
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL; the mount point stays behind, dead."""
+        self.signal(signal.SIGKILL)
+        self.wait_ended()
+
+    def wait_ended(self) -> None:
+        wait_until(lambda: not self.pids(), "the mount's daemon ends", STOP_DEADLINE_S)
+
+    def close(self) -> None:
+        """Takes down whatever is left, also when a test failed half way."""
+        for pid in self.pids():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it was ending by itself
+        while self.is_mounted():
+            subprocess.run(["umount", "-l", str(self.path)], check=True, timeout=30)
+        self.wait_ended()
+
+
+class World:
+    """A node and a mount of it, on one directory."""
+
+    def __init__(self, directory: Path, driver: str, flags: Sequence[str] = ()) -> None:
+        self.node = NodeProcess(directory)
+        self.mount = MountProcess(directory, self.node.data_dir, driver, flags)
+        self.driver = driver
+
+    @property
+    def path(self) -> Path:
+        """Where the tree is mounted."""
+        return self.mount.path
+
+    def start(self) -> None:
+        self.node.start()
+        self.mount.start()
+
+    def is_sound(self) -> bool:
+        """Both daemons live and the mount answers."""
+        process = self.node.process
+        if process is None or process.poll() is not None or len(self.mount.pids()) != 1:
+            return False
+        return self.mount.is_mounted()
+
+    def close(self) -> None:
+        self.mount.close()
+        self.node.kill()
+
+    def logs(self) -> str:
+        return f"--- node\n{tail(self.node.log)}\n--- mount\n{self.mount.log_text}"
+
+
+def pydi_mount(arguments: Sequence[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs `pydi-mount` to its end; ``variables`` are added to its environment."""
+    return subprocess.run(
+        [sys.executable, "-m", "pydi_fs", *arguments], check=False, capture_output=True, text=True,
+        stdin=subprocess.DEVNULL, cwd=ROOT, env={**environment(), **variables},
+        timeout=COMMAND_DEADLINE_S,
+    )  # fmt: skip
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> str:
+    """Standard output of a program that must succeed."""
+    done = subprocess.run(
+        [str(part) for part in command], check=False, capture_output=True, cwd=cwd,
+        timeout=COMMAND_DEADLINE_S, env={**environment(), "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+    output = done.stdout.decode("utf-8", "replace")
+    errors = done.stderr.decode("utf-8", "replace")
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{output}\n{errors}"
+    return output
+
+
+def tail(path: Path) -> str:
+    """The last lines of a log, "" when there is none."""
+    try:
+        lines = path.read_text("utf-8", "replace").splitlines(keepends=True)
+    except FileNotFoundError:
+        return ""
+    return "".join(lines[-LOG_LINES_SHOWN:])
+
+
+def why_unusable(driver: str) -> str | None:
+    """Why mounts can't be tested on this machine, None when they can."""
+    if not os.path.exists("/dev/fuse"):
+        return "there is no /dev/fuse"
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        return "not root, and no fusermount3"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "no permission to open /dev/fuse"
+    if driver == "fusepy":
+        probe = "import fuse"
+        done = subprocess.run([sys.executable, "-c", probe], check=False, capture_output=True)
+        if done.returncode != 0:
+            return "fusepy or libfuse 2 is not installed"
+    return None
