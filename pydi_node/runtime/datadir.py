@@ -35,6 +35,12 @@ class Identity(NamedTuple):
 
     number: NodeNumber
     cluster: str  # hex digits, the same on all nodes of a cluster
+    # "founding" or "joining" until log and tree are there, then "member". After that a missing log
+    # is a loss, and a node that forgot its votes must not go on as if it were new.
+    phase: str
+
+
+PHASES = ("founding", "joining", "member")
 
 
 class DataDir:
@@ -89,11 +95,10 @@ class DataDir:
         path = self.path / "node.json"
         text = self._read(path)
         if text is None:
-            left = [name for name in ("token", "tree/tree.db") if (self.path / name).exists()]
-            if left:
+            if self.tree.exists():
                 raise UserError(
-                    f"{path} is missing but {self.path / left[0]} is there: restore node.json from"
-                    " a backup, or start with an empty data directory to rejoin as a new node"
+                    f"{path} is missing but {self.tree} is there: restore node.json from a backup,"
+                    " or start with an empty data directory to rejoin as a new node"
                 )
             return None
         record = _parse_object(path, text)
@@ -103,26 +108,28 @@ class DataDir:
                 f"{self.path} was written by a newer PyDi (format {version}, this one knows"
                 f" {FORMAT_VERSION}): update PyDi on this machine"
             )
-        number, cluster = record.get("number"), record.get("cluster")
+        number, cluster, phase = record.get("number"), record.get("cluster"), record.get("phase")
         if (
             version != FORMAT_VERSION
             or not isinstance(number, int)
             or not 1 <= number <= NODE_NUMBER_MAX
             or not isinstance(cluster, str)
             or not cluster
+            or phase not in PHASES
         ):
             raise UserError(
                 f"{path} is damaged: restore it from a backup, or start with an empty data"
                 " directory to rejoin as a new node"
             )
-        return Identity(NodeNumber(number), cluster)
+        return Identity(NodeNumber(number), cluster, phase)
 
     def save_identity(self, identity: Identity) -> None:
-        """Durable when it returns; the last step of a first start."""
+        """Durable when it returns."""
         record = {
             "format": FORMAT_VERSION,
             "number": identity.number,
             "cluster": identity.cluster,
+            "phase": identity.phase,
         }
         self._save(self.path / "node.json", record)
 

@@ -1,0 +1,862 @@
+"""One node's part of the replicated tree: ``step(now, events) -> effects``.
+
+Joins the Raft core (order), the tree (outcome) and exactly-once (client, serial). The runtime and
+the simulator drive the same object: they hand in events, do the IO that the effects name, and hand
+in the answers. Never here: clock, socket, file, thread, randomness. The tree's SQLite connection is
+handed in and used only from ``step`` and from queries between two steps.
+
+The way of a command, from the node its client talks to::
+
+    Propose ─► pending ─┬─ this node leads ──► log ─► Persist ─► majority ─► applied here ─► Reply
+                        ├─ another one leads ► Forward, and again every second until applied here
+                        └─ nobody leads ─────► waits for a leader, at most until its deadline
+
+A reply always follows the *local* apply, so a client reads its own writes on its node, and the
+leader never answers a forwarded command: the log does. Sending a command twice is harmless, because
+applying counts a (client, serial) once and gives the first Result again.
+
+Disk full. A log without room keeps its entries and the runtime tries again, so nothing is decided
+about them; a tree without room stops applying and goes on where it stopped. Meanwhile commands that
+need space are refused with NoSpaceError, and those under way get it at their deadline.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import msgpack  # type: ignore[import-untyped]  # it has none
+
+from pydi_node.commands import (
+    Command,
+    CommandError,
+    Envelope,
+    ExpireSessions,
+    ForgetBlobs,
+    PurgeOrphans,
+    Rmdir,
+    SetHolders,
+    SetNode,
+    TrimHistory,
+    Unlink,
+    decode_envelope,
+    encode_envelope,
+)
+from pydi_node.consensus import codec
+from pydi_node.consensus.raft import Raft
+from pydi_node.consensus.types import (
+    ChangeKind,
+    Entry,
+    EntryKind,
+    Membership,
+    MembershipChange,
+    PeerStatus,
+    Ready,
+    Role,
+)
+from pydi_node.effects import (
+    FORWARD_BYTES_MAX,
+    FORWARDS_PER_MESSAGE_MAX,
+    AddMember,
+    Cut,
+    DiskFull,
+    DropSnapshot,
+    Effect,
+    Enlist,
+    Event,
+    Forward,
+    FromPeer,
+    Leave,
+    MembersChanged,
+    Now,
+    PeerBroke,
+    PeerMessage,
+    Persist,
+    Persisted,
+    Propose,
+    Push,
+    Read,
+    Refuse,
+    RefuseReason,
+    RemoveMember,
+    Reply,
+    Resign,
+    RoleChanged,
+    Send,
+    SnapshotBytes,
+    SnapshotFailed,
+    SnapshotInstalled,
+    SnapshotPartial,
+    SnapshotRefused,
+    SnapshotTaken,
+    SnapshotWritten,
+    TakeSnapshot,
+    Tick,
+    TreeStalled,
+)
+from pydi_node.errors import (
+    BusyError,
+    CorruptionError,
+    DeadlineError,
+    NoQuorumError,
+    NoSpaceError,
+    NotLeaderError,
+    PydiError,
+    RemoteProtocolError,
+    UnavailableError,
+    UserError,
+)
+from pydi_node.ids import ClientId, LogIndex, NodeNumber, Serial, Term, TimeNs
+from pydi_node.records import Result, Touched
+from pydi_node.tree.machine import Tree
+
+_log = logging.getLogger(__name__)
+
+Key = tuple[ClientId, Serial]
+
+# What may enter the log when the disk is nearly full: it makes room, or keeps the books that do.
+_MAKES_ROOM = (
+    Unlink,
+    Rmdir,
+    PurgeOrphans,
+    TrimHistory,
+    ForgetBlobs,
+    ExpireSessions,
+    SetHolders,
+    SetNode,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaConfig:
+    """Periods in seconds of Now.mono_s; they only decide when, never whether, something is done."""
+
+    tick_s: float = 0.05  # how far apart Tick events are; raft counts its time-outs in them
+    # A forwarded command that isn't applied yet is sent again: its message or its leader got lost.
+    forward_retry_s: float = 1.0
+    # How often members ask for their place and the leader looks for vanished ones.
+    members_period_s: float = 1.0
+    # Entries applied between two checkpoints of the tree, behind which the log is cut. A checkpoint
+    # costs two fsyncs in the loop; 20,000 entries are about 4 MiB of log to replay after a crash.
+    cut_entries: int = 20_000
+    cut_idle_s: float = 60.0  # and after this time if anything was applied at all
+    # Entries of one tree transaction: about 50 ms in which nothing else runs.
+    apply_batch_max: int = 1000
+    proposals_per_step_max: int = 2000  # bounds one append; the rest goes with the next step
+    forwarded_max: int = 10_000  # waiting for the log on the leader; others are sent again
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A command whose outcome somebody here waits for."""
+
+    command: Command
+    waiters: list[tuple[int, float]]  # (request, deadline)
+    sent_s: float = 0.0  # when it was last forwarded
+
+
+@dataclass(slots=True)
+class _Leaving:
+    request: int
+    deadline_s: float
+    next_s: float = 0.0  # of the next attempt
+
+
+@dataclass(slots=True)
+class _MemberWaiter:
+    request: int
+    deadline_s: float
+    change: MembershipChange
+    done: LogIndex | None = None  # committed when this index is applied; None: not yet in the log
+
+
+@dataclass(slots=True)
+class _Held:
+    """Messages that may leave when the Ready ``number`` is on disk."""
+
+    number: int
+    messages: Sequence[PeerMessage] = field(default_factory=tuple)
+
+
+class Replica:
+    """See the module's text. All public attributes are for reading."""
+
+    def __init__(self, raft: Raft, tree: Tree, config: ReplicaConfig, now: Now) -> None:
+        self.raft = raft
+        self.tree = tree
+        self.config = config
+        self._now = now
+        self._effects: list[Effect] = []
+
+        # Commands.
+        self._pending: dict[Key, _Pending] = {}
+        self._unsent: dict[
+            Key, Command
+        ] = {}  # to be proposed or forwarded; on a leader others' too
+        self._in_log: set[Key] = set()  # proposed by this leader in this term, not yet applied
+        self._envelopes: dict[LogIndex, tuple[Term, Envelope]] = {}  # spares decoding on the leader
+        self._time_ns = TimeNs(0)  # newest stamp given out
+        self._next_expiry_s = float("inf")
+
+        # Reads: not asked yet, asked, and answered with an index that isn't applied yet.
+        self._reads_new: list[tuple[int, float]] = []
+        self._reads_asked: dict[int, float] = {}
+        self._reads_at: list[tuple[LogIndex, int, float]] = []
+
+        # Applying.
+        self._committed: deque[Entry] = deque()
+        self._held: deque[_Held] = deque()
+        self._persisting = 0  # number of the newest Persist handed out
+        self._persisted = 0
+        self._tree_full = False
+        self._disk_full = False
+        self._cut_at_index = tree.applied_index
+        self._cut_at_s = now.mono_s
+        self._taking_snapshot = False
+
+        # Members.
+        self._leaving: _Leaving | None = None
+        self._member_waiters: list[_MemberWaiter] = []
+        self._next_members_s = now.mono_s
+
+    # --- for the runtime between two steps --------------------------------------------------------
+
+    @property
+    def is_leader(self) -> bool:
+        return self.raft.role is Role.LEADER
+
+    @property
+    def reads_are_current(self) -> bool:
+        """Whether this node's tree holds everything acknowledged anywhere, without asking: it is
+        the only voter and has applied all it committed, its own term's first entry included."""
+        raft = self.raft
+        return (
+            raft.role is Role.LEADER
+            and raft.membership.voters == (raft.node,)
+            and not self._committed
+            and self.tree.applied_term == raft.term
+            and raft.applied_index == raft.commit_index
+        )
+
+    @property
+    def outstanding(self) -> int:
+        """Commands and reads without an answer yet."""
+        reads = len(self._reads_new) + len(self._reads_asked) + len(self._reads_at)
+        return sum(len(p.waiters) for p in self._pending.values()) + reads
+
+    @property
+    def space_is_short(self) -> bool:
+        return self._disk_full or self._tree_full
+
+    # --- the step ---------------------------------------------------------------------------------
+
+    def step(self, now: Now, events: Iterable[Event]) -> list[Effect]:
+        """What to do now that these events happened, in the order in which to do it.
+
+        The more events come together, the larger the batches for log, tree and network.
+        """
+        self._now = now
+        for event in events:
+            self._HANDLERS[type(event)](self, event)
+        self._route()
+        self._ask_reads()
+        while self.raft.has_ready():
+            self._take(self.raft.ready())
+            self._apply()
+            # Applying and role changes may have made room or given new work.
+            self._route()
+        self._answer_reads()
+        self._maybe_cut()
+        if self._leaving is not None:
+            self._advance_leave(self._leaving)
+        if self.raft.has_ready():
+            self._take(self.raft.ready())
+            self._apply()
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _on_tick(self, _: Tick) -> None:
+        self.raft.tick()
+        if self._tree_full:
+            self._apply()
+        now_s = self._now.mono_s
+        if now_s >= self._next_expiry_s:
+            self._expire()
+        if not self.is_leader and self.raft.leader is not None:
+            for key, pending in self._pending.items():
+                if now_s - pending.sent_s >= self.config.forward_retry_s:
+                    self._unsent[key] = pending.command
+        if now_s >= self._next_members_s:
+            self._next_members_s = now_s + self.config.members_period_s
+            self._look_at_members()
+
+    def _on_message(self, event: FromPeer) -> None:
+        message = event.message
+        match message:
+            case Forward():
+                self._on_forward(message)
+            case Refuse():
+                self._on_refuse(message)
+            case Enlist():
+                self._on_enlist(message)
+            case Resign():
+                self._on_resign(message)
+            case _:
+                try:
+                    self.raft.step(message)
+                except RemoteProtocolError as exc:
+                    self._effects.append(PeerBroke(message.sender, exc))
+
+    # --- commands ---------------------------------------------------------------------------------
+
+    def _on_propose(self, event: Propose) -> None:
+        key = (event.client, event.serial)
+        pending = self._pending.get(key)
+        if pending is not None:
+            pending.waiters.append((event.request, event.deadline_s))
+        elif self.space_is_short and not isinstance(event.command, _MAKES_ROOM):
+            self._reply(event.request, NoSpaceError("this node's disk is full"))
+            return
+        else:
+            self._pending[key] = _Pending(event.command, [(event.request, event.deadline_s)])
+            self._unsent[key] = event.command
+        self._next_expiry_s = min(self._next_expiry_s, event.deadline_s)
+
+    def _on_forward(self, message: Forward) -> None:
+        if not self.is_leader:
+            return  # the sender learns of the new leader and sends again
+        refused: list[Key] = []
+        for client, serial, command in message.items:
+            key = (client, serial)
+            if self.space_is_short and not isinstance(command, _MAKES_ROOM):
+                refused.append(key)
+            elif key not in self._in_log and len(self._unsent) < self.config.forwarded_max:
+                self._unsent[key] = command
+        if refused:
+            refuse = Refuse(self.raft.node, message.sender, RefuseReason.NO_SPACE, tuple(refused))
+            self._send([refuse])
+
+    def _on_refuse(self, message: Refuse) -> None:
+        if message.sender != self.raft.leader:
+            return
+        for key in message.keys:
+            pending = self._pending.pop(key, None)
+            if pending is not None:
+                self._unsent.pop(key, None)
+                for request, _ in pending.waiters:
+                    self._reply(request, NoSpaceError("the leader's disk is full"))
+
+    def _route(self) -> None:
+        """Everything unsent goes into the log here, or to the leader, if there is one."""
+        if not self._unsent:
+            return
+        if self.is_leader:
+            self._propose_unsent()
+        elif self.raft.leader is not None:
+            self._forward_unsent(self.raft.leader)
+
+    def _propose_unsent(self) -> None:
+        envelopes, datas = [], []
+        time_ns = self._time_ns = max(self._time_ns, self._now.time_ns)
+        taken: list[Key] = []
+        for key, command in self._unsent.items():
+            if len(taken) >= self.config.proposals_per_step_max:
+                break
+            taken.append(key)
+            if key in self._in_log:
+                continue
+            envelope = Envelope(key[0], key[1], time_ns, command)
+            envelopes.append(envelope)
+            datas.append(pack_envelope(envelope))
+        if datas:
+            try:
+                first = self.raft.propose(datas)
+            except (BusyError, NotLeaderError):
+                return  # they stay unsent; the next step tries again
+            term = self.raft.term
+            for index, envelope in enumerate(envelopes, first):
+                self._envelopes[LogIndex(index)] = (term, envelope)
+                self._in_log.add((envelope.client, envelope.serial))
+        for key in taken:
+            del self._unsent[key]
+
+    def _forward_unsent(self, leader: NodeNumber) -> None:
+        items: list[tuple[ClientId, Serial, Command]] = []
+        size = 0
+        for key, command in self._unsent.items():
+            pending = self._pending.get(key)
+            if pending is None:
+                continue  # another node's, from when this one led: that node sends it again
+            pending.sent_s = self._now.mono_s
+            length = len(pack_envelope(Envelope(key[0], key[1], TimeNs(0), command)))
+            if items and (
+                size + length > FORWARD_BYTES_MAX or len(items) == FORWARDS_PER_MESSAGE_MAX
+            ):
+                self._send([Forward(self.raft.node, leader, tuple(items))])
+                items, size = [], 0
+            items.append((*key, command))
+            size += length
+        self._unsent.clear()
+        if items:
+            self._send([Forward(self.raft.node, leader, tuple(items))])
+
+    def _expire(self) -> None:
+        """Answers whatever is past its deadline, saying what it waited for."""
+        now_s = self._now.mono_s
+        nearest = float("inf")
+        for key, pending in list(self._pending.items()):
+            left = [waiter for waiter in pending.waiters if waiter[1] > now_s]
+            if len(left) < len(pending.waiters):
+                # A command may have been answered before its client came to this node.
+                outcome = self.tree.session_result(*key) if key[0] else None
+                for request, deadline_s in pending.waiters:
+                    if deadline_s <= now_s:
+                        self._reply(request, outcome or self._why_late())
+                pending.waiters = left
+            if left:
+                nearest = min(nearest, *[deadline_s for _, deadline_s in left])
+            else:
+                del self._pending[key]
+                self._unsent.pop(key, None)
+        for deadline_s in self._expire_reads(now_s):
+            nearest = min(nearest, deadline_s)
+        for waiter in list(self._member_waiters):
+            if waiter.deadline_s <= now_s:
+                self._member_waiters.remove(waiter)
+                self._reply(waiter.request, self._why_late())
+            else:
+                nearest = min(nearest, waiter.deadline_s)
+        self._next_expiry_s = nearest
+
+    def _why_late(self) -> PydiError:
+        if self.space_is_short:
+            return NoSpaceError("this node's disk is full")
+        if self.raft.leader is None:
+            return NoQuorumError("too few voters are reachable to choose a leader")
+        return DeadlineError("not applied here before the deadline; the outcome is unknown")
+
+    # --- reads ------------------------------------------------------------------------------------
+
+    def _on_read(self, event: Read) -> None:
+        self._reads_new.append((event.request, event.deadline_s))
+        self._next_expiry_s = min(self._next_expiry_s, event.deadline_s)
+
+    def _ask_reads(self) -> None:
+        """One question stands for all reads that came since the last one."""
+        if not self._reads_new:
+            return
+        try:
+            self.raft.read_index(tuple(self._reads_new))
+        except NotLeaderError:
+            return  # nobody leads: asked again with the next step, at most until the deadline
+        for request, deadline_s in self._reads_new:
+            self._reads_asked[request] = deadline_s
+        self._reads_new = []
+
+    def _answer_reads(self) -> None:
+        if not self._reads_at:
+            return
+        applied = self.raft.applied_index
+        waiting = []
+        for read in self._reads_at:
+            if read[0] <= applied:
+                self._reply(read[1], Result())
+            else:
+                waiting.append(read)
+        self._reads_at = waiting
+
+    def _expire_reads(self, now_s: float) -> list[float]:
+        """Answers reads past their deadline; the deadlines of the others."""
+        late = [read for read in self._reads_new if read[1] <= now_s]
+        late += [read for read in self._reads_asked.items() if read[1] <= now_s]
+        late += [read[1:] for read in self._reads_at if read[2] <= now_s]
+        self._reads_new = [read for read in self._reads_new if read[1] > now_s]
+        self._reads_at = [read for read in self._reads_at if read[2] > now_s]
+        for request, _ in late:
+            self._reads_asked.pop(request, None)
+            self._reply(request, self._why_late())
+        return [
+            *(read[1] for read in self._reads_new),
+            *self._reads_asked.values(),
+            *(read[2] for read in self._reads_at),
+        ]
+
+    # --- what the core hands out ------------------------------------------------------------------
+
+    def _take(self, ready: Ready) -> None:
+        effects = self._effects
+        if ready.role_change is not None:
+            self._on_role_change(ready)
+        if ready.membership is not None:
+            effects.append(MembersChanged(ready.membership))
+        if ready.messages:
+            self._send(ready.messages)
+        if ready.must_persist:
+            self._persisting = ready.number
+            effects.append(
+                Persist(ready.number, ready.truncate_from, ready.entries, ready.hard_state)
+            )
+        if ready.messages_after_persist:
+            if self._persisting > self._persisted:
+                self._held.append(_Held(self._persisting, ready.messages_after_persist))
+            else:
+                self._send(ready.messages_after_persist)
+        self._committed.extend(ready.committed)
+        for state in ready.reads:
+            for request, deadline_s in _reads_of(state.context):
+                if self._reads_asked.pop(request, None) is not None:
+                    self._reads_at.append((state.index, request, deadline_s))
+        for context in ready.failed_reads:
+            for request, deadline_s in _reads_of(context):
+                if self._reads_asked.pop(request, None) is not None:
+                    self._reads_new.append((request, deadline_s))
+        if ready.snapshot_wanted and not self._taking_snapshot:
+            self._taking_snapshot = True
+            effects.append(TakeSnapshot())
+        effects.extend(ready.snapshot_reads)
+        effects.extend(ready.snapshot_writes)
+        if ready.snapshot is not None:
+            effects.append(ready.snapshot)
+        effects.extend(DropSnapshot(snapshot_id) for snapshot_id in ready.snapshots_dropped)
+
+    def _on_role_change(self, ready: Ready) -> None:
+        change = ready.role_change
+        assert change is not None
+        self._effects.append(RoleChanged(change.role, change.term, change.leader))
+        # Entries proposed or forwarded under the old leader may be lost with it: all goes again.
+        self._in_log.clear()
+        self._envelopes.clear()
+        self._unsent = {key: pending.command for key, pending in self._pending.items()}
+
+    def _on_persisted(self, event: Persisted) -> None:
+        assert self._persisted < event.number <= self._persisting, (event, self._persisting)
+        self._persisted = event.number
+        self.raft.persisted(event.number)
+        while self._held and self._held[0].number <= event.number:
+            self._send(self._held.popleft().messages)
+
+    def _on_disk_full(self, event: DiskFull) -> None:
+        self._disk_full = event.full
+        if event.full and self.is_leader:
+            # Another voter may have room. If it can't take over, this node goes on leading.
+            self._hand_over()
+
+    # --- applying ---------------------------------------------------------------------------------
+
+    def _apply(self) -> None:
+        """Applies what is committed, as far as the tree's disk has room for it."""
+        committed = self._committed
+        while committed:
+            if committed[0].kind is EntryKind.MEMBERSHIP:
+                batch = [committed[0]]
+            else:
+                batch = []
+                for entry in committed:
+                    if entry.kind is EntryKind.MEMBERSHIP or len(batch) == (
+                        self.config.apply_batch_max
+                    ):
+                        break
+                    batch.append(entry)
+            try:
+                self._apply_batch(batch)
+            except NoSpaceError:
+                self._set_tree_full(True)
+                return
+            for _ in batch:
+                committed.popleft()
+            self.raft.applied(batch[-1].index)
+        self._set_tree_full(False)
+
+    def _apply_batch(self, batch: Sequence[Entry]) -> None:
+        first = batch[0]
+        if first.kind is EntryKind.MEMBERSHIP:
+            self.tree.set_membership(first.index, first.term, first.data)
+            self._answer_member_waiters(first.index)
+            return
+        work: list[tuple[LogIndex, Term, Envelope | None]] = []
+        for index, term, kind, data in batch:
+            envelope = None
+            if kind is EntryKind.COMMAND:
+                known = self._envelopes.get(index)
+                envelope = (
+                    known[1] if known is not None and known[0] == term else unpack_envelope(data)
+                )
+            work.append((index, term, envelope))
+        results = self.tree.apply_batch(work)
+        touched: list[Touched] = []
+        for (index, _, envelope), result in zip(work, results, strict=True):
+            if envelope is None:
+                continue
+            self._envelopes.pop(index, None)
+            self._time_ns = max(self._time_ns, envelope.time_ns)
+            key = (envelope.client, envelope.serial)
+            self._in_log.discard(key)
+            if result.touched.inos or result.touched.entries:
+                touched.append(result.touched)
+            pending = self._pending.pop(key, None)
+            if pending is not None:
+                self._unsent.pop(key, None)
+                for request, _ in pending.waiters:
+                    self._reply(request, result)
+        if touched:
+            # Before the replies: who hears of the outcome must not find the old state in a cache.
+            at = len(self._effects)
+            while at > 0 and isinstance(self._effects[at - 1], Reply):
+                at -= 1
+            self._effects.insert(at, Push(touched))
+
+    def _set_tree_full(self, full: bool) -> None:
+        if full != self._tree_full:
+            self._tree_full = full
+            self._effects.append(TreeStalled(full))
+
+    def _maybe_cut(self) -> None:
+        applied = self.raft.applied_index
+        fresh = applied - self._cut_at_index
+        idle = self._now.mono_s - self._cut_at_s >= self.config.cut_idle_s
+        if fresh < self.config.cut_entries and not (idle and fresh):
+            return
+        if self._taking_snapshot or self._tree_full:
+            return
+        self._cut_at_s = self._now.mono_s
+        try:
+            durable = self.tree.checkpoint()
+        except (NoSpaceError, UnavailableError):
+            return  # the disk is full or somebody copies the tree: the log stays for now
+        self._cut_at_index = durable
+        meta = self.raft.compact(durable)
+        if meta is not None:
+            self._effects.append(Cut(meta))
+
+    # --- snapshots --------------------------------------------------------------------------------
+
+    def _on_snapshot_taken(self, event: SnapshotTaken) -> None:
+        self._taking_snapshot = False
+        meta = self.raft.snapshot_meta(event.applied_index)
+        self.raft.snapshot_taken(event.snapshot_id, meta, event.size)
+
+    def _on_snapshot_failed(self, event: SnapshotFailed) -> None:
+        if not event.snapshot_id:
+            self._taking_snapshot = False
+        self.raft.snapshot_lost(event.snapshot_id)
+
+    def _on_snapshot_bytes(self, event: SnapshotBytes) -> None:
+        self.raft.snapshot_read(event.read, event.data)
+
+    def _on_snapshot_written(self, event: SnapshotWritten) -> None:
+        self.raft.snapshot_written(event.write)
+
+    def _on_snapshot_installed(self, event: SnapshotInstalled) -> None:
+        assert not self._committed, "the core hands out nothing while a snapshot is installed"
+        self.tree = event.tree
+        assert self.tree.applied_index == event.install.meta.index, event.install
+        self._cut_at_index = self.tree.applied_index
+        self.raft.snapshot_installed(event.install)
+        # What was applied inside the snapshot gave no Result here; the sessions in it know them.
+        for key, pending in list(self._pending.items()):
+            result = self.tree.session_result(*key) if key[0] else None
+            if result is not None:
+                del self._pending[key]
+                self._unsent.pop(key, None)
+                for request, _ in pending.waiters:
+                    self._reply(request, result)
+
+    def _on_snapshot_refused(self, event: SnapshotRefused) -> None:
+        self.raft.snapshot_refused(event.snapshot_id)
+
+    def _on_snapshot_partial(self, event: SnapshotPartial) -> None:
+        self.raft.snapshot_partial(event.snapshot_id, event.offset)
+
+    # --- members ----------------------------------------------------------------------------------
+
+    def _on_add_member(self, event: AddMember) -> None:
+        change = MembershipChange(ChangeKind.ADD_LEARNER, event.number, promote=True)
+        self._wait_for_change(_MemberWaiter(event.request, event.deadline_s, change))
+
+    def _on_remove_member(self, event: RemoveMember) -> None:
+        change = MembershipChange(ChangeKind.REMOVE, event.number)
+        self._wait_for_change(_MemberWaiter(event.request, event.deadline_s, change))
+
+    def _wait_for_change(self, waiter: _MemberWaiter) -> None:
+        if not self.is_leader:
+            self._reply(waiter.request, NotLeaderError(self.raft.leader))
+            return
+        self._member_waiters.append(waiter)
+        self._next_expiry_s = min(self._next_expiry_s, waiter.deadline_s)
+        self._try_changes()
+
+    def _try_changes(self) -> None:
+        """Proposes what is asked for and not yet in the log; one change at a time gets through."""
+        for waiter in list(self._member_waiters):
+            if waiter.done is not None:
+                continue
+            member = self.raft.membership.member(waiter.change.number)
+            wanted = waiter.change.kind is ChangeKind.ADD_LEARNER
+            if (member is not None and (member.voter or member.promote)) if wanted else not member:
+                # In force already; certain once everything in the log up to here is applied.
+                waiter.done = self.raft.last_index
+                continue
+            try:
+                waiter.done = self.raft.propose_membership(waiter.change)
+            except (BusyError, NoQuorumError):
+                return
+            except (NotLeaderError, UserError) as exc:
+                self._member_waiters.remove(waiter)
+                self._reply(waiter.request, exc)
+        self._answer_member_waiters(self.raft.applied_index)
+
+    def _answer_member_waiters(self, applied: LogIndex) -> None:
+        for waiter in list(self._member_waiters):
+            if waiter.done is not None and waiter.done <= applied:
+                self._member_waiters.remove(waiter)
+                self._reply(waiter.request, Result())
+
+    def _look_at_members(self) -> None:
+        raft = self.raft
+        own = raft.membership.member(raft.node)
+        if raft.role is Role.LEADER:
+            self._try_changes()
+            grace_ticks = self.tree.settings()["grace_s"] / self.config.tick_s
+            for peer in raft.status().peers:
+                if peer.voter and peer.silent_ticks > grace_ticks:
+                    self._change(MembershipChange(ChangeKind.DEMOTE, peer.number))
+        elif raft.leader is not None and self._leaving is None:
+            if own is not None and not own.voter and not own.promote:
+                self._send([Enlist(raft.node, raft.leader)])
+
+    def _on_enlist(self, message: Enlist) -> None:
+        member = self.raft.membership.member(message.sender)
+        if self.is_leader and member is not None and not member.voter and not member.promote:
+            self._change(MembershipChange(ChangeKind.ADD_LEARNER, message.sender, promote=True))
+
+    def _on_resign(self, message: Resign) -> None:
+        member = self.raft.membership.member(message.sender)
+        if not self.is_leader or member is None:
+            return
+        if member.voter:
+            self._change(MembershipChange(ChangeKind.DEMOTE, message.sender))
+        elif member.promote:
+            self._change(MembershipChange(ChangeKind.ADD_LEARNER, message.sender, promote=False))
+
+    def _change(self, change: MembershipChange) -> None:
+        """One attempt; whoever wants it asks again."""
+        try:
+            self.raft.propose_membership(change)
+        except (UnavailableError, UserError) as exc:
+            _log.debug("membership change %s put off: %s", change, exc)
+
+    # --- leaving ----------------------------------------------------------------------------------
+
+    def _on_leave(self, event: Leave) -> None:
+        self._leaving = _Leaving(event.request, event.deadline_s)
+
+    def _advance_leave(self, leaving: _Leaving) -> None:
+        raft = self.raft
+        if self._others_can_go_on():
+            self._leaving = None
+            self._reply(leaving.request, Result())
+            return
+        now_s = self._now.mono_s
+        if now_s >= leaving.deadline_s:
+            self._leaving = None
+            self._reply(leaving.request, NoQuorumError("the other nodes did not take over in time"))
+            return
+        if now_s < leaving.next_s:
+            return
+        leaving.next_s = now_s + 4 * self.config.tick_s
+        if raft.role is Role.LEADER:
+            self._hand_over()
+        elif raft.leader is not None:
+            self._send([Resign(raft.node, raft.leader)])
+
+    def _others_can_go_on(self) -> bool:
+        """Whether nothing is left to hand over: no vote, or nobody there to take it."""
+        raft = self.raft
+        own = raft.membership.member(raft.node)
+        if own is None:
+            return True
+        if own.voter:
+            alone = raft.membership.voters == (raft.node,)
+            return alone and not any(peer.active for peer in raft.status().peers)
+        # In the tree, so committed: it holds whoever leads next.
+        _, applied = self.tree.membership
+        member = codec.unpack_membership(applied).member(raft.node) if applied else None
+        return not own.promote and (member is None or not member.voter)
+
+    def _hand_over(self) -> None:
+        """Makes the most advanced live voter the leader, or first a learner into a voter."""
+        raft = self.raft
+        peers = [peer for peer in raft.status().peers if peer.active]
+        voters = [peer for peer in peers if peer.voter]
+        if voters:
+            try:
+                raft.transfer_leadership(max(voters, key=_advance).number)
+            except (UnavailableError, UserError) as exc:
+                _log.debug("hand-over put off: %s", exc)
+        elif peers and self._leaving is not None:
+            self._change(MembershipChange(ChangeKind.PROMOTE, max(peers, key=_advance).number))
+
+    # --- small things -----------------------------------------------------------------------------
+
+    def _send(self, messages: Sequence[PeerMessage]) -> None:
+        self._effects.append(Send(messages))
+
+    def _reply(self, request: int, outcome: Result | PydiError) -> None:
+        self._effects.append(Reply(request, outcome))
+
+    _HANDLERS: ClassVar[dict[type[Any], Callable[[Replica, Any], None]]] = {
+        Tick: _on_tick,
+        FromPeer: _on_message,
+        Propose: _on_propose,
+        Read: _on_read,
+        Persisted: _on_persisted,
+        DiskFull: _on_disk_full,
+        AddMember: _on_add_member,
+        RemoveMember: _on_remove_member,
+        Leave: _on_leave,
+        SnapshotTaken: _on_snapshot_taken,
+        SnapshotFailed: _on_snapshot_failed,
+        SnapshotBytes: _on_snapshot_bytes,
+        SnapshotWritten: _on_snapshot_written,
+        SnapshotInstalled: _on_snapshot_installed,
+        SnapshotRefused: _on_snapshot_refused,
+        SnapshotPartial: _on_snapshot_partial,
+    }
+
+
+def pack_envelope(envelope: Envelope) -> bytes:
+    """A command as the log keeps it."""
+    packed: bytes = msgpack.packb(encode_envelope(envelope), use_bin_type=True)
+    return packed
+
+
+def unpack_envelope(data: bytes) -> Envelope:
+    """The command in a log entry. CorruptionError: no node ever wrote this."""
+    try:
+        return decode_envelope(
+            msgpack.unpackb(data, raw=False, use_list=False, strict_map_key=True)
+        )
+    except (CommandError, ValueError, msgpack.UnpackException) as exc:
+        raise CorruptionError(
+            f"a log entry is not a command that this version of PyDi knows ({exc}): update PyDi on"
+            " this machine"
+        ) from exc
+
+
+def _reads_of(context: object) -> Iterable[tuple[int, float]]:
+    assert isinstance(context, tuple), context
+    return context
+
+
+def _advance(peer: PeerStatus) -> tuple[LogIndex, int]:
+    """Most advanced first, the lower number among equals."""
+    return (peer.match_index, -peer.number)
+
+
+def membership_of(tree: Tree) -> Membership:
+    """The newest membership that the tree has applied; empty before the first."""
+    _, data = tree.membership
+    return codec.unpack_membership(data) if data else Membership()

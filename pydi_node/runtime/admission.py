@@ -1,0 +1,53 @@
+"""Who may open a session: what the transport proves against what the hello says.
+
+Called by server.py for each hello. On the unix socket the file's mode is the proof, and whoever can
+open it is the owner. On TCP the certificate is: its role, number and limits, signed by the cluster.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+from pydi_node.ids import NodeNumber
+from pydi_node.runtime.server import PeerIdentity, make_session
+from pydi_node.runtime.service import Service, Session
+from pydi_node.wire import tls
+from pydi_node.wire.events import Hello, Refusal
+from pydi_node.wire.messages import Role
+from pydi_node.wire.trust import Credentials, MountLimits, TrustError
+
+
+class Admission:
+    """See the module's text."""
+
+    def __init__(self, credentials: Credentials, node: NodeNumber, service: Service) -> None:
+        self._credentials = credentials
+        self._node = node
+        self._service = service
+        self._numbers = itertools.count(1)
+
+    def admit(self, hello: Hello, peer: PeerIdentity) -> Session | tuple[Refusal, str]:
+        """A session for the peer, or why not."""
+        cluster = self._service.cluster
+        limits: MountLimits | None = None
+        if peer.certificate is None:
+            if hello.role is Role.NODE:
+                return Refusal.ROLE, "another node doesn't come through the unix socket"
+        else:
+            try:
+                identity = tls.identity_of(peer.certificate, self._credentials, int(time.time()))
+            except TrustError as exc:
+                return Refusal.ROLE, str(exc)
+            if not identity.may_be(hello.role, hello.number):
+                return Refusal.ROLE, f"its certificate is not that of {hello.role} {hello.number}"
+            limits = identity.limits
+        if hello.cluster not in ("", cluster):
+            return Refusal.CLUSTER, f"this is cluster {cluster}"
+        if hello.role is Role.NODE and hello.number == self._node:
+            return Refusal.NUMBER_IN_USE, f"this is node {self._node} already"
+        if limits is not None and limits.directory != b"/":
+            return Refusal.ROLE, "this version can't keep a mount below one directory"
+        session = make_session(next(self._numbers), hello)
+        session.read_only = limits is not None and limits.read_only
+        return session

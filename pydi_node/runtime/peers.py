@@ -1,0 +1,519 @@
+"""Connections to the other nodes: what this node says to them goes out here.
+
+Each node opens one connection to every other member and sends its own messages on it; what the
+others say arrives on theirs (server.py). Losing messages is allowed (Raft and forwarding send
+again), waiting is not: a link that is down or clogged drops them. Requests to another node travel
+on the same link and end with its error when it breaks.
+
+Addresses come from the cluster's books (SetNode), from ``--peer``, and, newest of all, from the
+hellos of nodes that connect to this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydi_node.commands import SetNode
+from pydi_node.config import Address, parse_address
+from pydi_node.consensus.types import Membership
+from pydi_node.effects import FromPeer, PeerMessage, decode_peer_message, encode_peer_message
+from pydi_node.errors import (
+    BusyError,
+    DeadlineError,
+    DisconnectedError,
+    LocalProtocolError,
+    NotLeaderError,
+    PydiError,
+    RemoteProtocolError,
+    UnavailableError,
+    UserError,
+)
+from pydi_node.ids import NODE_NUMBER_MAX, NodeNumber
+from pydi_node.runtime.driver import Driver
+from pydi_node.runtime.server import Server
+from pydi_node.runtime.service import Request, Service, Session
+from pydi_node.wire import messages, tls
+from pydi_node.wire import session as wire
+from pydi_node.wire.events import (
+    AnswerReceived,
+    ConnectionEnded,
+    ErrorReceived,
+    Event,
+    GoodbyeReceived,
+    Hello,
+    PingReceived,
+    RefuseReceived,
+    WelcomeReceived,
+)
+from pydi_node.wire.messages import Admin, Role
+from pydi_node.wire.trust import (
+    LEAF_RENEW_AFTER_S,
+    SEED_BYTES,
+    Credentials,
+    NodeToken,
+    TrustError,
+    credentials_of,
+    make_leaf,
+)
+
+_log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 5.0
+RECONNECT_MIN_S = 0.1
+RECONNECT_MAX_S = 2.0
+DEAD_AFTER_MS = 5000  # sent and not acknowledged by the other machine's kernel for so long
+WRITE_MAX_BYTES = 16 << 20  # of one link; messages beyond it are dropped
+JOIN_DEADLINE_S = 10.0
+JOIN_RETRY_S = 1.0
+REGISTER_PERIOD_S = 1.0
+WILDCARDS = ("0.0.0.0", "::")
+
+
+class _Outgoing(asyncio.Protocol):
+    """The connecting side of one session with a node."""
+
+    def __init__(self, hello: Hello) -> None:
+        self._wire = wire.Session.connecting(hello)
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        # Done when welcomed; its exception says why that didn't happen.
+        self.welcomed: asyncio.Future[NodeNumber] = self._loop.create_future()
+        self.lost: asyncio.Future[None] = self._loop.create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        sock = transport.get_extra_info("socket")
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_MS)
+        transport.writelines(self._wire.send_hello())
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._wire.receive_data(data)
+            for event in self._wire.events():
+                self._on_event(event)
+        except RemoteProtocolError as exc:
+            self._end(exc)
+
+    def eof_received(self) -> bool | None:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(DisconnectedError(f"the connection ended: {exc or 'closed by the node'}"))
+
+    def _on_event(self, event: Event) -> None:
+        assert self._transport is not None
+        match event:
+            case AnswerReceived(request_id, _, value, payload):
+                self._answers.pop(request_id).set_result(value if value is not None else payload)
+            case ErrorReceived(request_id, _, error):
+                self._answers.pop(request_id).set_exception(error)
+            case WelcomeReceived(welcome):
+                if not self.welcomed.done():
+                    self.welcomed.set_result(NodeNumber(welcome.number))
+            case RefuseReceived(_, sentence):
+                self._end(UserError(sentence))
+            case PingReceived(token):
+                self._transport.writelines(self._wire.send_pong(token))
+            case GoodbyeReceived() | ConnectionEnded():
+                self._end(DisconnectedError("the node is about to stop"))
+            case _:
+                raise RemoteProtocolError(f"unexpected {type(event).__name__}")
+
+    @property
+    def is_open(self) -> bool:
+        return self._wire.state is wire.State.OPEN and not self.lost.done()
+
+    def send(self, plain: tuple[Any, ...]) -> None:
+        """Sent, or dropped when the link is clogged."""
+        assert self._transport is not None
+        if self._transport.get_write_buffer_size() < WRITE_MAX_BYTES:
+            self._transport.writelines(self._wire.send_peer(plain))
+
+    async def request(self, request: messages.Request, deadline_s: float) -> Any:
+        """The answer; the node's error; DisconnectedError, DeadlineError, BusyError."""
+        if not self.is_open:
+            raise DisconnectedError("not connected")
+        assert self._transport is not None
+        if self._wire.requests_outstanding >= self._wire.limits.requests_max:
+            raise BusyError("too many requests to one node")
+        left_ms = int((deadline_s - self._loop.time()) * 1000)
+        if left_ms < 1:
+            raise DeadlineError("the deadline has passed")
+        request_id, buffers = self._wire.send_request(
+            request, deadline_ms=min(left_ms, wire.DEADLINE_MAX_MS)
+        )
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self._answers[request_id] = answer
+        self._transport.writelines(buffers)
+        try:
+            async with asyncio.timeout_at(deadline_s + 0.5):
+                # Shielded: the one answer still comes after a cancel, and finds its place.
+                return await asyncio.shield(answer)
+        except TimeoutError as exc:
+            raise DeadlineError("the node did not answer in time") from exc
+        except asyncio.CancelledError:
+            answer.add_done_callback(_ignore)
+            if self.is_open:
+                self._transport.writelines(self._wire.send_cancel(request_id))
+            raise
+
+    def close(self) -> None:
+        self._end(DisconnectedError("closed"))
+
+    def _end(self, error: PydiError) -> None:
+        if self.lost.done():
+            return
+        self.lost.set_result(None)
+        if not self.welcomed.done():
+            self.welcomed.set_exception(error)
+            self.welcomed.exception()  # whoever waits gets it; nobody waiting is no trouble
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(DisconnectedError(str(error)))
+                answer.exception()
+        self._answers.clear()
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class Peers:
+    """All links of this node, and what it knows of the others' whereabouts."""
+
+    def __init__(
+        self, node: NodeNumber, credentials: Credentials, seeds: Sequence[Address]
+    ) -> None:
+        self._node = node
+        self._credentials = credentials
+        self._seeds = tuple(seeds)
+        self._loop = asyncio.get_running_loop()
+        self._links: dict[NodeNumber, _Outgoing] = {}
+        self._tasks: dict[NodeNumber | Address, asyncio.Task[None]] = {}
+        self._members: frozenset[NodeNumber] = frozenset()
+        self._heard: dict[NodeNumber, Address] = {}  # out of hellos and welcomes: newest
+        self._joining: set[NodeNumber] = set()  # numbers given out and not yet in the books
+        self._changed = asyncio.Event()
+        self._leaf = make_leaf(credentials, node, int(time.time()), os.urandom(SEED_BYTES))
+        self.driver: Driver  # set by node.py before anything runs
+        self.address: Address  # where this node is served
+
+    # --- for the driver ---------------------------------------------------------------------------
+
+    def send(self, batch: Sequence[PeerMessage]) -> None:
+        for message in batch:
+            link = self._links.get(message.to)
+            if link is None or not link.is_open:
+                continue
+            try:
+                link.send(encode_peer_message(message))
+            except LocalProtocolError as exc:
+                _log.warning("message to node %d dropped: %s", message.to, exc)
+
+    def set_members(self, membership: Membership) -> None:
+        self._members = frozenset(m.number for m in membership.members) - {self._node}
+        self._changed.set()
+
+    def on_broke(self, number: NodeNumber, error: RemoteProtocolError) -> None:
+        _log.warning("node %d broke the protocol: %s", number, error)
+
+    # --- for the server ---------------------------------------------------------------------------
+
+    def receive(self, session: Session, message: tuple[Any, ...]) -> None:
+        """A message that another node sent. RemoteProtocolError: malformed, or not its own."""
+        decoded = decode_peer_message(message)
+        if decoded.sender != session.node or decoded.to != self._node:
+            raise RemoteProtocolError(
+                f"node {session.node} sent a message from {decoded.sender} to {decoded.to}"
+            )
+        self.driver.submit(FromPeer(decoded))
+
+    def on_hello(self, number: NodeNumber, about: dict[str, Any], host: str | None) -> None:
+        """Another node connected: where it says that it serves is where to find it."""
+        try:
+            address = parse_address(str(about.get("address", "")))
+        except ValueError:
+            return
+        if address.host in WILDCARDS and host is not None:
+            address = Address(host, address.port)
+        if self._heard.get(number) != address:
+            self._heard[number] = address
+            self._changed.set()
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    async def request(
+        self, number: NodeNumber, request: messages.Request, deadline_s: float
+    ) -> Any:
+        """Another node's answer; its error; UnavailableError when it can't be asked."""
+        link = self._links.get(number)
+        if link is None:
+            raise DisconnectedError(f"node {number} is not connected")
+        return await link.request(request, deadline_s)
+
+    def is_connected(self, number: NodeNumber) -> bool:
+        link = self._links.get(number)
+        return link is not None and link.is_open
+
+    @property
+    def members(self) -> frozenset[NodeNumber]:
+        """All members but this node."""
+        return self._members
+
+    def address_of(self, number: NodeNumber) -> Address | None:
+        if number == self._node:
+            return self.address
+        if number in self._heard:
+            return self._heard[number]
+        for info in self.driver.replica.tree.nodes():
+            if info.number == number and info.address:
+                try:
+                    return parse_address(info.address)
+                except ValueError:
+                    return None
+        return None
+
+    # --- life -------------------------------------------------------------------------------------
+
+    def server_context(self) -> ssl.SSLContext:
+        return tls.server_context(self._leaf)
+
+    async def renew_certificates(self, server: Server) -> None:
+        """A fresh certificate each day, for new connections in both directions."""
+        while True:
+            await asyncio.sleep(LEAF_RENEW_AFTER_S)
+            self._leaf = make_leaf(
+                self._credentials, self._node, int(time.time()), os.urandom(SEED_BYTES)
+            )
+            await server.renew_tcp(self.server_context())
+
+    async def run(self) -> None:
+        """Keeps a link to every member, and this node's address in the books."""
+        self.set_members(self.driver.replica.raft.membership)
+        while True:
+            self._changed.clear()
+            unknown = {n for n in self._members if self.address_of(n) is None}
+            wanted: set[NodeNumber | Address] = set(self._members)
+            if unknown or not self._members:
+                wanted |= set(self._seeds)
+            for key in wanted - self._tasks.keys():
+                self._tasks[key] = self._loop.create_task(self._keep_link(key))
+            for key in self._tasks.keys() - wanted:
+                self._tasks.pop(key).cancel()
+            for key, task in list(self._tasks.items()):
+                if task.done():
+                    task.result()  # ends only by what nobody foresaw
+                    del self._tasks[key]
+            await self._register()
+            try:
+                async with asyncio.timeout(REGISTER_PERIOD_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass  # the period passed: look again
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for link in list(self._links.values()):
+            link.close()
+
+    async def _keep_link(self, key: NodeNumber | Address) -> None:
+        """Connects to a member, or to a seed whose number isn't known, again and again."""
+        delay_s = RECONNECT_MIN_S
+        while True:
+            address = key if isinstance(key, Address) else self.address_of(key)
+            if address is not None:
+                try:
+                    link = await self._connect(address)
+                    number = await link.welcomed
+                except (OSError, PydiError) as exc:
+                    _log.debug("no connection to %s: %s", address, exc)
+                else:
+                    delay_s = RECONNECT_MIN_S
+                    self._heard.setdefault(number, address)
+                    if isinstance(key, Address):
+                        link.close()
+                        self._changed.set()
+                        await asyncio.sleep(RECONNECT_MAX_S)
+                        continue
+                    if number == key:
+                        await self._use(number, link)
+                    else:
+                        # Another node took this address; the right one will say where it is.
+                        link.close()
+                        self._heard.pop(key, None)
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, RECONNECT_MAX_S)
+
+    async def _use(self, number: NodeNumber, link: _Outgoing) -> None:
+        self._links[number] = link
+        _log.info("connected to node %d at %s", number, self.address_of(number))
+        try:
+            await link.lost
+            _log.info("connection to node %d lost", number)
+        finally:
+            link.close()
+            if self._links.get(number) is link:
+                del self._links[number]
+
+    async def _connect(self, address: Address) -> _Outgoing:
+        hello = Hello(
+            wire.PROTOCOL_VERSIONS, Role.NODE, self._credentials.cluster, self._node,
+            socket.gethostname(), {"address": str(self.address)},
+        )  # fmt: skip
+        return await _open(address, hello, tls.client_context(self._leaf), self._credentials)
+
+    async def _register(self) -> None:
+        """The books say where this node is, once a leader takes the entry."""
+        replica = self.driver.replica
+        if replica.raft.leader is None or replica.raft.membership.member(self._node) is None:
+            return
+        address = str(self._advertised())
+        for info in replica.tree.nodes():
+            if info.number == self._node:
+                if info.address == address:
+                    return
+                command = SetNode(self._node, address, info.state, info.witness)
+                break
+        else:
+            command = SetNode(self._node, address, "up", False)
+        try:
+            await self.housekeep(command, self._loop.time() + 5.0)
+        except PydiError as exc:
+            _log.debug("address not yet registered: %s", exc)
+
+    housekeep: Callable[..., Any]  # Service.housekeep, set by ``admin``
+
+    def _advertised(self) -> Address:
+        """The address for others: a wildcard is replaced by the one this machine is reached by."""
+        if self.address.host not in WILDCARDS:
+            return self.address
+        for link in self._links.values():
+            if link.is_open and link._transport is not None:
+                return Address(link._transport.get_extra_info("sockname")[0], self.address.port)
+        return Address(socket.gethostname(), self.address.port)
+
+    # --- joining ----------------------------------------------------------------------------------
+
+    def admin(self, service: Service) -> dict[str, Callable[[Request, dict[str, Any]], Any]]:
+        """Verbs about nodes."""
+        self.housekeep = service.housekeep
+
+        async def join(request: Request, arguments: dict[str, Any]) -> dict[str, int]:
+            match arguments.get("number"):
+                case None:
+                    wanted = None
+                case int() as number if 1 <= number <= NODE_NUMBER_MAX:
+                    wanted = NodeNumber(number)
+                case _:
+                    raise UserError("join: not a node number")
+            raft = self.driver.replica.raft
+            if not self.driver.replica.is_leader:
+                if raft.leader is None:
+                    raise NotLeaderError(None)
+                answer: dict[str, int] = await self.request(
+                    raft.leader, Admin("join", arguments), request.deadline_s
+                )
+                return answer
+            return {"number": await self._add(service, wanted, request.deadline_s)}
+
+        return {"join": join}
+
+    async def _add(
+        self, service: Service, wanted: NodeNumber | None, deadline_s: float
+    ) -> NodeNumber:
+        if not await self.driver.wait_current(deadline_s):
+            raise NotLeaderError(None)
+        replica = self.driver.replica
+        taken = {info.number for info in replica.tree.nodes()} | self._joining
+        taken |= {m.number for m in replica.raft.membership.members}
+        if wanted in taken:
+            raise UserError(f"node number {wanted} is in use: choose another --number or none")
+        number = wanted or NodeNumber(max(taken) + 1)
+        self._joining.add(number)
+        try:
+            await service.housekeep(SetNode(number, "", "up", False), deadline_s)
+            await self.driver.add_member(number, deadline_s)
+        finally:
+            self._joining.discard(number)
+        _log.info("node %d was added", number)
+        return number
+
+
+async def join_cluster(
+    token: NodeToken, addresses: Sequence[Address], wanted: NodeNumber | None
+) -> NodeNumber:
+    """The number under which the cluster took this node in; waits until somebody there answers.
+
+    UserError  no address is known, or the cluster doesn't want it (number in use, wrong token).
+    """
+    if not addresses:
+        raise UserError("no node of the cluster is known: name one with --peer HOST:PORT")
+    credentials = credentials_of(token)
+    loop = asyncio.get_running_loop()
+    told = False
+    while True:
+        for address in addresses:
+            leaf = make_leaf(credentials, 0, int(time.time()), os.urandom(SEED_BYTES))
+            hello = Hello(
+                wire.PROTOCOL_VERSIONS, Role.CLIENT, token.cluster, 0, socket.gethostname()
+            )
+            try:
+                link = await _open(address, hello, tls.client_context(leaf), credentials)
+                try:
+                    await link.welcomed
+                    arguments = {} if wanted is None else {"number": wanted}
+                    deadline_s = loop.time() + JOIN_DEADLINE_S
+                    answer = await link.request(Admin("join", arguments), deadline_s)
+                finally:
+                    link.close()
+                return NodeNumber(int(answer["number"]))
+            except (OSError, UnavailableError, RemoteProtocolError) as exc:
+                if not told:
+                    _log.warning("waiting for %s: %s", address, exc)
+                _log.debug("join through %s: %s", address, exc)
+        told = True
+        await asyncio.sleep(JOIN_RETRY_S)
+
+
+async def _open(
+    address: Address, hello: Hello, context: ssl.SSLContext, credentials: Credentials
+) -> _Outgoing:
+    """A connection to a node that has proved to be one; its hello is sent.
+
+    OSError (nobody there), UserError (it isn't of this cluster).
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            transport, protocol = await loop.create_connection(
+                lambda: _Outgoing(hello), address.host, address.port, ssl=context,
+                server_hostname="",
+            )  # fmt: skip
+    except ssl.SSLError as exc:
+        raise UserError(f"{address} does not belong to this cluster: {exc.reason}") from exc
+    try:
+        identity = tls.identity_of(
+            transport.get_extra_info("ssl_object"), credentials, int(time.time())
+        )
+        if identity.role is not Role.NODE:
+            raise TrustError("it is a mount, not a node")
+    except TrustError as exc:
+        protocol.close()
+        raise UserError(f"{address}: {exc}") from exc
+    return protocol
+
+
+def _ignore(answer: asyncio.Future[Any]) -> None:
+    if not answer.cancelled():
+        answer.exception()

@@ -1,0 +1,566 @@
+"""Listeners and connections: moves bytes between transports and sessions.
+
+Made by node.py. A connection's life: transport, hello within HELLO_TIMEOUT_S, checks (admit),
+welcome, requests to the service. It must never let one peer disturb another: every queue is
+bounded, reading stops while a peer has too much outstanding, and whoever breaks the protocol is
+disconnected and logged, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import inspect
+import logging
+import os
+import socket
+import ssl
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydi_node.config import Address
+from pydi_node.errors import (
+    DeadlineError,
+    FileError,
+    LocalProtocolError,
+    PydiError,
+    RemoteProtocolError,
+    UserError,
+)
+from pydi_node.ids import NodeNumber
+from pydi_node.records import Touched
+from pydi_node.runtime.service import Content, Request, Service, Session
+from pydi_node.wire import messages
+from pydi_node.wire import session as wire
+from pydi_node.wire.events import (
+    AcknowledgeReceived,
+    CancelReceived,
+    ConnectionEnded,
+    Event,
+    GoodbyeReceived,
+    Hello,
+    HelloReceived,
+    PeerReceived,
+    PingReceived,
+    PongReceived,
+    Refusal,
+    RequestNotUnderstood,
+    RequestReceived,
+    Welcome,
+)
+from pydi_node.wire.messages import DropAll, Invalidate, Role
+
+_log = logging.getLogger(__name__)
+
+# A cancelled request's answer, unless the real one was faster.
+CANCELLED = FileError(errno.EINTR, "cancelled")
+
+HELLO_TIMEOUT_S = 10.0  # TLS handshake and hello; a slow link needs a few round trips
+CONNECTIONS_MAX = 1024
+CONNECTIONS_UNWELCOME_MAX = 64  # of them, before their hello: all that a stranger can hold
+OUTSTANDING_MAX = 512  # requests of one peer under way; it may send 1024 before it waits for us
+PAYLOAD_OUTSTANDING_MAX_BYTES = 32 << 20  # content of one peer in memory: eight full chunks
+WRITE_HIGH_BYTES = 8 << 20  # answers a slow peer hasn't taken: no more of its requests meanwhile
+# Pushes that a peer doesn't take would grow without end; past this it is disconnected, and when it
+# comes back it drops its caches.
+WRITE_MAX_BYTES = 64 << 20
+BACKLOG = 256
+PORTS_TRIED_MAX = 100
+
+
+class Admission(Protocol):
+    """Decides who may open a session; made by node.py out of trust and the cluster's state."""
+
+    def admit(self, hello: Hello, peer: PeerIdentity) -> Session | tuple[Refusal, str]: ...
+
+
+class PeerIdentity:
+    """What the transport proves of a peer, before it says anything."""
+
+    def __init__(self, name: str, certificate: ssl.SSLObject | None, uid: int | None) -> None:
+        self.name = name  # for people
+        self.certificate = certificate  # None on the unix socket
+        self.uid = uid  # None on TCP
+
+
+class Connection(asyncio.Protocol):
+    """One accepted connection."""
+
+    def __init__(self, server: Server, is_unix: bool) -> None:
+        self._server = server
+        self._is_unix = is_unix
+        self._wire = wire.Session.accepting()
+        self._session: Session | None = None
+        self._transport: asyncio.Transport | None = None
+        self._identity: PeerIdentity | None = None
+        self._hello_timer: asyncio.TimerHandle | None = None
+        self._out: list[bytes | bytearray | memoryview] = []
+        self._flush_scheduled = False
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._write_paused = False
+        self._read_paused = False
+        self._closing = False
+        self.subscribed = False
+
+    # --- transport --------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self._identity = _identify(transport, self._is_unix)
+        if not self._server.add(self):
+            transport.abort()
+            return
+        if self._is_unix and self._identity.uid not in (0, os.geteuid()):
+            # The socket's mode says the same; this holds where somebody widened it by mistake.
+            _log.warning("refused user %s on the unix socket", self._identity.uid)
+            transport.abort()
+            return
+        self._hello_timer = self._server.loop.call_later(HELLO_TIMEOUT_S, self._on_hello_timeout)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._wire.receive_data(data)
+            self._pump()
+        except RemoteProtocolError as exc:
+            self._on_broken(exc)
+
+    def eof_received(self) -> bool | None:
+        try:
+            self._wire.receive_eof()
+            self._pump()
+        except RemoteProtocolError as exc:
+            self._on_broken(exc)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        if self._hello_timer is not None:
+            self._hello_timer.cancel()
+        for task in self._tasks.values():
+            task.cancel()
+        self._server.remove(self)
+        if self._session is not None:
+            self._server.service.end(self._session)
+            _log.debug("session %d of %s ended", self._session.number, self._session.host)
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        self._adjust_reading()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self._adjust_reading()
+
+    # --- events -----------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Handles what has arrived, until there is nothing more or too much is under way."""
+        while not self._closing and not self._is_loaded():
+            event = self._wire.next_event()
+            if event is None:
+                break
+            self._on_event(event)
+        self._adjust_reading()
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case RequestReceived(request_id, request, payload, deadline_ms):
+                self._on_request(request_id, request, payload, deadline_ms)
+            case RequestNotUnderstood(request_id, error):
+                self._answer_error(request_id, error)
+            case CancelReceived(request_id):
+                task = self._tasks.get(request_id)
+                if task is not None:
+                    task.cancel()
+            case PeerReceived(message, _):
+                assert self._session is not None
+                self._server.on_peer(self._session, message)
+            case PingReceived(token):
+                self._write(self._wire.send_pong(token))
+            case HelloReceived(hello):
+                self._on_hello(hello)
+            case ConnectionEnded():
+                self._close()
+            case PongReceived() | AcknowledgeReceived() | GoodbyeReceived():
+                pass
+            case _:
+                raise AssertionError(f"an accepting session gave {event}")
+
+    def _on_hello(self, hello: Hello) -> None:
+        if self._hello_timer is not None:
+            self._hello_timer.cancel()
+        server = self._server
+        assert self._identity is not None
+        version = wire.choose_version(hello)
+        if version is None:
+            self._refuse(Refusal.VERSION, "no protocol version in common: update the older PyDi")
+            return
+        if server.stopping:
+            self._refuse(Refusal.STOPPING, "this node is about to stop")
+            return
+        admitted = server.admission.admit(hello, self._identity)
+        if not isinstance(admitted, Session):
+            _log.warning("refused %s: %s", self._identity.name, admitted[1])
+            self._refuse(*admitted)
+            return
+        self._session = admitted
+        server.on_welcome(self)
+        service = server.service
+        service.begin(admitted)
+        self._write(
+            self._wire.send_welcome(
+                Welcome(version, service.cluster, service.node, socket.gethostname())
+            )
+        )
+
+    def _on_request(
+        self, request_id: int, message: messages.Request, payload: bytes, deadline_ms: int
+    ) -> None:
+        assert self._session is not None
+        deadline_s = self._server.loop.time() + deadline_ms / 1000
+        request = Request(self._session, message, payload, deadline_s)
+        try:
+            if type(message) is messages.Execute:
+                if self._session.read_only:
+                    raise FileError(errno.EROFS, "this token may only read")
+                self._server.service.execute_nowait(
+                    request, lambda outcome: self._answer(request_id, outcome)
+                )
+                return
+            answer = self._server.service.handle(request)
+        except Exception as exc:
+            self._answer_error(request_id, exc)
+            return
+        if inspect.isawaitable(answer):
+            task = self._server.loop.create_task(self._finish(request_id, answer, deadline_s))
+            self._tasks[request_id] = task
+        else:
+            self._answer(request_id, answer)
+            if type(message) is messages.Subscribe:
+                self.subscribed = True
+
+    async def _finish(self, request_id: int, answer: Any, deadline_s: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                value = await answer
+        except asyncio.CancelledError:
+            if not self._closing:
+                self._answer_error(request_id, CANCELLED)
+            raise
+        except TimeoutError:
+            self._answer_error(request_id, DeadlineError("not done before the deadline"))
+        except Exception as exc:
+            self._answer_error(request_id, exc)
+        else:
+            self._answer(request_id, value)
+        finally:
+            self._tasks.pop(request_id, None)
+
+    # --- output -----------------------------------------------------------------------------------
+
+    def _answer(self, request_id: int, value: Any) -> None:
+        if self._closing:
+            return
+        if isinstance(value, PydiError):
+            self._answer_error(request_id, value)
+            return
+        try:
+            if type(value) is Content:
+                buffers = self._wire.send_answer(request_id, None, value.data)
+            else:
+                buffers = self._wire.send_answer(request_id, value)
+        except LocalProtocolError as exc:
+            self._answer_error(request_id, exc)
+            return
+        self._write(buffers)
+        if self._read_paused:
+            self._server.loop.call_soon(self._resume)
+
+    def _answer_error(self, request_id: int, error: BaseException) -> None:
+        if self._closing:
+            return
+        if not isinstance(error, (PydiError, OSError)):
+            _log.error("internal error in a request", exc_info=error)
+        elif isinstance(error, LocalProtocolError):
+            _log.error("an answer could not be sent: %s", error)
+        self._write(self._wire.send_error(request_id, error))
+        if self._read_paused:
+            self._server.loop.call_soon(self._resume)
+
+    def push(self, touched: Sequence[Touched]) -> None:
+        """To a subscriber: these are stale."""
+        for item in touched:
+            self._write(self._wire.send_push(Invalidate(self._wire.push_sequence + 1, item)))
+
+    def push_drop_all(self) -> None:
+        """To a subscriber: everything may be stale."""
+        self._write(self._wire.send_push(DropAll(self._wire.push_sequence + 1)))
+
+    def goodbye(self, sentence: str) -> None:
+        """No more requests from this peer; what is under way is answered."""
+        if self._session is None:
+            self._abort()
+        elif not self._closing and self._wire.state is wire.State.OPEN:
+            self._write(self._wire.send_goodbye(sentence))
+
+    def _write(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Everything of one turn of the loop leaves together: one system call, one TLS record."""
+        self._out += buffers
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._server.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        transport = self._transport
+        if transport is None or not self._out:
+            return
+        out, self._out = self._out, []
+        transport.writelines(out)
+        if transport.get_write_buffer_size() > WRITE_MAX_BYTES:
+            assert self._identity is not None
+            _log.warning("%s does not read: disconnected", self._identity.name)
+            self._abort()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing of it is under way."""
+        return self._wire.unanswered == 0 and not self._out
+
+    def close(self) -> None:
+        """What was written leaves, then the connection ends."""
+        self._close()
+
+    # --- inner ------------------------------------------------------------------------------------
+
+    def _is_loaded(self) -> bool:
+        return (
+            self._write_paused
+            or self._wire.unanswered >= OUTSTANDING_MAX
+            or self._wire.unanswered_payload_bytes >= PAYLOAD_OUTSTANDING_MAX_BYTES
+        )
+
+    def _adjust_reading(self) -> None:
+        if self._closing or self._transport is None:
+            return
+        loaded = self._is_loaded()
+        if loaded and not self._read_paused:
+            self._read_paused = True
+            self._transport.pause_reading()
+        elif not loaded and self._read_paused:
+            self._resume()
+
+    def _resume(self) -> None:
+        """Goes on with what had arrived already, then with the transport."""
+        if not self._read_paused or self._closing or self._is_loaded():
+            return
+        assert self._transport is not None
+        self._read_paused = False
+        self._transport.resume_reading()
+        try:
+            self._pump()
+        except RemoteProtocolError as exc:
+            self._on_broken(exc)
+
+    def _refuse(self, refusal: Refusal, sentence: str) -> None:
+        self._write(self._wire.send_refuse(refusal, sentence))
+        self._close()
+
+    def _on_hello_timeout(self) -> None:
+        assert self._identity is not None
+        _log.info("%s said nothing: disconnected", self._identity.name)
+        self._abort()
+
+    def _on_broken(self, error: RemoteProtocolError) -> None:
+        assert self._identity is not None
+        _log.warning("%s broke the protocol: %s: disconnected", self._identity.name, error)
+        self._abort()
+
+    def _close(self) -> None:
+        if not self._closing and self._transport is not None:
+            self._flush()
+            self._closing = True
+            self._transport.close()
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._closing = True
+            self._transport.abort()
+
+
+class Server:
+    """All listeners and connections of a node."""
+
+    def __init__(
+        self,
+        service: Service,
+        admission: Admission,
+        on_peer: Callable[[Session, tuple[Any, ...]], None],
+    ) -> None:
+        """on_peer: gets each message that a node sends; RemoteProtocolError disconnects it."""
+        self.service = service
+        self.admission = admission
+        self.on_peer = on_peer
+        self.loop = asyncio.get_running_loop()
+        self.stopping = False
+        self._connections: set[Connection] = set()
+        self._strangers: set[Connection] = set()
+        self._tcp_socket: socket.socket | None = None
+        self._tcp_listener: asyncio.AbstractServer | None = None
+        self._unix_listener: asyncio.AbstractServer | None = None
+
+    # --- listening --------------------------------------------------------------------------------
+
+    async def listen_tcp(self, wanted: Address, context: ssl.SSLContext) -> Address:
+        """Serves TLS at the address, or at the next free port after it; where in the end.
+
+        UserError  no such address on this machine, or no free port.
+        """
+        self._tcp_socket = await _bind_tcp(wanted)
+        await self.renew_tcp(context)
+        return Address(wanted.host, self._tcp_socket.getsockname()[1])
+
+    async def renew_tcp(self, context: ssl.SSLContext) -> None:
+        """New connections use this certificate from now on; no connection attempt is lost."""
+        assert self._tcp_socket is not None
+        old = self._tcp_listener
+        self._tcp_listener = await self.loop.create_server(
+            lambda: Connection(self, is_unix=False),
+            sock=self._tcp_socket.dup(),
+            ssl=context,
+            ssl_handshake_timeout=HELLO_TIMEOUT_S,
+            backlog=BACKLOG,
+        )
+        if old is not None:
+            old.close()
+
+    async def listen_unix(self, path: Path) -> None:
+        """Serves the unix socket, mode 0600. Whoever can connect finds a ready node.
+
+        UserError  the path is too long, or something that isn't a socket is in the way.
+        """
+        sock = _bind_unix(path)
+        self._unix_listener = await self.loop.create_unix_server(
+            lambda: Connection(self, is_unix=True), sock=sock, backlog=BACKLOG
+        )
+
+    def stop_listening(self) -> None:
+        """Nobody new; open sessions are told that no more requests are welcome."""
+        self.stopping = True
+        for listener in (self._tcp_listener, self._unix_listener, self._tcp_socket):
+            if listener is not None:
+                listener.close()
+        for connection in list(self._connections):
+            connection.goodbye("this node is about to stop")
+
+    async def wait_idle(self, deadline_s: float) -> None:
+        """Until every request is answered, at most until the deadline (the loop's clock)."""
+        while self.loop.time() < deadline_s and not all(c.idle for c in self._connections):
+            await asyncio.sleep(0.01)  # noqa: ASYNC110 once in a life: an event in each answer costs more
+
+    def close(self) -> None:
+        for connection in list(self._connections):
+            connection.close()
+
+    # --- connections ------------------------------------------------------------------------------
+
+    def add(self, connection: Connection) -> bool:
+        """Whether there is room for one more."""
+        if (
+            len(self._connections) >= CONNECTIONS_MAX
+            or len(self._strangers) >= CONNECTIONS_UNWELCOME_MAX
+        ):
+            _log.warning("too many connections: one more was refused")
+            return False
+        self._connections.add(connection)
+        self._strangers.add(connection)
+        return True
+
+    def on_welcome(self, connection: Connection) -> None:
+        self._strangers.discard(connection)
+
+    def remove(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._strangers.discard(connection)
+
+    def push(self, touched: Sequence[Touched]) -> None:
+        """Every subscriber drops these."""
+        for connection in self._connections:
+            if connection.subscribed:
+                connection.push(touched)
+
+    def push_drop_all(self) -> None:
+        for connection in self._connections:
+            if connection.subscribed:
+                connection.push_drop_all()
+
+
+def make_session(number: int, hello: Hello) -> Session:
+    """The service's record of an admitted peer."""
+    session = Session(number, hello.role, hello.host, hello.about)
+    session.node = NodeNumber(hello.number) if hello.role is Role.NODE else None
+    return session
+
+
+def _identify(transport: asyncio.Transport, is_unix: bool) -> PeerIdentity:
+    if is_unix:
+        sock = transport.get_extra_info("socket")
+        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, uid, _ = struct.unpack("3i", raw)
+        return PeerIdentity(f"process {pid} on this machine", None, uid)
+    peer = transport.get_extra_info("peername")
+    name = f"{peer[0]}:{peer[1]}" if peer else "a peer"
+    return PeerIdentity(name, transport.get_extra_info("ssl_object"), None)
+
+
+async def _bind_tcp(wanted: Address) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    try:
+        infos = await loop.getaddrinfo(wanted.host, wanted.port, type=socket.SOCK_STREAM)
+    except OSError as exc:
+        raise UserError(f"--listen {wanted}: {exc.strerror}") from exc
+    family, kind, protocol, _, sockaddr = infos[0]
+    last = min(wanted.port + PORTS_TRIED_MAX, 65536) if wanted.port else 1
+    for port in range(wanted.port, last):
+        sock = socket.socket(family, kind, protocol)
+        # Without it a restart within a minute would find its own old connections in the way.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((sockaddr[0], port, *sockaddr[2:]))
+            # Two processes can bind one port with SO_REUSEADDR; only one of them can listen.
+            sock.listen(BACKLOG)
+        except OSError as exc:
+            sock.close()
+            if exc.errno != errno.EADDRINUSE:
+                raise UserError(f"--listen {wanted}: {exc.strerror}") from exc
+            continue
+        sock.setblocking(False)
+        if port != wanted.port:
+            _log.info("port %d is taken, serving on %d", wanted.port, port)
+        return sock
+    raise UserError(f"--listen {wanted}: no free port from there to {last - 1}")
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    """A bound and listening socket that nobody else could use for a moment."""
+    if len(os.fsencode(path)) > 107:  # sun_path of Linux, less its NUL
+        raise UserError(f"{path} is too long for a unix socket: use a shorter data directory")
+    if path.exists() and not path.is_socket():
+        raise UserError(f"{path} is in the way of the node's socket: move it elsewhere")
+    path.unlink(missing_ok=True)  # a killed node's; the lock says that it isn't running
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        sock.bind(str(path))
+        sock.listen(BACKLOG)
+    except OSError as exc:
+        sock.close()
+        raise UserError(f"{path}: {exc.strerror}") from exc
+    finally:
+        os.umask(mask)
+    sock.setblocking(False)
+    return sock

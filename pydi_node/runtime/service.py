@@ -1,0 +1,470 @@
+"""What a node does for the peers of its sessions: one table, request class to handler.
+
+Called by server.py for each request that arrived; knows nothing of sockets. A handler answers at
+once with a value (most queries), or returns an awaitable, or raises the error that is the answer.
+It must never block the loop: blobs go to a thread pool, commands through the replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pydi_node.blobs.store import BlobStore, Writer
+from pydi_node.commands import CLIENT_COMMANDS, COMMAND_CODES, Command, SetSetting
+from pydi_node.errors import (
+    BlobMissingError,
+    DeadlineError,
+    FileError,
+    UserError,
+)
+from pydi_node.ids import ClientId, Ino, NodeNumber, Serial
+from pydi_node.records import BlobInfo, Result, Statfs
+from pydi_node.runtime.driver import Driver, Outcome
+from pydi_node.runtime.locks import Lock, LockTable, Owner
+from pydi_node.tree.machine import Tree
+from pydi_node.tree.settings import SETTINGS
+from pydi_node.wire import messages
+from pydi_node.wire.messages import LockHolder, LockKind, Role
+
+_log = logging.getLogger(__name__)
+
+BLOB_THREADS = (
+    4  # fdatasync and hashing release the interpreter; more than the cores of a disk's queue
+)
+WRITERS_PER_SESSION_MAX = 1024  # open files being written by one mount; each costs a descriptor
+OPENS_PER_SESSION_MAX = 1 << 20
+READ_WAIT_MAX_S = (
+    5.0  # a read that can't learn within this whether it is current is served as it is
+)
+
+
+class Content(NamedTuple):
+    """An answer that travels as the frame's payload."""
+
+    data: bytes
+
+
+@dataclass(slots=True)
+class _BlobWriter:
+    """A blob being written; the lock keeps its requests in the order of their arrival."""
+
+    writer: Writer
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Session:
+    """What a node keeps for one connection beside the protocol."""
+
+    def __init__(self, number: int, role: Role, host: str, about: dict[str, Any]) -> None:
+        self.number = number  # unique while this node runs
+        self.role = role
+        self.host = host
+        self.about = about
+        self.read_only = False
+        self.node: NodeNumber | None = None  # when the peer is a node
+        self.opens: dict[Ino, int] = {}
+        self.writers: dict[int, _BlobWriter] = {}
+        self.lock_waits: set[Callable[[], None]] = set()
+
+
+class Request(NamedTuple):
+    """One request on its way through a handler."""
+
+    session: Session
+    message: Any  # one of messages.Request; the table below says which
+    payload: bytes
+    deadline_s: float  # of the loop's clock
+
+
+Handler = Callable[["Service", Request], Any]
+
+
+class Service:
+    """Answers requests out of tree, replica, blob store and lock table."""
+
+    def __init__(self, driver: Driver, store: BlobStore, node: NodeNumber, cluster: str) -> None:
+        self.driver = driver
+        self.store = store
+        self.node = node
+        self.cluster = cluster
+        self.locks = LockTable()
+        self.sessions: dict[int, Session] = {}
+        self.holds: dict[Ino, int] = {}  # opens of all sessions together
+        self.admin: dict[str, Callable[[Request, dict[str, Any]], Any]] = {
+            "settings": self._admin_settings,
+            "set": self._admin_set,
+        }
+        self._pool = ThreadPoolExecutor(BLOB_THREADS, "blobs")
+        self._loop = asyncio.get_running_loop()
+        self._serial = 0
+
+    @property
+    def tree(self) -> Tree:
+        return self.driver.replica.tree
+
+    # --- for the server ---------------------------------------------------------------------------
+
+    def begin(self, session: Session) -> None:
+        self.sessions[session.number] = session
+
+    def end(self, session: Session) -> None:
+        """Nothing is held for this session any more."""
+        self.sessions.pop(session.number, None)
+        for ino, count in session.opens.items():
+            self._drop_holds(ino, count)
+        session.opens.clear()
+        for cancel in list(session.lock_waits):
+            cancel()
+        self.locks.end_session(session.number)
+        writers, session.writers = session.writers, {}
+        for writer in writers.values():
+            task = self._loop.create_task(self._abort(writer))
+            # Kept alive by the loop's pool work; a failing abort is found by the store's recovery.
+            task.add_done_callback(_report)
+
+    def handle(self, request: Request) -> Any:
+        """The answer's value, or an awaitable of it. Raises the error that is the answer."""
+        spec = messages.REQUEST_OF_CLASS[type(request.message)]
+        if spec.mutates and request.session.read_only:
+            raise FileError(errno.EROFS, "this token may only read")
+        return _HANDLERS[type(request.message)](self, request)
+
+    def execute_nowait(self, request: Request, callback: Callable[[Outcome], None]) -> None:
+        """The hot path of Execute: no task, no future."""
+        message = request.message
+        self._check_command(request.session, message.command)
+        self.driver.propose(
+            message.client, message.serial, message.command, request.deadline_s, callback
+        )
+
+    def next_serial(self) -> Serial:
+        """A serial for the cluster's own commands (client 0) that no other node uses."""
+        if self._serial == 0:
+            # Going on from the clock, a restarted node doesn't repeat itself either.
+            self._serial = self.driver.clock.now().time_ns // 1000 & ((1 << 47) - 1)
+        self._serial += 1
+        return Serial(self.node << 48 | self._serial & ((1 << 48) - 1))
+
+    async def housekeep(self, command: Command, deadline_s: float) -> Result:
+        """The outcome of one of the cluster's own commands."""
+        return await self.driver.execute(ClientId(0), self.next_serial(), command, deadline_s)
+
+    async def in_pool(self, work: Callable[[], Any]) -> Any:
+        return await self._loop.run_in_executor(self._pool, work)
+
+    async def close(self) -> None:
+        """Blobs under way are finished or dropped; no handler runs any more."""
+        for session in list(self.sessions.values()):
+            self.end(session)
+        await self._loop.run_in_executor(None, self._pool.shutdown)
+
+    # --- holds ------------------------------------------------------------------------------------
+
+    def _open(self, request: Request) -> Any:
+        ino = request.message.ino
+        session = request.session
+        if ino not in session.opens and len(session.opens) >= OPENS_PER_SESSION_MAX:
+            raise FileError(errno.ENFILE)
+        # Held before it is looked at: a purge that begins now sees the hold.
+        session.opens[ino] = session.opens.get(ino, 0) + 1
+        self.holds[ino] = self.holds.get(ino, 0) + 1
+        try:
+            answer = _OPEN_QUERY(self, request)
+        except BaseException:
+            self._release_holds(session, ino, 1)
+            raise
+        if isinstance(answer, Awaitable):
+            return self._finish_open(session, ino, answer)
+        return answer
+
+    async def _finish_open(self, session: Session, ino: Ino, answer: Awaitable[Any]) -> Any:
+        try:
+            return await answer
+        except BaseException:
+            self._release_holds(session, ino, 1)
+            raise
+
+    def _release(self, request: Request) -> None:
+        self._release_holds(request.session, request.message.ino, request.message.count)
+
+    def _release_holds(self, session: Session, ino: Ino, count: int) -> None:
+        held = session.opens.get(ino, 0)
+        count = min(count, held)  # more than it holds: what the session lost at a reconnect
+        if count == 0:
+            return
+        if count == held:
+            del session.opens[ino]
+        else:
+            session.opens[ino] = held - count
+        self._drop_holds(ino, count)
+
+    def _drop_holds(self, ino: Ino, count: int) -> None:
+        left = self.holds[ino] - count
+        assert left >= 0, (ino, left)
+        if left:
+            self.holds[ino] = left
+        else:
+            del self.holds[ino]
+
+    # --- commands ---------------------------------------------------------------------------------
+
+    def _check_command(self, session: Session, command: Command) -> None:
+        if COMMAND_CODES[type(command)] not in CLIENT_COMMANDS and session.role is not Role.NODE:
+            raise FileError(errno.EPERM, f"{type(command).__name__} is not a client's command")
+
+    def _execute(self, request: Request) -> Awaitable[Result]:
+        message = request.message
+        self._check_command(request.session, message.command)
+        return self.driver.execute(
+            message.client, message.serial, message.command, request.deadline_s
+        )
+
+    async def _execute_put(self, request: Request) -> Result:
+        message = request.message
+        self._check_command(request.session, message.command)
+        info = await self._blob_put(request)
+        command = messages.with_put_blob(message.command, info)
+        return await self.driver.execute(
+            message.client, message.serial, command, request.deadline_s
+        )
+
+    # --- blobs ------------------------------------------------------------------------------------
+
+    async def _blob_create(self, request: Request) -> int:
+        session = request.session
+        if len(session.writers) >= WRITERS_PER_SESSION_MAX:
+            raise FileError(errno.ENFILE)
+        writer = await self.in_pool(self.store.create)
+        if session.number not in self.sessions:
+            await self.in_pool(writer.abort)  # the session ended meanwhile
+            raise FileError(errno.EINTR)
+        session.writers[writer.blob] = _BlobWriter(writer)
+        return int(writer.blob)
+
+    def _writer(self, request: Request) -> _BlobWriter:
+        writer = request.session.writers.get(request.message.blob)
+        if writer is None:
+            raise BlobMissingError("not a blob that this session is writing")
+        return writer
+
+    def _blob_write(self, request: Request) -> Awaitable[None]:
+        return self._with_writer(
+            request, lambda writer: writer.write(request.message.offset, request.payload)
+        )
+
+    def _blob_truncate(self, request: Request) -> Awaitable[None]:
+        return self._with_writer(request, lambda writer: writer.truncate(request.message.size))
+
+    async def _with_writer(self, request: Request, work: Callable[[Writer], Any]) -> Any:
+        """Runs ``work`` after all earlier requests for the blob; an error drops the blob."""
+        writer = self._writer(request)
+        async with writer.turn:
+            if request.session.writers.get(writer.writer.blob) is not writer:
+                raise BlobMissingError("an earlier write of this blob failed")
+            try:
+                return await self.in_pool(lambda: work(writer.writer))
+            except Exception:
+                request.session.writers.pop(writer.writer.blob, None)
+                raise
+
+    async def _blob_seal(self, request: Request) -> BlobInfo:
+        message = request.message
+        seal = await self._with_writer(
+            request, lambda writer: writer.seal(message.size, message.checksum)
+        )
+        request.session.writers.pop(message.blob, None)
+        return BlobInfo(message.blob, seal.size, seal.checksum, (self.node,))
+
+    async def _blob_abort(self, request: Request) -> None:
+        writer = request.session.writers.pop(request.message.blob, None)
+        if writer is not None:
+            await self._abort(writer)
+
+    async def _abort(self, writer: _BlobWriter) -> None:
+        async with writer.turn:
+            await self.in_pool(writer.writer.abort)
+
+    async def _blob_put(self, request: Request) -> BlobInfo:
+        blob, seal = await self.in_pool(lambda: self.store.put(request.payload))
+        return BlobInfo(blob, seal.size, seal.checksum, (self.node,))
+
+    async def _blob_read(self, request: Request) -> Content:
+        message = request.message
+        return Content(
+            await self.in_pool(
+                lambda: self.store.read(message.blob, message.offset, message.length)
+            )
+        )
+
+    async def _blob_verify(self, request: Request) -> None:
+        info = self.tree.blob(request.message.blob)
+        await self.in_pool(lambda: self.store.verify(info.blob, info.size, info.checksum))
+
+    async def _blob_copy(self, request: Request) -> None:
+        info = request.message.info
+        if not self.store.has(info.blob):
+            raise BlobMissingError("this node can't fetch from others yet")
+        await self.in_pool(lambda: self.store.verify(info.blob, info.size, info.checksum))
+
+    # --- locks ------------------------------------------------------------------------------------
+
+    def _set_lock(self, request: Request) -> Any:
+        message = request.message
+        owner = Owner(request.session.number, message.owner)
+        if message.kind is LockKind.UNLOCK:
+            self.locks.unlock(message.ino, message.flock, owner, message.start, message.end)
+            return True
+        lock = Lock(
+            owner, message.kind is LockKind.EXCLUSIVE, message.start, message.end, message.pid
+        )
+        if self.locks.set(message.ino, message.flock, lock):
+            return True
+        if not message.wait:
+            return False
+        return self._wait_lock(request, lock)
+
+    async def _wait_lock(self, request: Request, lock: Lock) -> bool:
+        message = request.message
+        granted: asyncio.Future[None] = self._loop.create_future()
+
+        def on_granted() -> None:
+            if not granted.done():
+                granted.set_result(None)
+            elif granted.cancelled():
+                # Granted between the end of the wait and its taking back.
+                self.locks.unlock(message.ino, message.flock, lock.owner, lock.start, lock.end)
+
+        cancel = self.locks.wait(message.ino, message.flock, lock, on_granted)
+        request.session.lock_waits.add(cancel)
+        try:
+            async with asyncio.timeout_at(request.deadline_s):
+                await granted
+        except TimeoutError as exc:
+            raise DeadlineError("the lock was not free before the deadline") from exc
+        finally:
+            cancel()
+            request.session.lock_waits.discard(cancel)
+        return True
+
+    def _get_lock(self, request: Request) -> LockHolder | None:
+        message = request.message
+        owner = Owner(request.session.number, message.owner)
+        lock = Lock(owner, message.kind is LockKind.EXCLUSIVE, message.start, message.end, 0)
+        held = self.locks.blocker(message.ino, False, lock)
+        if held is None:
+            return None
+        kind = LockKind.EXCLUSIVE if held.exclusive else LockKind.SHARED
+        pid = held.pid if held.owner.session == request.session.number else 0
+        return LockHolder(kind, held.start, held.end, pid)
+
+    # --- administration ---------------------------------------------------------------------------
+
+    def _admin(self, request: Request) -> Any:
+        verb = self.admin.get(request.message.verb)
+        if verb is None:
+            raise UserError(f"this node does not know {request.message.verb!r}")
+        return verb(request, request.message.arguments)
+
+    async def _admin_settings(self, request: Request, _: dict[str, Any]) -> dict[str, Any]:
+        await self.driver.wait_current(_read_deadline(self, request))
+        values = self.tree.settings()
+        return {
+            name: {
+                "value": values[name],
+                "default": setting.default,
+                "low": setting.low,
+                "high": setting.high,
+                "meaning": setting.meaning,
+            }
+            for name, setting in sorted(SETTINGS.items())
+        }
+
+    async def _admin_set(self, request: Request, arguments: dict[str, Any]) -> None:
+        match arguments:
+            case {"name": str(name), "value": str() | int() as value}:
+                result = await self.housekeep(SetSetting(name, str(value)), request.deadline_s)
+            case _:
+                raise UserError("set takes a name and a value")
+        if result.errno:
+            setting = SETTINGS.get(name)
+            raise UserError(
+                f"there is no setting {name!r}: the settings are {', '.join(sorted(SETTINGS))}"
+                if setting is None
+                else f"{name} takes a whole number {setting.low} .. {setting.high}"
+            )
+
+    def _subscribe(self, request: Request) -> None:
+        """The server pushes to the sessions that asked; nothing to do but to answer."""
+
+    def _statfs(self) -> Statfs:
+        usage = self.store.usage()
+        return Statfs(usage.total, usage.free, self.tree.counters().files)
+
+
+def _read_deadline(service: Service, request: Request) -> float:
+    return min(request.deadline_s, service._loop.time() + READ_WAIT_MAX_S)
+
+
+def _query(ask: Callable[[Service, Tree, Any], Any]) -> Handler:
+    """A handler that asks the tree once it is known to be as new as any."""
+
+    def handle(service: Service, request: Request) -> Any:
+        if service.driver.replica.reads_are_current:
+            return ask(service, service.tree, request.message)
+        return wait(service, request)
+
+    async def wait(service: Service, request: Request) -> Any:
+        await service.driver.wait_current(_read_deadline(service, request))
+        return ask(service, service.tree, request.message)
+
+    return handle
+
+
+_OPEN_QUERY = _query(lambda _, tree, m: tree.file_version(m.ino))
+
+_HANDLERS: dict[type[Any], Handler] = {
+    messages.Lookup: _query(lambda _, tree, m: tree.lookup(m.parent, m.name, m.at)),
+    messages.GetAttr: _query(lambda _, tree, m: tree.getattr(m.ino, m.at)),
+    messages.ReadDir: _query(lambda _, tree, m: tree.readdir(m.ino, m.after_cookie, m.limit, m.at)),
+    messages.ReadLink: _query(lambda _, tree, m: tree.readlink(m.ino, m.at)),
+    messages.GetXattr: _query(lambda _, tree, m: tree.getxattr(m.ino, m.name, m.at)),
+    messages.ListXattr: _query(lambda _, tree, m: tree.listxattr(m.ino, m.at)),
+    messages.GetFile: _query(lambda _, tree, m: tree.file_version(m.ino, m.at)),
+    messages.Versions: _query(lambda _, tree, m: tree.versions_of(m.ino)[-messages.VERSIONS_MAX :]),
+    messages.PathVersions: _query(
+        lambda _, tree, m: tree.versions_of_path(m.path, m.at)[-messages.VERSIONS_MAX :]
+    ),
+    messages.PathOf: _query(lambda _, tree, m: tree.path_of(m.ino, m.at)),
+    messages.Statfs: _query(lambda service, tree, m: service._statfs()),
+    messages.IndexAt: _query(lambda _, tree, m: tree.index_at(m.time_ns)),
+    messages.Open: Service._open,
+    messages.Release: Service._release,
+    messages.Execute: Service._execute,
+    messages.ExecutePut: Service._execute_put,
+    messages.Forward: Service._execute,
+    messages.BlobCreate: Service._blob_create,
+    messages.BlobWrite: Service._blob_write,
+    messages.BlobTruncate: Service._blob_truncate,
+    messages.BlobSeal: Service._blob_seal,
+    messages.BlobAbort: Service._blob_abort,
+    messages.BlobPut: Service._blob_put,
+    messages.BlobRead: Service._blob_read,
+    messages.BlobVerify: Service._blob_verify,
+    messages.BlobCopy: Service._blob_copy,
+    messages.SetLock: Service._set_lock,
+    messages.GetLock: Service._get_lock,
+    messages.Admin: Service._admin,
+    messages.Subscribe: Service._subscribe,
+}
+assert _HANDLERS.keys() == messages.REQUEST_OF_CLASS.keys()
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.warning("dropping an unfinished blob failed: %s", error)

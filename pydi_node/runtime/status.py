@@ -1,0 +1,168 @@
+"""``pydi status``: the one JSON object of DESIGN section 9, put together from every room.
+
+A verb of Admin. Each node fills in what it knows of itself and asks the connected others for their
+part; whoever does not answer is shown as the books have it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from pydi_node.errors import PydiError
+from pydi_node.ids import NodeNumber
+from pydi_node.runtime.peers import Peers
+from pydi_node.runtime.server import Server
+from pydi_node.runtime.service import Request, Service
+from pydi_node.wire.messages import Admin, Role
+
+ASK_TIMEOUT_S = 1.0
+ADVICE_FREE_PERCENT = 5
+
+
+class Status:
+    """See the module's text."""
+
+    def __init__(self, service: Service, server: Server, peers: Peers) -> None:
+        self._service = service
+        self._server = server
+        self._peers = peers
+        self._loop = asyncio.get_running_loop()
+        self.admin: dict[str, Callable[[Request, dict[str, Any]], Any]] = {
+            "status": self._status,
+            "node-status": self._own_part,
+        }
+
+    def _own_part(self, _: Request | None, __: dict[str, Any]) -> dict[str, Any]:
+        """What only this node knows: its store and its mounts."""
+        usage = self._service.store.usage()
+        return {
+            "applied_index": self._service.tree.applied_index,
+            "stored_bytes": usage.stored,
+            "free_bytes": usage.free,
+            "total_bytes": usage.total,
+            "files": usage.files,
+            "mounts": [
+                {
+                    "id": f"{self._service.node}.{session.number}",
+                    "node": self._service.node,
+                    "host": session.host,
+                    "driver": str(session.about.get("driver", "unknown")),
+                    "passthrough": bool(session.about.get("passthrough", False)),
+                    "read_only": session.read_only,
+                    "opens": sum(session.opens.values()),
+                }
+                for session in self._service.sessions.values()
+                if session.role is Role.MOUNT
+            ],
+        }
+
+    async def _status(self, request: Request, _: dict[str, Any]) -> dict[str, Any]:
+        deadline_s = min(request.deadline_s, self._loop.time() + ASK_TIMEOUT_S)
+        replica = self._service.driver.replica
+        quorum = await self._service.driver.wait_current(deadline_s)
+        raft, tree = replica.raft, replica.tree
+        books = {info.number: info for info in tree.nodes()}
+        numbers = sorted({m.number for m in raft.membership.members} | books.keys())
+        numbers = [n for n in numbers if n not in books or books[n].state != "forgotten"]
+        parts = await asyncio.gather(*[self._part(number, deadline_s) for number in numbers])
+        nodes: list[dict[str, Any]] = []
+        mounts: list[dict[str, Any]] = []
+        for number, part in zip(numbers, parts, strict=True):
+            member = raft.membership.member(number)
+            info = books.get(number)
+            state = "down" if part is None else "draining" if _drains(info) else "up"
+            address = self._peers.address_of(number)
+            nodes.append(
+                {
+                    "number": number,
+                    "address": str(address) if address else "",
+                    "state": state,
+                    "role": _role(info, member),
+                    **{
+                        key: part[key] if part else 0
+                        for key in (
+                            "applied_index", "stored_bytes", "free_bytes", "total_bytes", "files",
+                        )
+                    },
+                }
+            )  # fmt: skip
+            mounts += part["mounts"] if part else []
+        copies = tree.settings()["replicas"]
+        totals = tree.blob_totals()
+        reachable = max(1, sum(part is not None for part in parts))
+        blobs = {
+            "total": sum(t.blobs for t in totals),
+            "under_replicated": sum(t.blobs for t in totals if 0 < t.copies < copies),
+            "endangered": sum(t.blobs for t in totals if t.copies == 1 and copies > 1),
+            "missing": sum(t.blobs for t in totals if t.copies == 0),
+        }
+        return {
+            "cluster": self._service.cluster,
+            "leader": raft.leader,
+            "term": raft.term,
+            "quorum": quorum,
+            "node": self._service.node,
+            "applied_index": tree.applied_index,
+            "nodes": nodes,
+            "blobs": blobs,
+            "mounts": mounts,
+            "advice": self._advice(nodes, blobs, quorum, copies, reachable),
+        }
+
+    async def _part(self, number: NodeNumber, deadline_s: float) -> dict[str, Any] | None:
+        if number == self._service.node:
+            return self._own_part(None, {})
+        try:
+            part = await self._peers.request(number, Admin("node-status"), deadline_s)
+        except PydiError:
+            return None  # shown as down, which is all that is known
+        return part if isinstance(part, dict) and part.keys() >= _PART_KEYS else None
+
+    def _advice(
+        self,
+        nodes: list[dict[str, Any]],
+        blobs: dict[str, int],
+        quorum: bool,
+        copies: int,
+        reachable: int,
+    ) -> list[str]:
+        advice = []
+        down = [str(node["number"]) for node in nodes if node["state"] == "down"]
+        if not quorum:
+            advice.append(
+                "too few voters are reachable: writes are refused until more nodes are started"
+                + (f" (down: {', '.join(down)})" if down else "")
+            )
+        elif down:
+            advice.append(f"start these nodes, or forget them if they are gone: {', '.join(down)}")
+        if len(nodes) < copies:
+            advice.append(
+                f"each blob should have {copies} copies but there"
+                f" {'is one node' if len(nodes) == 1 else f'are {len(nodes)} nodes'}: add nodes"
+            )
+        if blobs["missing"]:
+            advice.append(
+                f"{blobs['missing']} blobs have no copy left: start the nodes that hold them"
+            )
+        for node in nodes:
+            total = node["total_bytes"]
+            if total and node["free_bytes"] * 100 < total * ADVICE_FREE_PERCENT:
+                advice.append(f"node {node['number']} is nearly full: delete files or add a node")
+        if self._service.driver.replica.space_is_short:
+            advice.append(f"the disk of node {self._service.node} is full: make room on it")
+        return advice
+
+
+_PART_KEYS = {"applied_index", "stored_bytes", "free_bytes", "total_bytes", "files", "mounts"}
+
+
+def _drains(info: Any) -> bool:
+    return info is not None and info.state == "draining"
+
+
+def _role(info: Any, member: Any) -> str:
+    if member is not None and member.voter:
+        return "witness" if info is not None and info.witness else "voter"
+    return "learner"
