@@ -598,7 +598,8 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
         self._await(self._open(self._caller(), self._ino(path), info.contents))
 
     async def _open(self, caller: Caller, ino: Ino, info: Any) -> None:
-        self._opened(await self._vfs.open(caller, ino, info.flags), ino, info)
+        fh = await self._vfs.open(caller, ino, info.flags)
+        self._opened(fh, await self._vfs.getattr(ino), info)
 
     def create(self, path: bytes, mode: int, info: Any) -> None:
         parent, name = self._parent(path)
@@ -606,15 +607,14 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
 
     async def _create(self, caller: Caller, parent: Ino, name: bytes, mode: int, info: Any) -> None:
         attr, fh = await self._vfs.create(caller, parent, name, mode, info.flags)
-        self._opened(fh, attr.ino, info)
+        self._opened(fh, attr, info)
 
-    def _opened(self, fh: int, ino: Ino, info: Any) -> None:
-        self._opens[ino] += 1
-        self._files[fh] = _OpenFile(ino, info.flags & os.O_ACCMODE != os.O_RDONLY)
+    def _opened(self, fh: int, attr: Attr, info: Any) -> None:
+        self._opens[attr.ino] += 1
+        self._files[fh] = _OpenFile(attr.ino, info.flags & os.O_ACCMODE != os.O_RDONLY)
         info.fh = fh
         # Each hard link has pages of its own in the kernel; without them all links agree.
-        attr = self._vfs.getattr_nowait(ino)
-        info.direct_io = attr is None or attr.nlink > 1
+        info.direct_io = attr.nlink > 1
 
     def read(self, _path: bytes | None, buf: Any, size: int, offset: int, info: Any) -> int:
         data = self._await(self._vfs.read(info.contents.fh, offset, size))

@@ -34,7 +34,8 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from pydi_fs import mount_config
-from pydi_fs.client import Client, Endpoint, node_on_this_machine
+from pydi_fs.client import Client
+from pydi_fs.commands_connect import endpoint_of
 from pydi_fs.mount_config import CONFIG_FILE_NAME, OPTIONS, MountConfig
 from pydi_fs.mount_options import MountOptions
 from pydi_fs.mountpoints import Mounted, mounted_at, unmount
@@ -261,7 +262,7 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report) -> int
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     about = {"mountpoint": config.mountpoint, "driver": binding_class.__name__}
-    client = Client([endpoint(config)], Role.MOUNT, config.deadline_s, about)
+    client = Client([endpoint_of(config)], Role.MOUNT, config.deadline_s, about)
     await client.connect()
     vfs = Vfs(client, VfsConfig(Path(config.cache_dir) / "staging", config.cache_size))
     await vfs.start()
@@ -313,11 +314,6 @@ async def _first(*waits: Any) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def endpoint(config: MountConfig) -> Endpoint:
-    """Where the node is. UserError when there is none on this machine."""
-    return node_on_this_machine(Path(config.data_dir))
 
 
 def configure_logging(debug: bool) -> None:
