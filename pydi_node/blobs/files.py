@@ -66,6 +66,13 @@ class Files(Protocol):
         """Content and size are on disk when it returns. Never call it again after an error."""
         ...
 
+    def forget_cache(self, fd: int) -> None:
+        """Synced content is read from the disk from now on, as far as the system allows.
+
+        After a failed sync the system goes on showing content that never got to the disk.
+        """
+        ...
+
     def rename(self, source: Path, target: Path) -> None:
         """Atomic, replaces ``target``; durable once the target's directory is synced."""
         ...
@@ -142,6 +149,9 @@ class OsFiles:
 
     def fdatasync(self, fd: int) -> None:
         os.fdatasync(fd)
+
+    def forget_cache(self, fd: int) -> None:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def rename(self, source: Path, target: Path) -> None:
         os.rename(source, target)

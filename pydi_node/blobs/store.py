@@ -138,8 +138,8 @@ class BlobStore:
         OSError        the disk does not work; nothing was lost.
         """
         files = self._files
-        if files.make_directory(self._root):
-            files.sync_directory(self._root.parent)
+        files.make_directory(self._root)
+        files.sync_directory(self._root.parent)
         root_names = set(files.names(self._root))
         has_directories = any(name in root_names for name in _FANOUT_NAMES)
         reserved = self._load_reservation()
@@ -186,7 +186,10 @@ class BlobStore:
         for name in ("tmp", "quarantine", *_FANOUT_NAMES):
             if name not in root_names:
                 files.make_directory(self._root / name)
-        # Also makes durable what an earlier, interrupted recovery created.
+        # Of a process that was killed, the machine living on, everything can be seen: also what it
+        # had no time to sync. Whoever sees a blob from now on may rely on it.
+        for fanout in _FANOUT_NAMES:
+            files.sync_directory(self._root / fanout)
         files.sync_directory(self._root)
 
         with self._lock:

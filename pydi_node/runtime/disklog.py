@@ -159,8 +159,8 @@ class DiskLog:
         NoSpaceError, OSError.
         """
         files = files if files is not None else OsFiles()
-        if files.make_directory(path):
-            files.sync_directory(path.parent)
+        files.make_directory(path)
+        files.sync_directory(path.parent)
         names = sorted(files.names(path))
         segments = [
             _Segment(path / name, int(form[1], 16))
@@ -188,6 +188,10 @@ class DiskLog:
             return
         last = self._segments[-1]
         self._fd = self._files.open(last.path, writable=True)
+        # A killed process, the machine living on, leaves what it had no time to sync: it can be
+        # read, so the caller will rely on it.
+        self._files.fdatasync(self._fd)
+        self._files.sync_directory(self._path)
         self._offset = loaded.end
         self._capacity = self._files.size(self._fd)
         if loaded.torn:
@@ -272,7 +276,10 @@ class DiskLog:
             self._drop_dead([])
 
     def close(self) -> None:
-        """Everything appended is on disk, and later damage to any of it will be noticed."""
+        """Everything appended is on disk, and later damage to any of it will be noticed.
+
+        Closed in any case: after an error, what was not synced before is gone, as in a crash.
+        """
         with self._io_lock:
             if self._fd < 0:
                 return
@@ -370,11 +377,12 @@ class DiskLog:
         except OSError:
             files.close(fd)
             raise
-        if self._fd >= 0:
-            files.close(self._fd)
-        self._fd, self._offset, self._capacity = fd, len(frame), capacity
+        previous, self._fd = self._fd, fd
+        self._offset, self._capacity = len(frame), capacity
         self._segments.append(segment)
         self._number += 1
+        if previous >= 0:
+            files.close(previous)
 
     def _drop_dead(self, more: list[_Segment]) -> None:
         """Segments in front that hold nothing behind the cut are gone, and ``more`` too.
@@ -441,6 +449,7 @@ def _load(files: Files, segments: Sequence[_Segment]) -> _Loaded:
 def _read_segment(files: Files, path: Path) -> bytes:
     fd = files.open(path)
     try:
+        files.forget_cache(fd)
         return files.pread(fd, files.size(fd), 0)
     except OSError as exc:
         if exc.errno == errno.EIO:

@@ -162,6 +162,20 @@ def test_a_closed_descriptor_is_refused(place: Place) -> None:
         files.close(fd)
 
 
+def test_forgetting_the_cache_loses_nothing_that_is_intact(place: Place) -> None:
+    """Neither what was synced nor what was not yet."""
+    files, root = place
+    fd = files.create(root / "a")
+    files.pwrite(fd, b"synced", 0)
+    files.fdatasync(fd)
+    files.forget_cache(fd)
+    assert files.pread(fd, 10, 0) == b"synced"
+    files.pwrite(fd, b"later", 1)
+    files.forget_cache(fd)
+    assert files.pread(fd, 10, 0) == b"slater"
+    files.close(fd)
+
+
 def test_mode_can_be_set_on_an_open_file(place: Place) -> None:
     """The descriptor stays writable; only later opens see the mode."""
     files, root = place

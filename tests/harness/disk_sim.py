@@ -53,22 +53,28 @@ class _Directory:
 _Node = _File | _Directory
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Change:
     """One not yet durable change of names: all of it gets to the disk, or nothing."""
 
+    number: int  # 1, 2, 3 ... in the order they were made
     removed: tuple[Path, _Node] | None
     added: tuple[Path, _Node] | None
 
-    def touches(self, directory: Path) -> bool:
-        return any(part is not None and part[0].parent == directory
-                   for part in (self.removed, self.added))  # fmt: skip
+    @property
+    def directories(self) -> list[Path]:
+        return [part[0].parent for part in (self.removed, self.added) if part is not None]
 
-    def apply(self, names: dict[Path, _Node]) -> None:
-        # Creation and removal of a name may get there in another order than they were made.
-        if self.removed is not None and names.get(self.removed[0]) is self.removed[1]:
-            del names[self.removed[0]]
-        if self.added is not None:
+    def apply(self, names: dict[Path, _Node], newest: dict[Path, int]) -> None:
+        """Do it, except where a later change of the same name was done before (``newest``: numbers
+        of the last changes, by name)."""
+        if self.removed is not None:
+            path, node = self.removed
+            newest[path] = max(self.number, newest.get(path, 0))
+            if names.get(path) is node:
+                del names[path]
+        if self.added is not None and newest.get(self.added[0], 0) < self.number:
+            newest[self.added[0]] = self.number
             names[self.added[0]] = self.added[1]
 
 
@@ -88,7 +94,14 @@ class SimulatedDisk:
         self._random = random.Random(seed)
         self._names: dict[Path, _Node] = {root: _Directory()}
         self._durable_names = dict(self._names)
-        self._changes: list[_Change] = []
+        self._newest: dict[Path, int] = {}
+        self._durable_newest: dict[Path, int] = {}
+        self._change_count = 0
+        self._listings: dict[Path, dict[str, _Node]] = {}  # _names by directory
+        # Not yet durable, in order; each also under the directories it touches, so that syncing one
+        # of hundreds does not look at all.
+        self._changes: dict[_Change, None] = {}
+        self._changes_of: dict[Path, dict[_Change, None]] = {}
         self._fds: dict[int, _File] = {}
         self._next_fd = 1000  # never a number that the process has open
         self._crash_at = -1
@@ -110,18 +123,28 @@ class SimulatedDisk:
         after = SimulatedDisk(self._random.getrandbits(32), self.root, self.total_bytes)
         # Sometimes the extremes: they are the likeliest in life and find the most.
         keep = self._random.choice((0.0, 0.5, 0.5, 1.0))
-        names = dict(self._durable_names)
+        names, newest = dict(self._durable_names), dict(self._durable_newest)
         for change in self._changes:
             if self._random.random() < keep:
-                change.apply(names)
+                change.apply(names, newest)
         copies: dict[int, _Node] = {}
         for path in sorted(names):
             if path == self.root or path.parent in after._names:
                 node = names[path]
                 copy = copies.setdefault(id(node), self._survivor(node))
                 after._names[path] = copy
+                if path != self.root:
+                    after._listings.setdefault(path.parent, {})[path.name] = copy
         after._durable_names = dict(after._names)
         return after
+
+    def killed(self) -> SimulatedDisk:
+        """This disk after the process died and the machine went on: nothing is lost, all is
+        closed, no crash or fault is due."""
+        self._fds.clear()
+        self._crash_at = -1
+        self._faults.clear()
+        return self
 
     def flip(self, path: Path, offset: int, mask: int) -> None:
         """Bits of one byte on the disk change by themselves."""
@@ -167,9 +190,10 @@ class SimulatedDisk:
         return self._new_fd(self._file_named(path))
 
     def close(self, fd: int) -> None:
-        self._file(fd)
-        del self._fds[fd]  # close(2): released even when it reports an error
+        known = self._fds.pop(fd, None)  # close(2): released even when it reports an error
         self._call("close")
+        if known is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         self._call("pread")
@@ -225,6 +249,12 @@ class SimulatedDisk:
             _apply(file.durable, step)
         file.pending.clear()
 
+    def forget_cache(self, fd: int) -> None:
+        self._call("forget_cache")
+        file = self._file(fd)
+        if not file.pending:  # pages not yet written stay
+            file.content[:] = file.durable
+
     def rename(self, source: Path, target: Path) -> None:
         self._call("rename")
         self._need_directory(target.parent)
@@ -250,18 +280,15 @@ class SimulatedDisk:
     def sync_directory(self, path: Path) -> None:
         self._call("sync_directory")
         self._need_directory(path)
-        waiting = []
-        for change in self._changes:
-            if change.touches(path):
-                change.apply(self._durable_names)
-            else:
-                waiting.append(change)
-        self._changes = waiting
+        for change in self._changes_of.pop(path, {}):
+            if change in self._changes:  # else the other directory of a rename was synced before
+                change.apply(self._durable_names, self._durable_newest)
+                del self._changes[change]
 
     def names(self, path: Path) -> list[str]:
         self._call("names")
         self._need_directory(path)
-        found = [p.name for p in self._names if p.parent == path and p != path]
+        found = list(self._listings.get(path, {}))
         self._random.shuffle(found)
         return found
 
@@ -269,11 +296,10 @@ class SimulatedDisk:
         self._call("entries")
         self._need_directory(path)
         return [
-            DirectoryEntry(p.name, 0, True)
+            DirectoryEntry(name, 0, True)
             if isinstance(node, _Directory)
-            else DirectoryEntry(p.name, len(node.content), False)
-            for p, node in self._names.items()
-            if p.parent == path and p != path
+            else DirectoryEntry(name, len(node.content), False)
+            for name, node in self._listings.get(path, {}).items()
         ]
 
     def space(self, path: Path) -> Space:
@@ -320,9 +346,18 @@ class SimulatedDisk:
             _apply(file.content, (offset, data))
 
     def _change(self, removed: tuple[Path, _Node] | None, added: tuple[Path, _Node] | None) -> None:
-        change = _Change(removed, added)
-        self._changes.append(change)
-        change.apply(self._names)
+        self._change_count += 1
+        change = _Change(self._change_count, removed, added)
+        self._changes[change] = None
+        for directory in change.directories:
+            self._changes_of.setdefault(directory, {})[change] = None
+        change.apply(self._names, self._newest)
+        for path in {part[0] for part in (removed, added) if part is not None}:
+            listing = self._listings.setdefault(path.parent, {})
+            if path in self._names:
+                listing[path.name] = self._names[path]
+            else:
+                listing.pop(path.name, None)
 
     def _free(self) -> int:
         nodes = {id(n): n for n in self._names.values() if isinstance(n, _File)}
@@ -364,3 +399,37 @@ def _resize(content: bytearray, size: int) -> None:
         del content[size:]
     else:
         content.extend(bytes(size - len(content)))
+
+
+# --- mistakes: disks on which any code behaves as if it had made them -----------------------------
+
+
+class NoFdatasync(SimulatedDisk):
+    """The content of files is never synced."""
+
+    def fdatasync(self, fd: int) -> None:
+        self._call("fdatasync")
+
+
+class NoDirectorySync(SimulatedDisk):
+    """Directories are never synced."""
+
+    def sync_directory(self, path: Path) -> None:
+        self._call("sync_directory")
+
+
+class RenameBeforeFdatasync(SimulatedDisk):
+    """The sync of a new file comes after its renaming."""
+
+    _owed: int | None = None
+
+    def fdatasync(self, fd: int) -> None:
+        self._call("fdatasync")
+        self._owed = self._new_fd(self._file(fd))
+
+    def rename(self, source: Path, target: Path) -> None:
+        super().rename(source, target)
+        if self._owed is not None:
+            super().fdatasync(self._owed)
+            del self._fds[self._owed]
+            self._owed = None

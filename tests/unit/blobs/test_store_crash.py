@@ -18,7 +18,13 @@ from pydi_node.blobs import store as store_module
 from pydi_node.blobs.store import BlobStore, Writer
 from pydi_node.errors import BlobCorruptError, BlobMissingError, NoSpaceError
 from pydi_node.ids import BlobId, NodeNumber, blob_id
-from tests.harness.disk_sim import Crash, SimulatedDisk
+from tests.harness.disk_sim import (
+    Crash,
+    NoDirectorySync,
+    NoFdatasync,
+    RenameBeforeFdatasync,
+    SimulatedDisk,
+)
 
 NODE = NodeNumber(3)
 FOREIGN = blob_id(NodeNumber(7), 5)
@@ -142,6 +148,17 @@ def check(disk: SimulatedDisk, promises: Promises) -> None:
         given.add(blob)
 
 
+def check_killed(disk: SimulatedDisk, promises: Promises) -> None:
+    """What the next process finds on a machine that lived on survives a crash right after that."""
+    store = BlobStore(ROOT, NODE, disk)
+    store.recover()
+    found = {blob: store.read(blob, 0, 1 << 20) for blob in store.names()}
+    promises.given.append(store.create().blob)
+    assert found.items() >= promises.sealed.items()
+    promises.sealed = found
+    check(disk.crashed(), promises)
+
+
 def check_nothing_half(disk: SimulatedDisk, store: BlobStore, promises: Promises) -> None:
     names = list(store.names())
     assert names == sorted(set(names))
@@ -178,6 +195,7 @@ def crashes(make_disk: Callable[[int], SimulatedDisk]) -> Iterator[str]:
                 after = after.crashed()
             try:
                 check(after, promises)
+                check_killed(disk.killed(), promises)
             except (AssertionError, BlobCorruptError, BlobMissingError) as exc:
                 yield f"seed {seed}, crash at call {at} ({disk.trace[at]}): {exc}"
 
@@ -185,16 +203,6 @@ def crashes(make_disk: Callable[[int], SimulatedDisk]) -> Iterator[str]:
 def test_no_crash_breaks_a_promise() -> None:
     """Sealed blobs are whole, unsealed ones leave nothing half, names are never given twice."""
     assert list(crashes(SimulatedDisk)) == []
-
-
-class NoFdatasync(SimulatedDisk):
-    def fdatasync(self, fd: int) -> None:
-        self._call("fdatasync")
-
-
-class NoDirectorySync(SimulatedDisk):
-    def sync_directory(self, path: Path) -> None:
-        self._call("sync_directory")
 
 
 class NoFanoutSync(SimulatedDisk):
@@ -211,23 +219,6 @@ class NoRootSync(SimulatedDisk):
             self._call("sync_directory")
         else:
             super().sync_directory(path)
-
-
-class RenameBeforeFdatasync(SimulatedDisk):
-    """Each sync of a file is put off until it has been renamed."""
-
-    _owed: int | None = None
-
-    def fdatasync(self, fd: int) -> None:
-        self._call("fdatasync")
-        self._owed = self._new_fd(self._file(fd))
-
-    def rename(self, source: Path, target: Path) -> None:
-        super().rename(source, target)
-        if self._owed is not None:
-            super().fdatasync(self._owed)
-            del self._fds[self._owed]
-            self._owed = None
 
 
 @pytest.mark.expects_log("reservation of blob names lost")
