@@ -28,7 +28,7 @@ from pydi_fs.mount_options import MountOptions
 from pydi_node.errors import UserError
 from pydi_node.ids import Ino
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pydi.fuse")
 
 # Requests read per wake-up. While an answer is written its program often runs at once and asks
 # again, so the next request is already there (measured: 20-29 us a request without, 12-17 with);
@@ -76,7 +76,7 @@ class KernelBinding:
         self._ready = asyncio.Event()
         self._ended = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
-        self._device = ""  # "major:minor"
+        self._device = 0  # st_dev of the mount, known once mounted
 
     async def mount(self) -> None:
         """Returns when programs can use the mount. UserError with one sentence if that fails."""
@@ -88,9 +88,8 @@ class KernelBinding:
         except TimeoutError:
             await self.unmount()
             raise UserError(f"the kernel did not begin to use {self._mountpoint}") from None
-        mounted = device.mounted_at(self._mountpoint)
-        self._device = mounted.device if mounted is not None else ""
-        device.raise_read_ahead(self._mountpoint)
+        self._device = device.device_number(self._mountpoint)
+        device.raise_read_ahead(self._device)
         self._vfs.on_invalidate = self._on_invalidate
         log.info("mounted on %s", self._mountpoint)
 

@@ -323,7 +323,7 @@ def _write(body: memoryview) -> Write:
 
 def _release(body: memoryview) -> Release:
     fh, _flags, release_flags, lock_owner = abi.fuse_release_in.unpack_from(body)
-    return Release(fh, release_flags, lock_owner)
+    return Release(fh, release_flags, _owner(lock_owner))
 
 
 def _fsync(body: memoryview) -> Fsync:
@@ -352,7 +352,7 @@ def _listxattr(body: memoryview) -> Getxattr:
 
 def _flush(body: memoryview) -> Flush:
     fh, _, _, lock_owner = abi.fuse_flush_in.unpack_from(body)
-    return Flush(fh, lock_owner)
+    return Flush(fh, _owner(lock_owner))
 
 
 def _init(body: memoryview) -> Init:
@@ -366,7 +366,12 @@ def _lock(body: memoryview) -> Lock:
     fh, owner, start, end, kind, pid, lk_flags, _ = abi.fuse_lk_in.unpack_from(body)
     if not start <= end <= INT64_MAX:
         raise CodecError(f"lock from {start} to {end}")
-    return Lock(fh, owner, start, end, kind, pid, bool(lk_flags & abi.FUSE_LK_FLOCK))
+    return Lock(fh, _owner(owner), start, end, kind, pid, bool(lk_flags & abi.FUSE_LK_FLOCK))
+
+
+def _owner(kernel_owner: int) -> int:
+    """The kernel's 64 random bits of a lock owner as a positive integer of 63."""
+    return kernel_owner & INT64_MAX
 
 
 def _access(body: memoryview) -> Access:
@@ -621,7 +626,7 @@ def _attr_fields(attr: Attr) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-# --- notifications: unsolicited messages; unique 0, the code in place of the error ----------------
+# --- notifications: unsolicited messages; unique 0, the code in place of the error ---------------
 
 
 def encode_inval_inode(ino: int, pages: bool) -> bytes:

@@ -3,8 +3,8 @@
 `binding` calls it. Root mounts by mount(2); everyone else through fusermount3, the set-user-id
 helper of libfuse, which hands the opened device over a socket. It knows no FUSE messages.
 
-It must never look into our own mount: a request that only this process could answer would wait for
-itself. What it needs to know of a mount it reads from /proc/self/mountinfo.
+It must never look into our own mount from the loop: a request that only the loop could answer would
+wait for itself. What it needs to know of a mount stands in the kernel's mount table.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import shutil
 import socket
 import stat
 import threading
-from typing import NamedTuple
 
 from pydi_fs.mount_options import MountOptions
+from pydi_fs.mountpoints import mounted_at
+from pydi_fs.mountpoints import unmount as unmount_tool
 from pydi_node.errors import UserError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pydi.fuse")
 
 DEVICE = "/dev/fuse"
 SUBTYPE = "pydi"
@@ -37,10 +38,6 @@ MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOATIME = 1024
-# umount2(2)
-MNT_FORCE = 1
-MNT_DETACH = 2
-UMOUNT_NOFOLLOW = 8
 
 # The default of 128 KiB makes eight READs out of what one can carry (measured: 2051 requests
 # instead of 259 for 256 MiB).
@@ -51,38 +48,6 @@ PROBE_TIMEOUT_S = 2.0
 HELPER_TIMEOUT_S = 10.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class Mounted(NamedTuple):
-    """One line of the mount table."""
-
-    device: str  # "major:minor"
-    mountpoint: str
-    file_system_type: str
-
-
-def mount_table() -> list[Mounted]:
-    """What is mounted in this process' namespace; of two on one mount point the later is on top."""
-    table = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            fields = line.split(" ")
-            kind = fields[fields.index("-") + 1]
-            table.append(Mounted(fields[2], _unescape(fields[4]), kind))
-    return table
-
-
-def mounted_at(mountpoint: str) -> Mounted | None:
-    """What is on top at exactly this absolute path, if anything is."""
-    found = None
-    for mounted in mount_table():
-        if mounted.mountpoint == mountpoint:
-            found = mounted
-    return found
-
-
-def _unescape(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 # --- mounting -------------------------------------------------------------------------------------
@@ -105,14 +70,14 @@ def _prepare(mountpoint: str) -> str:
     absolute = os.path.abspath(mountpoint)
     # Only the parent, for the mount point itself may be a dead or stuck mount.
     path = os.path.join(os.path.realpath(os.path.dirname(absolute)), os.path.basename(absolute))
-    mounted = mounted_at(path)
-    while mounted is not None and mounted.file_system_type == FILE_SYSTEM_TYPE:
+    name = os.fsencode(path)
+    while (mounted := mounted_at(name)) is not None and mounted.fstype == FILE_SYSTEM_TYPE:
         if not is_dead(path):
             raise UserError(f"{mountpoint} is already a PyDi mount; unmount it first")
-        log.warning("%s was left behind by a mount that died; replacing it", path)
-        if not _detach(path):
-            raise UserError(f"{mountpoint} is a dead mount; remove it with: umount -l {path}")
-        mounted = mounted_at(path)
+        log.info("%s was left behind by a mount that died; replacing it", path)
+        sentence = unmount_tool(name, lazy=True)
+        if sentence:
+            raise UserError(f"{mountpoint} is a dead mount that can't be removed: {sentence}")
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -261,13 +226,17 @@ async def _run_helper(
         raise UserError(said or f"{os.path.basename(helper)} failed ({process.returncode})")
 
 
-def raise_read_ahead(path: str) -> None:
+def device_number(path: str) -> int:
+    """st_dev of what is mounted at ``path``; 0 if that is nothing."""
+    mounted = mounted_at(os.fsencode(path))
+    return 0 if mounted is None else mounted.device
+
+
+def raise_read_ahead(device: int) -> None:
     """Let the kernel read ahead in whole requests, where this process may say so."""
-    mounted = mounted_at(path)
-    if mounted is None:
-        return
+    name = f"{os.major(device)}:{os.minor(device)}"
     try:
-        with open(f"/sys/class/bdi/{mounted.device}/read_ahead_kb", "w") as setting:
+        with open(f"/sys/class/bdi/{name}/read_ahead_kb", "w") as setting:
             setting.write(str(READ_AHEAD_KIB))
     except OSError as exc:
         log.debug("read-ahead stays at the kernel's default: %s", exc)
@@ -282,55 +251,29 @@ async def unmount(path: str) -> bool:
 
     The loop must go on answering requests meanwhile. UserError if it can't be done.
     """
-    if os.geteuid() == 0:
-        return await asyncio.to_thread(_unmount_as_root, path)
-    try:
-        await _run_helper(["-u", "--", path])
+    name = os.fsencode(path)
+    if not await asyncio.to_thread(unmount_tool, name, lazy=False):
         return True
-    except UserError:
-        # Busy, or gone already; the lazy way tells.
-        pass
-    mounted = await asyncio.to_thread(mounted_at, path)
-    if mounted is None or mounted.file_system_type != FILE_SYSTEM_TYPE:
+    mounted = mounted_at(name)
+    if mounted is None or mounted.fstype != FILE_SYSTEM_TYPE:
         return True
-    await _run_helper(["-u", "-z", "--", path])
+    sentence = await asyncio.to_thread(unmount_tool, name, lazy=True)
+    if sentence:
+        raise UserError(f"can't unmount {path}: {sentence}")
     return False
 
 
-def _unmount_as_root(path: str) -> bool:
-    for flags, clean in ((UMOUNT_NOFOLLOW, True), (UMOUNT_NOFOLLOW | MNT_DETACH, False)):
-        try:
-            _call("umount2", os.fsencode(path), ctypes.c_int(flags))
-            return clean
-        except OSError as exc:
-            if exc.errno in (errno.EINVAL, errno.ENOENT):
-                return True  # not mounted any more
-            if exc.errno != errno.EBUSY:
-                raise UserError(f"can't unmount {path}: {exc.strerror}") from exc
-    raise UserError(f"can't unmount {path}: busy")
-
-
-def _detach(path: str) -> bool:
-    """Remove a dead mount from the tree of directories; True if it went."""
-    if os.geteuid() == 0:
-        return bool(_libc.umount2(os.fsencode(path), MNT_DETACH | UMOUNT_NOFOLLOW) == 0)
-    helper = next((found for name in HELPERS if (found := shutil.which(name))), None)
-    if helper is None:
-        return False
-    return os.spawnv(os.P_WAIT, helper, [helper, "-u", "-z", "--", path]) == 0
-
-
-def abort_connection(device: str) -> bool:
+def abort_connection(device: int) -> bool:
     """Last resort: end every request of this mount with ECONNABORTED, so that nothing can hang.
 
-    device  "major:minor" of the mount. False if fusectl is not there or not permitted; then only
-            the end of this process aborts the connection.
+    device  st_dev of the mount. False if fusectl is not there or not permitted; then only the end
+            of this process aborts the connection.
     """
     try:
-        with open(f"/sys/fs/fuse/connections/{device.partition(':')[2]}/abort", "w") as abort:
+        with open(f"/sys/fs/fuse/connections/{os.minor(device)}/abort", "w") as abort:
             abort.write("1")
     except OSError as exc:
-        log.error("could not abort the FUSE connection %s: %s", device, exc)
+        log.error("could not abort the FUSE connection %d: %s", os.minor(device), exc)
         return False
     return True
 

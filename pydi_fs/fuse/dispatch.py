@@ -42,7 +42,7 @@ from pydi_node.errors import FileError, PydiError, errno_of
 from pydi_node.ids import INT64_MAX, Ino
 from pydi_node.records import NAME_MAX_BYTES, Attr
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pydi.fuse")
 
 # How long the kernel may answer from names, attributes and absences by itself. Changes made
 # elsewhere are also pushed (`notify`), so this bounds only what a lost push can do; it may grow to

@@ -33,7 +33,7 @@ from pydi_fs.fuse import codec
 from pydi_fs.fuse.filesystem import Entries
 from pydi_node.ids import Ino
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pydi.fuse")
 
 # How long a name may stay stale behind a local operation before all names are made stale.
 DEADLINE_S = 0.02
