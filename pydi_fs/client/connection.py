@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from pydi_fs.client.endpoints import Endpoint
 from pydi_node.errors import (
@@ -170,8 +170,8 @@ class Connection(asyncio.Protocol):
     # --- asyncio.Protocol ------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Not isinstance: uvloop's transports only behave like one.
+        self._transport = cast(asyncio.Transport, transport)
         self._write(self._session.send_hello())
 
     def pause_writing(self) -> None:

@@ -404,6 +404,8 @@ class Vfs:
         command = Create(caller, parent, name, mode & 0o7777, exclusive)
         attr, created = await self._execute(command, arrived)
         if not created:
+            if attr.is_symlink:
+                raise FileError(errno.ELOOP)  # whoever wants it followed walks the path first
             fh = await self.open(caller, attr.ino, flags)
             return self._overlay(attr), fh
         return attr, self._new_handle(self._open_new(attr), flags, caller)
