@@ -81,12 +81,9 @@ def unmount(mountpoint: bytes, *, lazy: bool) -> str:
 def _commands(lazy: bool) -> list[list[str]]:
     """Tools to try, in order: root unmounts itself, others ask the set-uid helper."""
     umount = ["umount", "-l"] if lazy else ["umount"]
-    helper_flags = "-uz" if lazy else "-u"
-    commands = [umount] if os.geteuid() == 0 else []
-    commands += [[name, helper_flags] for name in ("fusermount3", "fusermount")]
-    if os.geteuid() != 0:
-        commands.append(umount)
-    return [command for command in commands if shutil.which(command[0])]
+    helpers = [[name, "-uz" if lazy else "-u"] for name in ("fusermount3", "fusermount")]
+    commands = [command for command in (umount, *helpers) if shutil.which(command[0])]
+    return commands[:1] if os.geteuid() == 0 else commands[::-1]
 
 
 def _unescape(field: bytes) -> bytes:

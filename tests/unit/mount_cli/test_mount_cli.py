@@ -1,0 +1,216 @@
+"""The command's own part: parsing, the config file, what is refused before anything is mounted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pydi_fs import mount_cli
+from pydi_fs.mount_cli import check_mountpoint, log_path, main, parse_config, with_allow_other
+from pydi_fs.mount_config import MountConfig
+from pydi_fs.mount_options import MountOptions
+from pydi_node.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, UserError
+
+
+def config_for(mountpoint: Path, cache_dir: str = "/nowhere/cache") -> MountConfig:
+    return MountConfig(str(mountpoint), "/nowhere/data", cache_dir=cache_dir)
+
+
+def test_flags_reach_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags as documented, -o repeatable, relative paths made absolute."""
+    monkeypatch.chdir(tmp_path)
+    config, report_fd = parse_config(
+        ["mnt", "--data-dir", "data", "--driver", "fusepy", "--deadline", "3", "--read-only",
+         "-o", "noatime", "-o", "fsname=x,allow_other", "--foreground", "--report-fd", "9"]
+    )  # fmt: skip
+    assert config.mountpoint == str(tmp_path / "mnt")
+    assert config.data_dir == str(tmp_path / "data")
+    assert (config.driver, config.deadline_s, config.foreground) == ("fusepy", 3, True)
+    assert config.options == MountOptions(
+        allow_other=True, read_only=True, noatime=True, fsname="x"
+    )
+    assert report_fd == 9
+
+
+def test_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mount.toml of the data directory is read unasked; --config and PYDI_CONFIG name another."""
+    (tmp_path / "mount.toml").write_text('deadline = 4\ndriver = "fusepy"\n')
+    other = tmp_path / "other.toml"
+    other.write_text("deadline = 6\n")
+    arguments = ["/mnt", "--data-dir", str(tmp_path)]
+    assert parse_config(arguments)[0].deadline_s == 4
+    assert parse_config([*arguments, "--config", str(other)])[0].deadline_s == 6
+    monkeypatch.setenv("PYDI_CONFIG", str(other))
+    assert parse_config(arguments)[0].deadline_s == 6
+    assert parse_config([*arguments, "--deadline", "8"])[0].deadline_s == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "MOUNTPOINT"),
+        (["/mnt", "--driver", "x"], "--driver x: expected one of auto, kernel, fusepy"),
+        (["/mnt", "--dead", "3"], "--dead"),
+        (["/mnt", "extra"], "extra"),
+        (["/mnt", "--config", "/nowhere/f"], "no such file"),
+        (["/mnt", "-o", "sideways"], "unknown mount option 'sideways'"),
+        (["/mnt", "--data-dir", "/d", "--node", "h:1"], "exclude each other"),
+    ],
+)
+def test_usage_error_is_one_sentence(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2 and one line on stderr that names what is wrong."""
+    assert main(arguments) == EXIT_USAGE
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("pydi-mount: ")
+    assert sentence in printed.err
+    assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["deadline = ", "unknown = 1", "driver = ['a']"])
+def test_damaged_config_file_is_named(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that can't be understood is a usage error with its path."""
+    (tmp_path / "mount.toml").write_text(text)
+    assert main(["/mnt", "--data-dir", str(tmp_path)]) == EXIT_USAGE
+    assert str(tmp_path / "mount.toml") in capsys.readouterr().err
+
+
+def test_help_says_what_every_option_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """--help lists the documented flags; the pipe between our two processes stays hidden."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("--data-dir", "--node", "--token-file", "--driver", "--cache-dir", "--cache-size",
+                 "--deadline", "--read-only", "--foreground", "-o ", "--debug"):  # fmt: skip
+        assert flag in text
+    assert "--report-fd" not in text
+
+
+def test_libfuse_is_not_loaded_before_it_is_needed() -> None:
+    """Importing the command loads neither fusepy nor a driver: --driver kernel needs no libfuse."""
+    code = (
+        "import sys, pydi_fs.mount_cli\n"
+        "print([m for m in ('fuse', 'pydi_fs.fuse', 'pydi_fs.fusepy_binding') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_missing_libfuse_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without libfuse 2 the sentence says what to install."""
+    if not os.path.exists(mount_cli.FUSE_DEVICE):
+        pytest.skip("there is no /dev/fuse")
+    monkeypatch.setitem(sys.modules, "fuse", None)
+    monkeypatch.delitem(sys.modules, "pydi_fs.fusepy_binding", raising=False)
+    with pytest.raises(UserError, match="pip install fusepy"):
+        mount_cli.load_driver("fusepy")
+    monkeypatch.delitem(sys.modules, "fuse")
+    # What fusepy raises when it finds no library.
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    monkeypatch.delenv("FUSE_LIBRARY_PATH", raising=False)
+    with pytest.raises(UserError, match="apt install libfuse2"):
+        mount_cli.load_driver("fusepy")
+
+
+def test_missing_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /dev/fuse the sentence says how to get it."""
+    monkeypatch.setattr(mount_cli, "FUSE_DEVICE", "/nowhere/fuse")
+    with pytest.raises(UserError, match="modprobe fuse"):
+        mount_cli.load_driver("auto")
+
+
+def test_mountpoint_must_be_a_directory(tmp_path: Path) -> None:
+    """Missing, a file, a dangling link: each with its path; a link to a directory is followed."""
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "link").symlink_to("directory")
+    for name, sentence in (("missing", "mkdir -p"), ("file", "not a directory"),
+                           ("dangling", "no such directory")):  # fmt: skip
+        with pytest.raises(UserError, match=sentence) as caught:
+            check_mountpoint(config_for(tmp_path / name))
+        assert str(tmp_path / name) in str(caught.value)
+        assert caught.value.exit_code == EXIT_FAILED
+    resolved = check_mountpoint(config_for(tmp_path / "link"))
+    assert resolved.mountpoint == os.path.realpath(tmp_path / "directory")
+
+
+def test_cache_below_the_mountpoint_is_refused(tmp_path: Path) -> None:
+    """A mount that stored its content in itself would wait for itself."""
+    with pytest.raises(UserError, match="--cache-dir"):
+        check_mountpoint(config_for(tmp_path, str(tmp_path / "cache")))
+
+
+def test_another_file_system_in_the_way_is_named() -> None:
+    """A directory on which something is mounted already is refused."""
+    with pytest.raises(UserError, match="already a mount point"):
+        check_mountpoint(config_for(Path("/proc")))
+
+
+def test_no_node_is_exit_code_3(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nobody in the data directory: one sentence, exit code 3, through the background process."""
+    if not os.path.exists(mount_cli.FUSE_DEVICE):
+        pytest.skip("there is no /dev/fuse")
+    (tmp_path / "mnt").mkdir()
+    code = main(
+        [str(tmp_path / "mnt"), "--data-dir", str(tmp_path / "data"),
+         "--cache-dir", str(tmp_path / "cache")]
+    )  # fmt: skip
+    assert code == EXIT_UNREACHABLE
+    err = capfd.readouterr().err
+    assert err.startswith("pydi-mount: no node runs in")
+    assert err.count("\n") == 1
+
+
+def test_unusable_cache_directory_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cache directory that can't be made is one sentence with its path."""
+    (tmp_path / "file").touch()
+    assert main([str(tmp_path), "--cache-dir", str(tmp_path / "file/cache")]) == EXIT_FAILED
+    assert str(tmp_path / "file/cache") in capsys.readouterr().err
+
+
+def test_each_mountpoint_has_its_log() -> None:
+    """The log's name tells the mount point, and fits a file name however deep that is."""
+    assert log_path(config_for(Path("/mnt/pydi"), "/c")) == Path("/c/mount-mnt-pydi.log")
+    assert log_path(config_for(Path("/"), "/c")) == Path("/c/mount-root.log")
+    assert len(log_path(config_for(Path("/" + "d/" * 500), "/c")).name) < 255
+
+
+@pytest.mark.parametrize(
+    ("line", "permitted"), [("user_allow_other", True), ("#user_allow_other", False), ("", False)]
+)
+def test_allow_other_where_permitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, permitted: bool
+) -> None:
+    """Root lets others in, a user where /etc/fuse.conf says so; what -o says is kept."""
+    conf = tmp_path / "fuse.conf"
+    conf.write_text(f"# comment\n{line}\n")
+    monkeypatch.setattr(mount_cli, "FUSE_CONF", str(conf))
+    config = config_for(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert with_allow_other(config).allow_other is permitted
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert with_allow_other(config).allow_other
+    refused, _ = parse_config([str(tmp_path), "-o", "noallow_other"])
+    assert not with_allow_other(refused).allow_other
+
+
+def test_refuses_to_run_without_assertions(tmp_path: Path) -> None:
+    """python -O would take away the checks that PyDi makes of itself."""
+    done = subprocess.run(
+        [sys.executable, "-O", "-m", "pydi_fs", str(tmp_path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == EXIT_FAILED
+    assert "without python -O" in done.stderr
