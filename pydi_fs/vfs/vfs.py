@@ -13,7 +13,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -284,8 +284,7 @@ class Vfs:
         return value
 
     async def listxattr(self, ino: Ino) -> list[bytes]:
-        names: list[bytes] = await self.client.call(ListXattr(ino))
-        return names
+        return list(await self.client.call(ListXattr(ino)))
 
     async def setxattr(
         self, caller: Caller, ino: Ino, name: bytes, value: bytes, flags: int
@@ -343,16 +342,16 @@ class Vfs:
             raise FileError(errno.EBADF)
         request = ReadDir(ino, cookie, min(limit, READDIR_LIMIT_MAX))
 
-        def arrived(answer: list[DirEntry]) -> list[DirEntry]:
+        def arrived(answer: Sequence[DirEntry]) -> Sequence[DirEntry]:
             for entry in answer:
                 self._cache.put_attr(entry.attr)
                 self._cache.put_name(ino, entry.name, entry.attr.ino)
             return answer
 
-        entries: list[DirEntry] = await self.client.call(request, arrived=arrived)
-        if self._files:
-            entries = [e._replace(attr=self._overlay(e.attr)) for e in entries]
-        return entries
+        entries = await self.client.call(request, arrived=arrived)
+        if not self._files:
+            return list(entries)
+        return [entry._replace(attr=self._overlay(entry.attr)) for entry in entries]
 
     async def releasedir(self, fh: int) -> None:
         if self._directories.pop(fh, None) is None:
