@@ -441,7 +441,7 @@ def _result(value: Any) -> Result:
     if type(value) not in (list, tuple) or len(value) != 3:
         raise ValueError("not (errno, value, touched)")
     errno_ = _ERRNO(value[0])
-    return Result(errno_, None if errno_ else value[1], Touched.from_wire(value[2]))
+    return Result(errno_, None if errno_ else value[1], _touched(value[2]))
 
 
 _ERRNO = integer(0, 4095)  # the kernel's MAX_ERRNO
@@ -612,6 +612,8 @@ _SEQUENCE = integer(1, INT64_MAX)
 
 def _touched(value: Any) -> Touched:
     touched = Touched.from_wire(value)
+    for ino in touched.inos:
+        fields.INO(ino)
     for parent, name in touched.entries:
         fields.INO(parent)
         fields.name(name)

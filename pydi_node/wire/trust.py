@@ -287,16 +287,11 @@ def peer_identity(certificate_der: bytes, credentials: Credentials, now_s: int) 
     """
     try:
         certificate = x509.load_der_x509_certificate(certificate_der)
-        extension = certificate.extensions.get_extension_for_oid(_IDENTITY_OID).value
-        assert isinstance(extension, x509.UnrecognizedExtension), extension
-        identity = codec.unpack_header(extension.value)
-        if type(identity) is not tuple or len(identity) != 5 or identity[0] != _IDENTITY_FORMAT:
-            raise ValueError("unknown form of identity")
-        role = Role(fields.one_of(Role.NODE.value, Role.MOUNT.value)(identity[1]))
-        cluster = fields.text(2 * CLUSTER_ID_BYTES)(identity[2])
-        number = fields.integer(0, NODE_NUMBER_MAX)(identity[3])
-        grant = fields.data(_TOKEN_MAX_CHARACTERS)(identity[4])
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as exc:
+        role, cluster, number, grant = _claims(certificate)
+        valid = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    except Exception as exc:
+        # The peer's bytes choose among the exceptions of the X.509 parser, which share no parent
+        # (InvalidVersion, ExtensionNotFound, ...); all of them mean this, and nothing changed.
         raise TrustError(f"the certificate is not a PyDi certificate: {exc}") from exc
     if cluster != credentials.cluster:
         raise TrustError(f"the certificate is of another cluster: {cluster}")
@@ -308,11 +303,10 @@ def peer_identity(certificate_der: bytes, credentials: Credentials, now_s: int) 
     except InvalidSignature:
         raise TrustError(f"the certificate is not signed by the {role} authority") from None
     now = _utc(now_s)
-    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+    if not valid[0] <= now <= valid[1]:
         raise TrustError(
-            f"the certificate is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} to "
-            f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, here it is "
-            f"{now:%Y-%m-%d %H:%M}: compare the clocks"
+            f"the certificate is valid from {valid[0]:%Y-%m-%d %H:%M} to "
+            f"{valid[1]:%Y-%m-%d %H:%M} UTC, here it is {now:%Y-%m-%d %H:%M}: compare the clocks"
         )
     if role is Role.NODE:
         return PeerIdentity(role, cluster, number, None)
@@ -419,6 +413,28 @@ def _verify_limits(node_authority: Ed25519PublicKey, cluster: str, grant: bytes)
         node_authority.verify(signature, _LIMITS_DOMAIN + bytes.fromhex(cluster) + packed)
     except InvalidSignature:
         raise TrustError("its limits are not signed by the node authority") from None
+
+
+def _claims(certificate: x509.Certificate) -> tuple[Role, str, int, bytes]:
+    """(role, cluster, number, grant) that a leaf claims; nothing of it is proved yet."""
+    extension = certificate.extensions.get_extension_for_oid(_IDENTITY_OID).value
+    if not isinstance(extension, x509.UnrecognizedExtension):
+        raise ValueError("unknown form of identity")
+    identity = codec.unpack_header(extension.value)
+    if type(identity) is not tuple or len(identity) != 5 or identity[0] != _IDENTITY_FORMAT:
+        raise ValueError("unknown form of identity")
+    return (
+        Role(_ROLE(identity[1])),
+        _CLUSTER(identity[2]),
+        _NUMBER(identity[3]),
+        _GRANT(identity[4]),
+    )
+
+
+_ROLE = fields.one_of(Role.NODE.value, Role.MOUNT.value)
+_CLUSTER = fields.text(2 * CLUSTER_ID_BYTES)
+_NUMBER = fields.integer(0, NODE_NUMBER_MAX)
+_GRANT = fields.data(_LIMITS.size + DIRECTORY_MAX_BYTES + _SIGNATURE_BYTES)
 
 
 def _derive(secret: bytes, cluster: str, purpose: str) -> bytes:
