@@ -7,8 +7,8 @@
 
 The node's runtime calls this from a few worker threads. Concurrency: every method of BlobStore may
 run at any time in any thread, ``recover`` alone and first. One Writer belongs to one thread at a
-time; different Writers are independent. Shared state is a handful of counters under one lock that
-is never held while data is written, hashed or synced.
+time; different Writers are independent. Shared state is a handful of counters under one lock, which
+is not held while content is written, hashed, synced or freed.
 
 It must never: give a name twice, show a blob that is not complete and durable, return from ``seal``
 before content and name are on disk, call fdatasync again after it failed, delete damaged content.
@@ -325,15 +325,17 @@ class BlobStore:
 
         Not synced: after a crash the blob may be back, as garbage that is collected once more.
         """
+        try:
+            size = self.size(blob)
+            # Not under the lock: freeing a large file can take a while. Of two that delete it at
+            # once, one finds nothing.
+            self._files.unlink(self._path(blob))
+        except (BlobMissingError, FileNotFoundError):
+            return False
         with self._lock:
-            try:
-                size = self.size(blob)
-                self._files.unlink(self._path(blob))
-            except (BlobMissingError, FileNotFoundError):
-                return False
             self._count -= 1
             self._stored -= size
-            return True
+        return True
 
     def quarantine(self, blob: BlobId, reason: str) -> None:
         """The copy here is out of the way, kept as quarantine/<name>.<reason> for a person to see.
