@@ -253,7 +253,13 @@ def _integers(value: Any, count: int, what: str, low: int = 0) -> tuple[int, ...
     """``count`` integers low .. INT64_MAX out of a peer's array, or ValueError naming ``what``."""
     if not isinstance(value, (list, tuple)) or len(value) != count:
         raise ValueError(f"{what}: expected {count} fields")
-    for field in value:
-        if type(field) is not int or not low <= field <= INT64_MAX:
-            raise ValueError(f"{what}: field out of range")
+    # Three passes in C take half the time of one in Python, and a listing is thousands of these.
+    # Types first: comparing what is not a number would raise TypeError.
+    if count and (
+        set(map(type, value)) != _INTEGER_ONLY or min(value) < low or max(value) > INT64_MAX
+    ):
+        raise ValueError(f"{what}: field out of range")
     return tuple(value)
+
+
+_INTEGER_ONLY = {int}  # not bool, which is an int to isinstance

@@ -56,6 +56,7 @@ XATTR_LIST_MAX = 65536  # names; the list itself is bounded by the header
 VERSIONS_MAX = 16384  # kept versions of one file in one answer, ~150 bytes each
 EXTENTS_MAX = 65536  # of one file version, ~30 bytes each
 RELEASE_COUNT_MAX = 1 << 31  # opens of one inode by one mount
+TOUCHED_MAX = 16384  # inodes, and names, of one command: four for each inode of a PurgeOrphans
 OWNER_MAX = (1 << 64) - 1  # lock owners are opaque 64 bit numbers of the kernel
 PID_MAX = (1 << 32) - 1
 
@@ -551,7 +552,7 @@ def decode_answer(request: Request, value: Any) -> Any:
         answer = spec.decode_answer(value)
         if type(answer) is Result and answer.errno == 0:
             command: Command = request.command  # type: ignore[union-attr]  # only these have Result
-            return answer._replace(value=RESULT_VALUES[type(command)](answer.value))
+            return Result(0, RESULT_VALUES[type(command)](answer.value), answer.touched)
     except ValueError as exc:
         raise MessageError(f"answer to {spec.name}: {exc}") from exc
     return answer
@@ -611,13 +612,14 @@ _SEQUENCE = integer(1, INT64_MAX)
 
 
 def _touched(value: Any) -> Touched:
-    touched = Touched.from_wire(value)
-    for ino in touched.inos:
-        fields.INO(ino)
-    for parent, name in touched.entries:
-        fields.INO(parent)
-        fields.name(name)
-    return touched
+    inos, entries = _TOUCHED(value)
+    return Touched(inos, entries)
+
+
+_TOUCHED = fields.pair(
+    fields.array(fields.INO, TOUCHED_MAX),
+    fields.array(fields.pair(fields.INO, fields.name), TOUCHED_MAX),
+)
 
 
 def _command(value: Any) -> Command:
