@@ -226,9 +226,7 @@ class Checker:
             self.require(progress.match_index < progress.next_index, "match", number)
             disk = nodes[number].disk
             if self.contract and disk.hard_state.term == raft.term:
-                self.require(
-                    progress.match_index <= disk.last_index, "match not durable", number
-                )
+                self.require(progress.match_index <= disk.last_index, "match not durable", number)
         # A new leader may not know yet that the older of two is committed.
         pending = [i for i, _ in raft._log._memberships if i > self.commit_max]
         self.require(len(pending) <= 1, "two uncommitted memberships", pending)
@@ -272,43 +270,67 @@ class Simulation:
     """One random life of a cluster."""
 
     def __init__(
-        self, seed: int, make_raft: Callable[..., Raft] = Raft, contract: bool = True
+        self,
+        seed: int,
+        make_raft: Callable[..., Raft] = Raft,
+        contract: bool = True,
+        **forced: int,
     ) -> None:
+        """forced: parameters that are not left to chance, by their names below."""
         self.seed = seed
         self.make_raft = make_raft
         self.dice = dice = Dice(seed)
         self.checker = Checker(contract)
-        voters_count = dice.pick([1, 2, 3, 3, 3, 4, 5])
-        joiners_count = dice.pick([0, 0, 1, 2])
+        # Swarm testing: each seed stresses other things.
+        parameters = {
+            "voters": dice.pick([1, 2, 3, 3, 3, 4, 5]),
+            "joiners": dice.pick([0, 0, 1, 2]),
+            "loss": dice.pick([0, 0, 5, 15, 30]),
+            "repeat": dice.pick([0, 0, 5, 15]),
+            "reorder": dice.pick([0, 20, 60]),
+            "crash": dice.pick([0, 2, 5, 10]),
+            "partitions": dice.pick([0, 2, 6]),
+            "pauses": dice.pick([0, 2, 5]),
+            "unrest": dice.pick([0, 1, 5, 15]),  # elections that nothing called for
+            "disk_speed": dice.pick([5, 20, 80]),
+            "changes": dice.pick([0, 0, 1, 3]),
+            "compacts": dice.pick([0, 5, 20]),
+            "election_ticks": dice.pick([5, 8]),
+            "heartbeat_ticks": dice.pick([1, 2]),
+            "append_bytes_max": dice.pick([1, 100, 2000]),
+            "inflight_messages_max": dice.pick([1, 3, 20]),
+            "inflight_bytes_max": dice.pick([50, 1000, 100_000]),
+            "committed_bytes_max": dice.pick([1, 300, 100_000]),
+            "trailing_entries": dice.pick([0, 3, 20]),
+            "snapshot_chunk_bytes": dice.pick([7, 20, 1000]),
+        } | forced
+        voters_count, joiners_count = parameters.pop("voters"), parameters.pop("joiners")
+        self.loss = parameters.pop("loss")
+        self.repeat = parameters.pop("repeat")
+        self.reorder = parameters.pop("reorder")
+        self.crash = parameters.pop("crash")
+        self.partitions = parameters.pop("partitions")
+        self.pauses = parameters.pop("pauses")
+        self.unrest = parameters.pop("unrest")
+        self.disk_speed = parameters.pop("disk_speed")
+        self.changes = parameters.pop("changes")
+        self.compacts = parameters.pop("compacts")
+        self.settings = parameters
         founding = Membership.founding(*range(1, voters_count + 1))
         self.nodes: dict[int, Node] = {}
         for number in range(1, voters_count + joiners_count + 1):
             membership = founding if number <= voters_count else Membership()
             self.nodes[number] = Node(number, Disk(SnapshotMeta(0, 0, membership)))
         self.network: list[Message] = []
+        self.late: list[Message] = []  # copies that may arrive at any time, terms later
         self.cut: set[tuple[int, int]] = set()  # (from, to) that loses everything
         self.steps = 0
         self.proposed = 0
         self.crashes = 0
         self.installs = 0
-        # Swarm testing: each seed stresses other things.
-        self.loss = dice.pick([0, 0, 5, 15, 30])
-        self.repeat = dice.pick([0, 0, 5, 15])
-        self.reorder = dice.pick([0, 20, 60])
-        self.crash = dice.pick([0, 1, 1, 3])
-        self.disk_speed = dice.pick([10, 40, 80])
-        self.changes = dice.pick([0, 0, 1, 3])
-        self.compacts = dice.pick([0, 1, 5])
-        self.settings = dict(
-            election_ticks=dice.pick([5, 8]),
-            heartbeat_ticks=dice.pick([1, 2]),
-            append_bytes_max=dice.pick([1, 100, 2000]),
-            inflight_messages_max=dice.pick([1, 3, 20]),
-            inflight_bytes_max=dice.pick([50, 1000, 100_000]),
-            committed_bytes_max=dice.pick([1, 300, 100_000]),
-            trailing_entries=dice.pick([0, 3, 20]),
-            snapshot_chunk_bytes=dice.pick([7, 20, 1000]),
-        )
+        self.starts = 0
+        self.paused: set[int] = set()  # as under SIGSTOP: up, but nothing moves
+        self.clock_percent = {number: dice.pick([20, 100, 100]) for number in self.nodes}
         for node in self.nodes.values():
             self.start(node)
 
@@ -323,11 +345,9 @@ class Simulation:
         )
         if front is not disk.front:
             disk.front, disk.entries = front, []
-        self.starts = getattr(self, "starts", 0) + 1
+        self.starts += 1
         config = Config(node.number, self.seed * 1000 + self.starts, **self.settings)
-        node.raft = self.make_raft(
-            config, disk.hard_state, front, tuple(entries), disk.tree[0]
-        )
+        node.raft = self.make_raft(config, disk.hard_state, front, tuple(entries), disk.tree[0])
         # What was only in memory may go back, and did so together with all promises about it.
         node.term_seen = disk.hard_state.term
         node.commit_seen = node.raft.commit_index
@@ -362,7 +382,7 @@ class Simulation:
                 continue
             self.network.append(message)
             if self.dice.percent(self.repeat):
-                self.network.append(message)
+                self.late.append(message)
 
     def take_ready(self, node: Node) -> None:
         raft = node.raft
@@ -472,30 +492,51 @@ class Simulation:
     # --- random steps
 
     def step(self) -> None:
-        """One random thing happens."""
+        """One random thing happens, out of what can happen."""
         self.steps += 1
         dice = self.dice
-        node = self.nodes[dice.between(1, len(self.nodes))]
-        if node.raft is None:
-            if dice.percent(10):
-                self.start(node)
-            return
+        self.paused = {number for number in self.paused if not dice.percent(1)}
+        up = [
+            node
+            for node in self.nodes.values()
+            if node.raft is not None and node.number not in self.paused
+        ]
         choice = dice.below(100)
-        if choice < 8:
-            node.raft.tick()
-        elif choice < 40:
-            self.deliver(dice.pick([1, 1, 3]))
+        if choice < 35:
+            if self.late and dice.percent(5):
+                self.network.insert(0, self.late.pop(dice.below(len(self.late))))
+            if self.network:
+                self.deliver(1)
+                return
+            choice = 35
+        if choice < 60:
+            ready = [node for node in up if node.raft is not None and node.raft.has_ready()]
+            if ready:
+                self.take_ready(dice.pick(ready))
+                return
+            choice = 60
+        if choice < 75:
+            writing = [node for node in up if node.writes]
+            if writing and dice.percent(self.disk_speed):
+                self.finish_write(dice.pick(writing))
+                return
+        down = [node for node in self.nodes.values() if node.raft is None]
+        if down and dice.percent(5):
+            self.start(dice.pick(down))
             return
-        elif choice < 60:
-            self.take_ready(node)
+        if not up:
             return
-        elif choice < 75:
-            if node.writes and dice.percent(self.disk_speed):
-                self.finish_write(node)
-            return
-        elif choice < 82:
-            self.serve_snapshots(node)
-        elif choice < 90:
+        node = dice.pick(up)
+        assert node.raft is not None
+        if choice < 83:
+            if dice.percent(self.clock_percent[node.number]):
+                node.raft.tick()
+        elif choice < 88:
+            busy = [n for n in up if n.snapshot_wanted or n.reads or n.chunks or n.install]
+            if busy:
+                node = dice.pick(busy)
+                self.serve_snapshots(node)
+        elif choice < 94:
             self.propose(node)
         else:
             self.disturb(node)
@@ -508,6 +549,9 @@ class Simulation:
             at = self.dice.below(len(self.network)) if self.dice.percent(self.reorder) else 0
             message = self.network.pop(at)
             node = self.nodes[message.to]
+            if message.to in self.paused:
+                self.late.append(message)
+                continue
             if node.raft is None or (message.sender, message.to) in self.cut:
                 continue
             if self.dice.percent(10):
@@ -538,10 +582,12 @@ class Simulation:
         assert raft is not None
         if dice.percent(self.crash):
             self.stop(node)
-        elif dice.percent(2):
+        elif dice.percent(self.partitions):
             self.partition()
-        elif dice.percent(8):
+        elif dice.percent(5):
             self.cut = set()
+        elif dice.percent(self.pauses):
+            self.paused.add(node.number)
         elif dice.percent(self.compacts):
             node.disk.tree = node.tree  # a checkpoint of the tree, then the log behind it goes
             meta = raft.compact(node.tree[0])
@@ -550,8 +596,10 @@ class Simulation:
                 node.disk.front = meta
         elif dice.percent(self.changes * 5):
             self.change_membership(raft)
-        elif dice.percent(2):
-            raft.campaign()
+        elif dice.percent(self.unrest):
+            if raft.role is not Role.LEADER and raft._may_campaign():
+                # As if a TimeoutNow came: no pre-vote, no stickiness, straight into a new term.
+                raft._campaign(transfer=True)
         elif dice.percent(2) and raft.role is Role.LEADER:
             try:
                 raft.transfer_leadership(dice.between(1, len(self.nodes)))
@@ -591,6 +639,7 @@ class Simulation:
         Violation when that takes more than ``ticks_max``.
         """
         self.cut = set()
+        self.paused = set()
         self.loss = self.repeat = self.reorder = 0
         for node in self.nodes.values():
             if node.raft is None:

@@ -1,0 +1,157 @@
+"""Cores with one safety rule broken each: the simulation must notice every one of them.
+
+A test that can't fail proves nothing; these show that the schedule reaches the dangerous places
+and that the checker looks at the right things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydi_node.consensus.raft import Raft, _Leadership
+from pydi_node.consensus.types import (
+    NO_INDEX,
+    AppendResponse,
+    Entry,
+    Message,
+    ReadState,
+    Ready,
+    VoteRequest,
+    VoteResponse,
+)
+from pydi_node.ids import LogIndex
+
+
+def _let_out(ready: Ready, kinds: tuple[type[Any], ...]) -> Ready:
+    """Messages of these kinds no longer wait for the disk."""
+    after = ready.messages_after_persist
+    ready.messages = [*ready.messages, *(m for m in after if isinstance(m, kinds))]
+    ready.messages_after_persist = [m for m in after if not isinstance(m, kinds)]
+    return ready
+
+
+class VotesBeforePersisted(Raft):
+    """A vote leaves before it is on the disk (Raft 5.2; figure 2, persistent state)."""
+
+    def ready(self) -> Ready:
+        return _let_out(super().ready(), (VoteRequest, VoteResponse))
+
+
+class AcknowledgesBeforePersisted(Raft):
+    """Entries are acknowledged before they are on the disk."""
+
+    def ready(self) -> Ready:
+        return _let_out(super().ready(), (AppendResponse,))
+
+
+class CommitsOldTerms(Raft):
+    """Entries of an older term are committed by counting (Raft 5.4.2, figure 8)."""
+
+    def _may_commit(self, index: LogIndex) -> bool:
+        return True
+
+
+class TruncatesAlways(Raft):
+    """Every append cuts what follows, also what matches (Raft 5.3)."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._log.matching_count = _nothing  # type: ignore[method-assign]
+
+
+def _nothing(entries: Sequence[Entry]) -> int:
+    return 0
+
+
+class CountsItselfBeforePersisted(Raft):
+    """A leader counts its own entries before its own disk has them."""
+
+    def _maybe_commit(self, lead: _Leadership) -> None:
+        durable, self._log.durable_index = self._log.durable_index, self._log.last_index
+        super()._maybe_commit(lead)
+        self._log.durable_index = durable
+
+
+class VotesForAnyLog(Raft):
+    """A candidate without committed entries gets votes (Raft 5.4.1)."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._log.is_up_to_date = lambda index, term: True  # type: ignore[method-assign]
+
+
+class VotesTwice(Raft):
+    """The vote of this term is forgotten before the next request."""
+
+    def step(self, message: Message) -> None:
+        if isinstance(message, VoteRequest) and message.term == self.term and not message.pre:
+            self.vote = self.leader = None
+        super().step(message)
+
+
+class TakesOldAnswers(Raft):
+    """An acknowledgement of an earlier term counts in this one."""
+
+    def _answer_stale(self, message: Message) -> None:
+        if isinstance(message, AppendResponse) and message.index <= self._log.last_index:
+            self._step_append_response(message)
+        else:
+            super()._answer_stale(message)
+
+
+class SpeaksBeforeTermPersisted(Raft):
+    """A leader appends to others before its own term is on its disk."""
+
+    def _may_speak(self) -> bool:
+        return True
+
+
+class ReadsWithoutAsking(Raft):
+    """A leader answers reads without asking whether it still leads (thesis 6.4)."""
+
+    def _start_round(self, lead: _Leadership) -> None:
+        waiting, lead.reads_waiting = lead.reads_waiting, []
+        index = self._log.commit_index
+        self._reads_done.extend(ReadState(c, index) for asker, c in waiting if asker is None)
+
+
+class ForgetsWritesUnderWay(Raft):
+    """The completion of a write counts although a truncation overtook it (A-B-A)."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        log = self._log
+        truncate = log.truncate
+
+        def keeping_claims(index: LogIndex) -> None:
+            claims = [(w, w.last_index, w.last_term) for w in log._writes]
+            truncate(index)
+            for write, last_index, last_term in claims:
+                write.last_index, write.last_term = last_index, last_term
+
+        log.truncate = keeping_claims  # type: ignore[method-assign]
+
+
+class ChangesMembershipAtOnce(Raft):
+    """A change does not wait for an entry of the leader's own term (raft-dev, July 2015)."""
+
+    def _check_no_change_pending(self, lead: _Leadership) -> None:
+        lead.first_index = NO_INDEX
+        super()._check_no_change_pending(lead)
+
+
+MUTANTS = [
+    VotesBeforePersisted,
+    AcknowledgesBeforePersisted,
+    CommitsOldTerms,
+    TruncatesAlways,
+    CountsItselfBeforePersisted,
+    VotesForAnyLog,
+    VotesTwice,
+    TakesOldAnswers,
+    SpeaksBeforeTermPersisted,
+    ReadsWithoutAsking,
+    ForgetsWritesUnderWay,
+    ChangesMembershipAtOnce,
+]
