@@ -8,6 +8,7 @@ numbers. docs/protocol.md describes the format.
     session.py   Session: hello, requests and answers, pushes, peer messages, in legal order only
     events.py    what a Session reports; Hello, Welcome, Refusal
     failures.py  the table between our exceptions and error answers, both ways
+    document.py  the tables of docs/protocol.md, made from those of the code
     trust.py     tokens, keys, certificates; tls.py makes ssl.SSLContext of them (the only IO here)
 
     fields.py, codec.py    checks of single fields; msgpack with its strict settings

@@ -586,8 +586,8 @@ def with_put_blob(command: Commit, info: BlobInfo) -> Commit:
 def encode_push(push: Push) -> tuple[Any, ...]:
     """(code, sequence, ...); ``decode_push`` reverses it."""
     if type(push) is Invalidate:
-        return (_PUSH_INVALIDATE, push.sequence, push.touched)
-    return (_PUSH_DROP_ALL, push.sequence)
+        return (1, push.sequence, push.touched)
+    return (2, push.sequence)
 
 
 def decode_push(value: tuple[Any, ...]) -> Push:
@@ -603,8 +603,8 @@ def decode_push(value: tuple[Any, ...]) -> Push:
     raise MessageError("push: unknown code or wrong number of fields")
 
 
-_PUSH_INVALIDATE = 1
-_PUSH_DROP_ALL = 2
+# Codes are part of the protocol: never renumber, only add.
+PUSH_CLASSES: dict[int, type[Any]] = {1: Invalidate, 2: DropAll}
 _SEQUENCE = integer(1, INT64_MAX)
 
 
