@@ -223,9 +223,7 @@ def decode_header(request: memoryview) -> tuple[Header, memoryview]:
     if length != len(request):
         raise CodecError(f"request of {len(request)} bytes says that it has {length}")
     # Extensions (security context, groups) are sent only if INIT asks for them, which we do not.
-    end = length - 8 * extensions
-    if end < abi.fuse_in_header.size:
-        raise CodecError("extensions longer than the request")
+    end = max(length - 8 * extensions, abi.fuse_in_header.size)
     return Header(opcode, unique, nodeid, uid, gid, pid), request[abi.fuse_in_header.size : end]
 
 
