@@ -246,15 +246,17 @@ class DiskLog:
     def cut(self, meta: SnapshotMeta) -> None:
         """A restart begins behind ``meta``, and segments that hold nothing newer are deleted.
 
-        meta  where a snapshot stands that is durable itself; its index only grows.
+        meta  where a snapshot stands that is durable itself. One at or before the present cut (a
+              reset may have overtaken it) changes nothing.
         Also makes durable what was appended before.
         """
         with self._io_lock, self._fail_stop():
             with self._batch_lock:
                 state = self._batch.state
-                assert state.meta.index <= meta.index < state.next_index, (meta, state)
-                self._batch.records.append(_record(_KIND_CUT, _pack_meta(meta)))
-                self._batch.state = state._replace(meta=meta)
+                assert meta.index < state.next_index, (meta, state)
+                if meta.index > state.meta.index:
+                    self._batch.records.append(_record(_KIND_CUT, _pack_meta(meta)))
+                    self._batch.state = state._replace(meta=meta)
             self._flush()
             self._drop_dead([])
 

@@ -321,6 +321,20 @@ def test_an_emptied_directory_does_not_repeat_names(tmp_path: Path) -> None:
     assert blob_counter(store.put(b"")[0]) > 5
 
 
+@pytest.mark.expects_log("reservation of blob names lost")
+def test_an_older_reservation_does_not_repeat_names(tmp_path: Path) -> None:
+    """Restored from a backup: the files or the tree know of higher names."""
+    store = new_store(tmp_path / "blobs")
+    old = (tmp_path / "blobs" / "names").read_bytes()
+    blob, _ = store.put(b"")
+    (tmp_path / "blobs" / "names").write_bytes(old)
+    assert new_store(tmp_path / "blobs").put(b"")[0] > blob
+    ahead = 1 << 40
+    store = BlobStore(tmp_path / "blobs", NODE)
+    store.recover(counter_floor=ahead)
+    assert blob_counter(store.put(b"")[0]) > ahead
+
+
 def test_a_name_in_use_is_never_overwritten(store: BlobStore, tmp_path: Path) -> None:
     """Should a counter ever go back, the older content wins and the node says so."""
     writer = store.create()
