@@ -723,9 +723,10 @@ class Replica:
             for peer in raft.status().peers:
                 if peer.voter and peer.silent_ticks > grace_ticks:
                     self._change(MembershipChange(ChangeKind.DEMOTE, peer.number))
-        elif raft.leader is not None and self._leaving is None:
-            if own is not None and not own.voter and not own.promote:
-                self._send([Enlist(raft.node, raft.leader)])
+            return
+        demoted = own is not None and not own.voter and not own.promote
+        if demoted and raft.leader is not None and self._leaving is None:
+            self._send([Enlist(raft.node, raft.leader)])
 
     def _on_enlist(self, message: Enlist) -> None:
         member = self.raft.membership.member(message.sender)

@@ -18,7 +18,7 @@ import ssl
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from pydi_node.config import Address
 from pydi_node.errors import (
@@ -107,7 +107,8 @@ class Connection(asyncio.Protocol):
     # --- transport --------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        # Not isinstance: uvloop's transports only behave like one.
+        transport = cast(asyncio.Transport, transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self._identity = _identify(transport, self._is_unix)
@@ -127,6 +128,8 @@ class Connection(asyncio.Protocol):
             self._pump()
         except RemoteProtocolError as exc:
             self._on_broken(exc)
+        except Exception as exc:
+            self._on_bug(exc)
 
     def eof_received(self) -> bool | None:
         try:
@@ -380,6 +383,12 @@ class Connection(asyncio.Protocol):
         _log.warning("%s broke the protocol: %s: disconnected", self._identity.name, error)
         self._abort()
 
+    def _on_bug(self, error: Exception) -> None:
+        """Ours, met with this peer's bytes: it must not take the other peers' sessions along."""
+        assert self._identity is not None
+        _log.error("internal error with %s: disconnected", self._identity.name, exc_info=error)
+        self._abort()
+
     def _close(self) -> None:
         if not self._closing and self._transport is not None:
             self._flush()
@@ -459,8 +468,11 @@ class Server:
 
     async def wait_idle(self, deadline_s: float) -> None:
         """Until every request is answered, at most until the deadline (the loop's clock)."""
-        while self.loop.time() < deadline_s and not all(c.idle for c in self._connections):
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 once in a life: an event in each answer costs more
+        # An event instead would cost something in every answer, for the one time it is waited for.
+        while self.loop.time() < deadline_s and not all(  # noqa: ASYNC110
+            connection.idle for connection in self._connections
+        ):
+            await asyncio.sleep(0.01)
 
     def close(self) -> None:
         for connection in list(self._connections):
