@@ -76,11 +76,10 @@ class Daemon:
         self._vfs.calls.clear()
         return calls
 
-    def open_handles(self) -> int:
-        return self._vfs.open_handles
-
-    async def unmount(self) -> None:
+    async def unmount(self) -> int:
+        """The last command: how many handles are still open after it."""
         await self._binding.unmount()
+        return self._vfs.open_handles
 
 
 def _commands(loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[str]) -> None:
