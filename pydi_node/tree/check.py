@@ -68,7 +68,9 @@ def _range_rules() -> Iterator[Rule]:
 
 _RULES: Final[tuple[Rule, ...]] = (
     # meta
-    Rule("meta: {0} rows instead of 1", "SELECT count(*) FROM meta HAVING count(*) <> 1"),
+    Rule(
+        "meta: {0} rows instead of 1", "SELECT n FROM (SELECT count(*) AS n FROM meta) WHERE n <> 1"
+    ),
     Rule(
         "meta: {0} inodes counted, {1} there",
         "SELECT files, n FROM meta, (SELECT count(*) AS n FROM inode) WHERE files <> n",

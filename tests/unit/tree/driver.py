@@ -54,10 +54,10 @@ def open_tree(path: str = ":memory:") -> tuple[sqlite3.Connection, Tree]:
 
 def entry(index: int, command: Command | None, client: int = 0, serial: int = 0) -> Entry:
     """A log entry of term 1, one second after the one before it."""
-    envelope = command and Envelope(
-        ClientId(client), Serial(serial), TimeNs(EPOCH + index * 10**9), command
-    )
-    return LogIndex(index), Term(1), envelope or None
+    if command is None:
+        return LogIndex(index), Term(1), None
+    time_ns = TimeNs(EPOCH + index * 10**9)
+    return LogIndex(index), Term(1), Envelope(ClientId(client), Serial(serial), time_ns, command)
 
 
 def blob(counter: int) -> BlobId:
