@@ -96,7 +96,8 @@ def is_dead(path: str) -> bool:
 
     def probe() -> None:
         try:
-            os.stat(path)
+            # Not stat(2): a dead mount answers that from what the kernel still remembers.
+            os.statvfs(path)
         except OSError as exc:
             dead.append(exc.errno in (errno.ENOTCONN, errno.ECONNABORTED))
 

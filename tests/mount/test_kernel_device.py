@@ -726,7 +726,8 @@ else:
     daemon.kill()
     daemon.wait()
     daemon = subprocess.Popen(daemon.args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert line() == "mounted"
+    greeting = line()
+    assert greeting == "mounted", greeting
     daemon.stdin.close()
 assert daemon.wait(30) == 0
 assert mnt not in open("/proc/mounts").read()
