@@ -42,8 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
             parser.add_argument("data-dir", nargs="?", metavar="DATA_DIR", help=option.help)
         else:
             parser.add_argument(
-                f"--{option.name}", metavar=option.metavar, help=option.help, action="append"
-            )
+                f"--{option.name}", dest=option.name, metavar=option.metavar, help=option.help,
+                action="append",
+            )  # fmt: skip
     return parser
 
 

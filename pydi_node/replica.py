@@ -780,8 +780,7 @@ class Replica:
         if own is None:
             return True
         if own.voter:
-            alone = raft.membership.voters == (raft.node,)
-            return alone and not any(peer.active for peer in raft.status().peers)
+            return raft.membership.voters == (raft.node,) and not self._heirs()
         # In the tree, so committed: it holds whoever leads next.
         _, applied = self.tree.membership
         member = codec.unpack_membership(applied).member(raft.node) if applied else None
@@ -797,8 +796,18 @@ class Replica:
                 raft.transfer_leadership(max(voters, key=_advance).number)
             except (UnavailableError, UserError) as exc:
                 _log.debug("hand-over put off: %s", exc)
-        elif peers and self._leaving is not None:
-            self._change(MembershipChange(ChangeKind.PROMOTE, max(peers, key=_advance).number))
+        elif self._leaving is not None and (heirs := self._heirs()):
+            self._change(MembershipChange(ChangeKind.PROMOTE, max(heirs, key=_advance).number))
+
+    def _heirs(self) -> list[PeerStatus]:
+        """Learners that are up and want to be voters. One that resigned may still seem to be up,
+        and a vote for it would stop the cluster."""
+        members = self.raft.membership
+        return [
+            peer
+            for peer in self.raft.status().peers
+            if peer.active and (member := members.member(peer.number)) and member.promote
+        ]
 
     # --- small things -----------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import itertools
 import time
 
 from pydi_node.ids import NodeNumber
+from pydi_node.runtime.peers import Peers
 from pydi_node.runtime.server import PeerIdentity, make_session
 from pydi_node.runtime.service import Service, Session
 from pydi_node.wire import tls
@@ -21,10 +22,13 @@ from pydi_node.wire.trust import Credentials, MountLimits, TrustError
 class Admission:
     """See the module's text."""
 
-    def __init__(self, credentials: Credentials, node: NodeNumber, service: Service) -> None:
+    def __init__(
+        self, credentials: Credentials, node: NodeNumber, service: Service, peers: Peers
+    ) -> None:
         self._credentials = credentials
         self._node = node
         self._service = service
+        self._peers = peers
         self._numbers = itertools.count(1)
 
     def admit(self, hello: Hello, peer: PeerIdentity) -> Session | tuple[Refusal, str]:
@@ -50,4 +54,6 @@ class Admission:
             return Refusal.ROLE, "this version can't keep a mount below one directory"
         session = make_session(next(self._numbers), hello)
         session.read_only = limits is not None and limits.read_only
+        if session.node is not None:
+            self._peers.on_hello(session.node, hello.about, peer.host)
         return session

@@ -228,7 +228,7 @@ class _Node:
         )
         peers.driver = driver
         service = Service(driver, store, identity.number, identity.cluster)
-        admission = Admission(credentials, identity.number, service)
+        admission = Admission(credentials, identity.number, service, peers)
         server = Server(service, admission, peers.receive)
         status = Status(service, server, peers)
         housekeeping = Housekeeping(service, peers, store, server)
@@ -268,7 +268,6 @@ class _Node:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
-            server.stop_listening()
             server.close()
             await service.close()
             await peers.close()
@@ -311,7 +310,7 @@ class _Node:
         """The clean way out: nobody new, answers for all, leadership to another."""
         loop = asyncio.get_running_loop()
         started_s = loop.time()
-        server.stop_listening()
+        server.refuse_clients()
         await server.wait_idle(started_s + STOP_ANSWER_S)
         try:
             await driver.leave(loop.time() + STOP_LEAVE_S)

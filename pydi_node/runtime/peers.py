@@ -303,7 +303,10 @@ class Peers:
             self._changed.clear()
             unknown = {n for n in self._members if self.address_of(n) is None}
             wanted: set[NodeNumber | Address] = set(self._members)
-            if unknown or not self._members:
+            if not self._members:
+                # New here: the log that names the members comes from one of those who called.
+                wanted |= self._heard.keys()
+            if unknown or not wanted:
                 wanted |= set(self._seeds)
             for key in wanted - self._tasks.keys():
                 self._tasks[key] = self._loop.create_task(self._keep_link(key))

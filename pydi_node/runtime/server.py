@@ -79,8 +79,15 @@ class Admission(Protocol):
 class PeerIdentity:
     """What the transport proves of a peer, before it says anything."""
 
-    def __init__(self, name: str, certificate: ssl.SSLObject | None, uid: int | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        host: str | None,
+        certificate: ssl.SSLObject | None,
+        uid: int | None,
+    ) -> None:
         self.name = name  # for people
+        self.host = host  # its address; None on the unix socket
         self.certificate = certificate  # None on the unix socket
         self.uid = uid  # None on TCP
 
@@ -202,7 +209,7 @@ class Connection(asyncio.Protocol):
         if version is None:
             self._refuse(Refusal.VERSION, "no protocol version in common: update the older PyDi")
             return
-        if server.stopping:
+        if server.stopping and hello.role is not Role.NODE:
             self._refuse(Refusal.STOPPING, "this node is about to stop")
             return
         admitted = server.admission.admit(hello, self._identity)
@@ -328,6 +335,10 @@ class Connection(asyncio.Protocol):
             assert self._identity is not None
             _log.warning("%s does not read: disconnected", self._identity.name)
             self._abort()
+
+    @property
+    def is_node(self) -> bool:
+        return self._session is not None and self._session.role is Role.NODE
 
     @property
     def idle(self) -> bool:
@@ -457,14 +468,15 @@ class Server:
             lambda: Connection(self, is_unix=True), sock=sock, backlog=BACKLOG
         )
 
-    def stop_listening(self) -> None:
-        """Nobody new; open sessions are told that no more requests are welcome."""
+    def refuse_clients(self) -> None:
+        """No new mounts and commands, and no more requests from those that are here. The other
+        nodes stay: this one still has to hand over to them."""
         self.stopping = True
-        for listener in (self._tcp_listener, self._unix_listener, self._tcp_socket):
-            if listener is not None:
-                listener.close()
+        if self._unix_listener is not None:
+            self._unix_listener.close()
         for connection in list(self._connections):
-            connection.goodbye("this node is about to stop")
+            if not connection.is_node:
+                connection.goodbye("this node is about to stop")
 
     async def wait_idle(self, deadline_s: float) -> None:
         """Until every request is answered, at most until the deadline (the loop's clock)."""
@@ -475,6 +487,10 @@ class Server:
             await asyncio.sleep(0.01)
 
     def close(self) -> None:
+        """Nobody is served any more; what was written still leaves."""
+        for listener in (self._tcp_listener, self._unix_listener, self._tcp_socket):
+            if listener is not None:
+                listener.close()
         for connection in list(self._connections):
             connection.close()
 
@@ -523,10 +539,11 @@ def _identify(transport: asyncio.Transport, is_unix: bool) -> PeerIdentity:
         sock = transport.get_extra_info("socket")
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, uid, _ = struct.unpack("3i", raw)
-        return PeerIdentity(f"process {pid} on this machine", None, uid)
+        return PeerIdentity(f"process {pid} on this machine", None, None, uid)
     peer = transport.get_extra_info("peername")
+    host = peer[0] if peer else None
     name = f"{peer[0]}:{peer[1]}" if peer else "a peer"
-    return PeerIdentity(name, transport.get_extra_info("ssl_object"), None)
+    return PeerIdentity(name, host, transport.get_extra_info("ssl_object"), None)
 
 
 async def _bind_tcp(wanted: Address) -> socket.socket:
