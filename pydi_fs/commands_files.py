@@ -124,7 +124,10 @@ def _group(gid: int) -> str:
 async def show_tree(session: Session, arguments: argparse.Namespace) -> None:
     """``tree``: everything below a directory, drawn; symbolic links are shown, not followed."""
     path = os.fsencode(arguments.path)
-    top = await _resolved(session, path)
+    try:
+        top = await session.vfs.resolve(path)
+    except FileError as exc:
+        raise UserError(about(path, exc)) from exc
     session.out(path)
     directories = files = 0
     # Depth first with a stack of our own: a tree may be deeper than Python's.
@@ -157,7 +160,7 @@ async def concatenate(session: Session, arguments: argparse.Namespace) -> None:
     """``cat``: the files' content, one after the other."""
     for path in map(os.fsencode, arguments.path):
         try:
-            attr = await _resolved(session, path)
+            attr = await session.vfs.resolve(path)
             if not attr.is_regular:
                 raise FileError(errno.EISDIR if attr.is_dir else errno.EINVAL)
             await session.read_into(attr.ino, sys.stdout.buffer.write)
@@ -259,10 +262,3 @@ async def _unlink_files(session: Session, ino: Ino) -> list[DirEntry]:
             await session.vfs.unlink(session.caller, ino, entry.name)
             session.progress.add(files=1)
     return directories
-
-
-async def _resolved(session: Session, path: bytes) -> Attr:
-    try:
-        return await session.vfs.resolve(path)
-    except FileError as exc:
-        raise UserError(about(path, exc)) from exc

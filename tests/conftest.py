@@ -77,6 +77,11 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     faulthandler.unregister(signal.SIGUSR1)
     os.close(config.stash[_stderr])
+    if not _is_worker(config):
+        try:
+            os.rmdir(os.environ[SCRATCH_VARIABLE])
+        except OSError:
+            pass  # it holds what a failed test left to look at, or is gone already
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -161,7 +166,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for line in left:
             terminalreporter.write_line(line)
     scratch = os.environ[SCRATCH_VARIABLE]
-    if os.path.isdir(scratch):
+    if os.path.isdir(scratch) and os.listdir(scratch):
         terminalreporter.write_line(f"temporary files are kept in {scratch}")
 
 
