@@ -414,7 +414,8 @@ def _answers(path: str) -> bool | None:
 
     def ask() -> None:
         try:
-            os.stat(path)
+            # Not stat(2): the kernel may answer that from its cache when the daemon is dead.
+            os.statvfs(path)
         except OSError as exc:
             # Only these say that nobody is there; any other errno was somebody's answer.
             outcome.append(exc.errno not in (errno.ENOTCONN, errno.ECONNABORTED))

@@ -37,7 +37,8 @@ def wait_until(condition: Callable[[], bool], what: str, deadline_s: float) -> N
 def environment() -> dict[str, str]:
     """What daemons and commands run with: this checkout, and no option from outside."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PYDI_") or "TEST" in k}
-    return {**clean, "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**clean, "PYTHONPATH": path}
 
 
 class NodeProcess:

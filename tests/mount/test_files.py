@@ -18,6 +18,8 @@ import pytest
 
 from tests.harness.mounts import COMMAND_DEADLINE_S
 
+LOCK_DEADLINE_S = 20.0  # a lock is handed over in milliseconds
+
 MIB = 1 << 20
 # Below the sizes at which anything changes, but many requests, chunks and pages long.
 LARGE_BYTES = (3 << 30) if os.environ.get("PYDI_BIG") else 200 * MIB
@@ -38,6 +40,22 @@ def open_fd() -> Iterator[Callable[..., int]]:
             os.close(fd)
         except OSError:
             pass  # closed by the test itself
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts Python code beside the test; whatever still runs at the end is killed by its pid."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def spawn_(code: str, *arguments: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        return started[-1]
+
+    yield spawn_
+    for process in started:
+        with process:
+            process.kill()
 
 
 def pattern(index: int) -> bytes:
@@ -475,11 +493,11 @@ def test_modes_and_owners(folder: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_permissions_of_another_user(folder: Path) -> None:
-    """A user without rights is refused with EACCES, with rights admitted."""
+    """A user without rights is refused with EACCES, with rights admitted.
+
+    The other user starts inside the folder, because the way to it may be closed to others.
+    """
     folder.chmod(0o755)
-    for directory in folder.parents:
-        if not os.stat(directory).st_mode & 0o001:
-            pytest.skip(f"{directory} keeps other users out")
     (folder / "secret").write_text("x")
     (folder / "secret").chmod(0o600)
     (folder / "public").write_text("x")
@@ -634,7 +652,9 @@ def test_lock_excludes_another_process(folder: Path, style: str) -> None:
     assert attempt() == 0
 
 
-def test_waiting_for_a_lock_ends_when_it_is_free(folder: Path) -> None:
+def test_waiting_for_a_lock_ends_when_it_is_free(
+    folder: Path, spawn: Callable[..., subprocess.Popen[bytes]]
+) -> None:
     """F_SETLKW waits while another program holds the lock, and gets it afterwards."""
     holder_code = (
         "import fcntl, sys\n"
@@ -649,20 +669,13 @@ def test_waiting_for_a_lock_ends_when_it_is_free(folder: Path) -> None:
         "    fcntl.lockf(file, fcntl.LOCK_EX)\n"
     )
     (folder / "file").touch()
-    with (
-        subprocess.Popen(
-            [sys.executable, "-c", holder_code, folder / "file"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        ) as holder,
-    ):  # fmt: skip
-        assert holder.stdout is not None
-        assert holder.stdin is not None
-        assert holder.stdout.readline() == b"held\n"
-        with subprocess.Popen(
-            [sys.executable, "-c", waiter_code, folder / "file"], stdout=subprocess.PIPE
-        ) as waiter:
-            assert waiter.stdout is not None
-            assert waiter.stdout.readline() == b"busy\n"
-            holder.stdin.close()
-            assert waiter.wait(COMMAND_DEADLINE_S) == 0
-        assert holder.wait(COMMAND_DEADLINE_S) == 0
+    holder = spawn(holder_code, folder / "file")
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    assert holder.stdout.readline() == b"held\n"
+    waiter = spawn(waiter_code, folder / "file")
+    assert waiter.stdout is not None
+    assert waiter.stdout.readline() == b"busy\n"
+    holder.stdin.close()
+    assert waiter.wait(LOCK_DEADLINE_S) == 0
+    assert holder.wait(LOCK_DEADLINE_S) == 0
