@@ -461,7 +461,7 @@ class Raft:
         return bool(
             self._said_hard != (self.term, self.vote)
             or self._said_role != (self.role, self.term, self.leader)
-            or self._said_membership is not log.membership
+            or self._said_membership != log.membership
             or self._reads_done
             or self._reads_failed
             or (self._reads_waiting and not self._reads_forwarded)
@@ -513,7 +513,7 @@ class Raft:
         if self._said_role != (self.role, self.term, self.leader):
             self._said_role = (self.role, self.term, self.leader)
             ready.role_change = RoleChange(self.role, self.term, self.leader)
-        if self._said_membership is not log.membership:
+        if self._said_membership != log.membership:
             ready.membership = self._said_membership = log.membership
         self._hand_out_snapshots(ready)
         return ready

@@ -1,0 +1,290 @@
+"""Single calls of a core that need no scenario: refusals, stale answers, the driver's contract."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pydi_node.consensus.log import entries_of
+from pydi_node.consensus.raft import Raft
+from pydi_node.consensus.types import (
+    ENTRY_DATA_MAX_BYTES,
+    AppendRequest,
+    AppendResponse,
+    Config,
+    Entry,
+    EntryKind,
+    HardState,
+    HeartbeatRequest,
+    HeartbeatResponse,
+    Member,
+    Membership,
+    Message,
+    Role,
+    SnapshotAck,
+    SnapshotMeta,
+    VoteResponse,
+)
+from pydi_node.errors import NotLeaderError, RemoteProtocolError
+
+FRONT = SnapshotMeta(0, 0, Membership.founding(1, 2, 3))
+
+
+def follower(*terms: int, term: int = 0, commit: int = 0) -> Raft:
+    """Node 1 of 3 with entries of these terms on its disk."""
+    entries = [Entry(i, t, EntryKind.COMMAND, b"") for i, t in enumerate(terms, 1)]
+    return Raft(Config(1, 1), HardState(term, None, commit), FRONT, entries, 0)
+
+
+def drive(raft: Raft) -> list[Message]:
+    """All messages that leave when the disk is immediate."""
+    messages: list[Message] = []
+    while raft.has_ready():
+        ready = raft.ready()
+        messages.extend(ready.messages)
+        if ready.must_persist:
+            raft.persisted(ready.number)
+        messages.extend(ready.messages_after_persist)
+        if ready.committed:
+            raft.applied(ready.committed[-1].index)
+    return messages
+
+
+def leader(*terms: int) -> Raft:
+    """Node 1 of 3, just elected."""
+    raft = follower(*terms, term=max(terms, default=0))
+    raft.campaign()
+    drive(raft)
+    raft.step(VoteResponse(2, 1, raft.term + 1, True, pre=True))
+    drive(raft)
+    raft.step(VoteResponse(2, 1, raft.term, True))
+    assert raft.role is Role.LEADER
+    drive(raft)
+    return raft
+
+
+def test_an_answer_of_an_earlier_term_counts_nothing() -> None:
+    """A delayed acknowledgement from another term must not commit (thesis 3.3; every reply
+    carries a term)."""
+    raft = leader(1, 1)
+    raft.step(AppendResponse(2, 1, raft.term - 1, 0, raft.last_index))
+    assert raft.commit_index == 0
+    raft.step(AppendResponse(2, 1, raft.term, 0, raft.last_index))
+    assert raft.commit_index == raft.last_index
+
+
+def test_an_answer_of_another_session_counts_nothing() -> None:
+    """Neither an acknowledgement nor a sign of life of a former membership."""
+    raft = leader()
+    raft.step(AppendResponse(2, 1, raft.term, 5, raft.last_index))
+    raft.step(HeartbeatResponse(2, 1, raft.term, 5, 0))
+    assert raft.commit_index == 0
+    for _ in range(raft.config.election_ticks):
+        raft.tick()
+    assert raft.role is Role.FOLLOWER
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        AppendResponse(2, 1, 2, 0, 99),  # acknowledges what does not exist
+        HeartbeatRequest(2, 1, 2, 0, 0, 0),  # leads our own term
+        AppendRequest(2, 1, 2, 0, 0, 0, 0, ()),
+        AppendResponse(2, 3, 2, 0, 1),  # meant for another
+        AppendResponse(1, 1, 2, 0, 1),  # from ourselves
+    ],
+)
+def test_what_no_correct_peer_sends_is_refused(message: Message) -> None:
+    """The connection of such a peer is dropped, the node goes on."""
+    raft = leader(1)
+    assert raft.term == 2
+    with pytest.raises(RemoteProtocolError):
+        raft.step(message)
+    assert raft.role is Role.LEADER
+
+
+def test_two_leaders_of_one_term_are_refused() -> None:
+    """A follower believes the first leader of a term."""
+    raft = follower()
+    raft.step(HeartbeatRequest(2, 1, 1, 0, 0, 0))
+    with pytest.raises(RemoteProtocolError, match="leads term 1"):
+        raft.step(HeartbeatRequest(3, 1, 1, 0, 0, 0))
+
+
+def test_a_leader_that_contradicts_what_is_committed_stops_the_node() -> None:
+    """Own invariants are asserted, in production too: better no node than a lost commit."""
+    raft = follower(1, 1, term=1, commit=1)
+    bad = Entry(2, 2, EntryKind.COMMAND, b"")
+    raft.step(AppendRequest(2, 1, 2, 0, 1, 1, 2, (bad,)))
+    assert raft.last_index == 2
+    drive(raft)
+    raft._log.commit_to(2)
+    with pytest.raises(AssertionError, match="truncate"):
+        raft._log.truncate(2)
+
+
+def test_a_heartbeat_never_commits_beyond_the_log() -> None:
+    """A commit index for more than this node holds is ignored, not cut to size: what it holds
+    may not be what the leader means."""
+    raft = follower(1, 1, term=1)
+    raft.step(HeartbeatRequest(2, 1, 1, 0, 3, 0))
+    assert raft.commit_index == 0
+    raft.step(HeartbeatRequest(2, 1, 1, 0, 2, 0))
+    assert raft.commit_index == 2
+
+
+def test_an_append_commits_only_what_it_vouches_for() -> None:
+    """Raft figure 2: min(leaderCommit, index of last new entry), for a tail may be another's."""
+    raft = follower(1, 1, 1, term=1)
+    raft.step(AppendRequest(2, 1, 2, 0, 1, 1, 3, ()))
+    assert raft.commit_index == 1
+
+
+def test_a_torn_write_of_the_hard_state_is_repaired() -> None:
+    """Entries on the disk without the hard state written after them: the term is the entries',
+    and the commit hint is no more than there is."""
+    raft = Raft(Config(1, 1), HardState(1, 2, 9), FRONT, [Entry(1, 3, EntryKind.EMPTY, b"")], 0)
+    assert (raft.term, raft.vote, raft.commit_index) == (3, None, 1)
+    ready = raft.ready()
+    assert ready.hard_state is not None
+    assert ready.hard_state.term == 3
+
+
+def test_a_tree_ahead_of_the_log_is_refused() -> None:
+    """The driver must not start a core that lacks what its tree has applied."""
+    with pytest.raises(AssertionError, match="tree at 5"):
+        Raft(Config(1, 1), HardState(), FRONT, [], 5)
+
+
+def test_has_ready_ends() -> None:
+    """The loop ``while has_ready(): ready()`` ends without any completion, whatever waits."""
+    raft = leader()
+    raft.propose([b"a"])
+    raft.read_index("x")
+    for _ in range(10):
+        if not raft.has_ready():
+            break
+        raft.ready()
+    assert not raft.has_ready()
+
+
+def test_a_lone_voter_speaks_only_when_its_term_is_durable() -> None:
+    """Else it could forget the term, lead it again, and send other entries under the same
+    (index, term) to its learners."""
+    front = SnapshotMeta(0, 0, Membership((Member(1, True), Member(2, False))))
+    raft = Raft(Config(1, 1), HardState(), front, [], 0)
+    raft.campaign()
+    assert raft.role is Role.LEADER
+    ready = raft.ready()
+    assert ready.must_persist
+    assert not ready.messages
+    assert not ready.messages_after_persist
+    assert not raft.has_ready()
+    raft.persisted(ready.number)
+    assert any(isinstance(m, AppendRequest) for m in raft.ready().messages)
+
+
+def test_proposals_are_checked() -> None:
+    """Nobody but a leader accepts, and nothing too large or empty."""
+    with pytest.raises(NotLeaderError):
+        follower().propose([b"a"])
+    raft = leader()
+    with pytest.raises(ValueError, match="0 commands"):
+        raft.propose([])
+    with pytest.raises(ValueError, match="over"):
+        raft.propose([bytes(ENTRY_DATA_MAX_BYTES + 1)])
+    assert raft.propose([b"a", b"b"]) == 2
+    assert raft.last_index == 3
+
+
+def test_completions_are_checked() -> None:
+    """Nothing completes that was not handed out."""
+    raft = leader()
+    with pytest.raises(AssertionError):
+        raft.persisted(99)
+    with pytest.raises(AssertionError):
+        raft.applied(99)
+
+
+def test_an_impossible_snapshot_answer_is_refused() -> None:
+    """More bytes than the snapshot has."""
+    entries = entries_of(1, 1, [b"x"] * 5)
+    config = Config(1, 1, trailing_entries=0)
+    raft = Raft(config, HardState(1, None, 5), FRONT, entries, 5)
+    raft.compact(5)
+    raft.campaign()
+    drive(raft)
+    raft.step(VoteResponse(2, 1, 2, True, pre=True))
+    drive(raft)
+    raft.step(VoteResponse(2, 1, 2, True))
+    drive(raft)
+    raft.step(AppendResponse(3, 1, 2, 0, 5, True, 0, 0))
+    assert raft.ready().snapshot_wanted
+    raft.snapshot_taken(b"id", raft.snapshot_meta(5), 10)
+    assert raft.ready().snapshot_reads
+    with pytest.raises(RemoteProtocolError, match="11 of 10 bytes"):
+        raft.step(SnapshotAck(3, 1, 2, 0, b"id", 11))
+
+
+def test_a_snapshot_nobody_waits_for_is_dropped() -> None:
+    """It came after the leader lost its office, or the follower its need."""
+    raft = follower()
+    raft.snapshot_taken(b"late", FRONT, 1)
+    assert raft.ready().snapshots_dropped == [b"late"]
+    assert not raft.has_ready()
+
+
+def test_compaction_waits_for_a_snapshot_under_way() -> None:
+    """While a follower receives a snapshot, the log behind it stays, within bounds; else the
+    follower would need the next snapshot as soon as it has this one."""
+    entries = entries_of(1, 1, [b"x"] * 9)
+    for trailing_bytes_max, front in ((1 << 20, 5), (1, 8)):
+        config = Config(1, 1, trailing_entries=0, trailing_bytes_max=trailing_bytes_max)
+        raft = Raft(config, HardState(1, None, 9), FRONT, entries, 9)
+        raft.compact(5)
+        raft.campaign()
+        drive(raft)
+        raft.step(VoteResponse(2, 1, 2, True, pre=True))
+        drive(raft)
+        raft.step(VoteResponse(2, 1, 2, True))
+        drive(raft)
+        raft.step(AppendResponse(3, 1, 2, 0, 9, True, 0, 0))
+        assert raft.ready().snapshot_wanted
+        raft.snapshot_taken(b"id", raft.snapshot_meta(5), 10)
+        raft.compact(8)
+        assert raft.first_index == front + 1
+
+
+def test_election_timeouts_differ_and_repeat() -> None:
+    """Nodes with equal seeds time out at different ticks, one node always at the same."""
+
+    def ticks_until_campaign(node: int, seed: int) -> int:
+        raft = Raft(Config(node, seed), HardState(), FRONT, [], 0)
+        for tick in range(100):
+            if raft.role is not Role.FOLLOWER:
+                return tick
+            raft.tick()
+        raise AssertionError("never campaigned")
+
+    timeouts = [ticks_until_campaign(node, seed) for seed in range(40) for node in (1, 2, 3)]
+    assert timeouts == [ticks_until_campaign(n, seed) for seed in range(40) for n in (1, 2, 3)]
+    assert set(timeouts) == set(range(10, 20))
+
+
+@pytest.mark.parametrize(
+    "clash",
+    [
+        {"node": 0},
+        {"heartbeat_ticks": 5},
+        {"heartbeat_ticks": 0},
+        {"append_bytes_max": 0},
+        {"append_bytes_max": 1 << 30},
+        {"inflight_messages_max": 0},
+        {"trailing_entries": -1},
+    ],
+)
+def test_clashing_configuration_is_refused(clash: dict[str, int]) -> None:
+    """The error names the field."""
+    with pytest.raises(ValueError, match=next(iter(clash))):
+        dataclasses.replace(Config(1, 1), **clash)  # type: ignore[arg-type]
