@@ -29,7 +29,7 @@ def leaf_of(credentials, number=0, now_s=None):
     return trust.make_leaf(credentials, number, now_s, os.urandom(32))
 
 
-async def handshake(server_leaf, client_leaf, server=NODE, client=NODE):
+async def handshake(server_leaf, client_leaf, server=NODE, client=NODE, adjust=None):
     """(identity the server saw or why not, identity the client saw or why not), after one echo."""
     seen: asyncio.Future = asyncio.get_running_loop().create_future()
 
@@ -49,9 +49,10 @@ async def handshake(server_leaf, client_leaf, server=NODE, client=NODE):
     async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as listener:
         port = listener.sockets[0].getsockname()[1]
         try:
-            reader, writer = await asyncio.open_connection(
-                "127.0.0.1", port, ssl=tls.client_context(client_leaf)
-            )
+            client_side = tls.client_context(client_leaf)
+            if adjust is not None:
+                adjust(client_side)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_side)
         except (ssl.SSLError, OSError) as exc:
             return None, exc
         try:
@@ -149,6 +150,19 @@ def test_mount_cannot_serve():
         assert not isinstance(server, trust.PeerIdentity)
     server, client = run(leaf_of(credentials_of(MOUNT)), leaf_of(credentials_of(NODE)))
     assert refused(client)
+
+
+def test_older_tls_is_refused():
+    """A client that speaks TLS 1.2 at most gets nowhere, though its certificate is good."""
+
+    def only_1_2(context):
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+
+    leaves = leaf_of(credentials_of(NODE), 1), leaf_of(credentials_of(NODE), 2)
+    server, client = run(*leaves, adjust=only_1_2)
+    assert isinstance(client, OSError)
+    assert server is None
 
 
 def test_client_without_a_certificate_is_refused():

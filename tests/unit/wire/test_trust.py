@@ -192,6 +192,15 @@ def test_every_single_wrong_character_is_noticed(token):
             parse_token(change(text, position), NOW_S)
 
 
+@pytest.mark.parametrize("token", [NODE, MOUNT], ids=["node", "mount"])
+def test_each_token_has_one_spelling(token):
+    """The last character has bits that mean nothing: they are zero, or it is mistyped."""
+    text = token.text()
+    for letter in "abcdefghijklmnopqrstuvwxyz234567".replace(text[-1], ""):
+        with pytest.raises(TokenError):
+            parse_token(text[:-1] + letter, NOW_S)
+
+
 @settings(deadline=None)
 @given(st.text(max_size=200), st.sampled_from(["", "pydi1n-", "pydi1m-"]))
 def test_any_text_is_a_token_error(text, prefix):
