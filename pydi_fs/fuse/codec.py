@@ -557,14 +557,20 @@ def encode_statfs(statfs: Statfs, name_max: int) -> bytes:
 DOT_OFFSET = 1
 DOT_DOT_OFFSET = 2
 COOKIE_SHIFT = 2
+UNKNOWN_INO = 0xFFFF_FFFF  # what libfuse says too where it does not know
 # The space of an entry with the shortest name, for guessing how many fit.
 DIRENT_MIN_BYTES = 32
 DIRENTPLUS_MIN_BYTES = 160
 
 
-def encode_dots(ino: int, parent_ino: int, plus: bool) -> list[bytes]:
-    """ "." and "..". In READDIRPLUS without attributes: node id 0 tells the kernel so."""
+def encode_dots(ino: int, plus: bool) -> list[bytes]:
+    """ "." and ".." of directory ``ino``. In READDIRPLUS without attributes: node id 0 says so.
+
+    The number of ".." is not worth a question to the cluster: programs that want it ask stat(2),
+    which the kernel answers from its own tree.
+    """
     prefix = bytes(abi.fuse_entry_out.size) if plus else b""
+    parent_ino = abi.FUSE_ROOT_ID if ino == abi.FUSE_ROOT_ID else UNKNOWN_INO
     return [
         prefix + _dirent(ino, DOT_OFFSET, stat.S_IFDIR, b"."),
         prefix + _dirent(parent_ino, DOT_DOT_OFFSET, stat.S_IFDIR, b".."),

@@ -454,7 +454,7 @@ class Dispatcher:
         return codec.encode_open(await self._vfs.opendir(Ino(header.nodeid)), 0)
 
     async def _readdir(self, header: Header, body: codec.Read) -> bytes:
-        dots = await self._dots(header, body, plus=False)
+        dots = self._dots(header, body, plus=False)
         space = body.size - len(dots)
         entries = await self._vfs.readdir(
             body.fh,
@@ -464,7 +464,7 @@ class Dispatcher:
         return dots + codec.encode_dirents(entries, space)
 
     async def _readdirplus(self, header: Header, body: codec.Read) -> bytes:
-        dots = await self._dots(header, body, plus=True)
+        dots = self._dots(header, body, plus=True)
         space = body.size - len(dots)
         entries = await self._vfs.readdir(
             body.fh,
@@ -475,12 +475,10 @@ class Dispatcher:
             self._handed_out(entry.attr.ino)
         return dots + codec.encode_direntsplus(entries, self._timeout, space)
 
-    async def _dots(self, header: Header, body: codec.Read, plus: bool) -> bytes:
+    def _dots(self, header: Header, body: codec.Read, plus: bool) -> bytes:
         if body.offset >= codec.DOT_DOT_OFFSET:
             return b""
-        ino = Ino(header.nodeid)
-        parent = self._vfs.lookup_nowait(ino, b"..") or await self._vfs.lookup(ino, b"..")
-        dots = b"".join(codec.encode_dots(ino, parent.ino, plus)[body.offset :])
+        dots = b"".join(codec.encode_dots(header.nodeid, plus)[body.offset :])
         if len(dots) > body.size:
             raise FileError(errno.EINVAL, "buffer too small for a directory entry")
         return dots
