@@ -282,7 +282,7 @@ def node_and_mount(work: Path, driver: str) -> Iterator[tuple[Path, dict[str, in
     node_command = [str(programs / "pydi-node"), str(data), "--listen", "127.0.0.1:0"]
     mount_command = [
         str(programs / "pydi-mount"), str(mount), "--data-dir", str(data),
-        "--driver", driver, "--foreground",
+        "--cache-dir", str(work / "cache"), "--driver", driver, "--foreground",
     ]  # fmt: skip
     with (
         started("the node", node_command, (data / "node.sock").exists) as node,

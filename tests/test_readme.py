@@ -122,6 +122,7 @@ def test_walk_by_hand(tmp_path: Path) -> None:
     # pip finds its settings in the real home; everything of PyDi belongs into the other one.
     script = "\n".join([install, f"export HOME={shlex.quote(str(home))}", *walk, "wait"])
     environment = {k: v for k, v in os.environ.items() if not k.startswith("XDG_")}
+    environment["PYDI_CACHE_DIR"] = str(home / "cache")  # root's would be the machine's
     mount = home / "pydi/mnt"
     process = subprocess.Popen(
         ["bash", "-e", "-u", "-o", "pipefail"], cwd=copy, env=environment, text=True,
