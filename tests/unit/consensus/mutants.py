@@ -138,8 +138,24 @@ class ChangesMembershipAtOnce(Raft):
 _QUIET = {"joiners": 0, "changes": 0}
 _SLOW_DISKS = _QUIET | {"voters": 3, "unrest": 10, "disk_speed": 5, "crash": 5, "loss": 0}
 _PAUSES = _QUIET | {"voters": 3, "unrest": 4, "pauses": 10, "crash": 0, "loss": 0, "disk_speed": 80}
-_REPEATS = _QUIET | {"voters": 3, "unrest": 5, "repeat": 40, "reorder": 60, "loss": 5, "crash": 0,
-                     "disk_speed": 80}  # fmt: skip
+_LATE = _QUIET | {
+    "voters": 3,
+    "unrest": 5,
+    "repeat": 15,
+    "reorder": 60,
+    "loss": 5,
+    "crash": 0,
+    "disk_speed": 20,
+}
+_PIPELINE = _QUIET | {
+    "voters": 3,
+    "unrest": 12,
+    "repeat": 30,
+    "crash": 0,
+    "disk_speed": 20,
+    "append_bytes_max": 2000,
+    "inflight_messages_max": 20,
+}
 _ONE_ENTRY = _QUIET | {"voters": 3, "unrest": 30, "loss": 5, "crash": 0, "append_bytes_max": 1,
                        "inflight_messages_max": 3, "disk_speed": 20}  # fmt: skip
 _LONE_VOTER = {"voters": 1, "joiners": 2, "changes": 10, "crash": 10, "unrest": 0, "disk_speed": 5}
@@ -148,12 +164,12 @@ MUTANTS: list[tuple[type[Raft], dict[str, int], bool]] = [
     (VotesBeforePersisted, _SLOW_DISKS, False),
     (AcknowledgesBeforePersisted, _SLOW_DISKS, False),
     (CommitsOldTerms, _ONE_ENTRY, False),
-    (TruncatesAlways, _SLOW_DISKS, False),
+    (TruncatesAlways, _LATE, False),
     (CountsItselfBeforePersisted, _LONE_VOTER, False),
     (VotesForAnyLog, _SLOW_DISKS, False),
     (VotesTwice, _SLOW_DISKS, False),
     (SpeaksBeforeTermPersisted, _LONE_VOTER, True),
     (ReadsWithoutAsking, _PAUSES, False),
-    (ForgetsWritesUnderWay, _REPEATS, False),
+    (ForgetsWritesUnderWay, _PIPELINE, False),
     (ChangesMembershipAtOnce, _LONE_VOTER, False),
 ]

@@ -74,7 +74,7 @@ class Disk:
     """What survives a crash: the log, and the tree with the snapshot file beside it."""
 
     front: SnapshotMeta
-    hard_state: HardState = HardState()
+    hard_state: HardState = field(default_factory=HardState)
     entries: list[Entry] = field(default_factory=list)
     installed: SnapshotMeta | None = None
     incoming: tuple[bytes, bytes] | None = None  # id and bytes of a snapshot being received
@@ -293,7 +293,7 @@ class Simulation:
             "pauses": dice.pick([0, 2, 5]),
             "unrest": dice.pick([0, 1, 5, 15]),  # elections that nothing called for
             "disk_speed": dice.pick([5, 20, 80]),
-            "changes": dice.pick([0, 0, 1, 3]),
+            "changes": dice.pick([0, 0, 2, 6]),
             "compacts": dice.pick([0, 5, 20]),
             "election_ticks": dice.pick([5, 8]),
             "heartbeat_ticks": dice.pick([1, 2]),
@@ -537,7 +537,8 @@ class Simulation:
                 node = dice.pick(busy)
                 self.serve_snapshots(node)
         elif choice < 94:
-            self.propose(node)
+            leaders = [n for n in up if n.raft is not None and n.raft.role is Role.LEADER]
+            self.propose(dice.pick(leaders) if leaders and dice.percent(60) else node)
         else:
             self.disturb(node)
         if node.raft is not None:

@@ -1,4 +1,4 @@
-"""The log's marks: durable, committed, applied, cut; against a plain list where that is possible."""
+"""The log's marks: durable, committed, applied, cut; and what a crash leaves of them."""
 
 from __future__ import annotations
 
