@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import errno
 import faulthandler
+import fcntl
 import gc
 import importlib
 import json
@@ -165,6 +166,11 @@ def start_in_background(config: MountConfig, arguments: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         log_fd = _open_log(log_file)
         stack.callback(os.close, log_fd)
+        # Of two commands for one mount point the second looks after the first is done. A descriptor
+        # of its own, because a lock lives as long as any process that inherited it.
+        lock_fd = _open_log(log_file)
+        stack.callback(os.close, lock_fd)
+        fcntl.flock(lock_fd, fcntl.LOCK_EX)
         read_fd, write_fd = os.pipe()
         reader = stack.enter_context(open(read_fd, "rb"))
         try:
@@ -250,7 +256,7 @@ def serve(config: MountConfig, report: Report) -> int:
     configure_logging(config.debug)
     config = check_mountpoint(config)
     binding_class = load_driver(config.driver)
-    config = replace(config, options=with_allow_other(config))
+    config = replace(config, driver=driver_name(config.driver), options=with_allow_other(config))
     os.chdir("/")  # keeps no file system busy that someone may want to unmount
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(config, binding_class, report))
@@ -261,7 +267,9 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report) -> int
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
-    about = {"mountpoint": config.mountpoint, "driver": binding_class.__name__}
+    # For people: a mount point's name may be no text, a message's text always is.
+    shown = os.fsencode(config.mountpoint).decode("utf-8", "replace")
+    about = {"mountpoint": shown, "driver": config.driver, "passthrough": False}
     client = Client([endpoint_of(config)], Role.MOUNT, config.deadline_s, about)
     await client.connect()
     vfs = Vfs(client, VfsConfig(Path(config.cache_dir) / "staging", config.cache_size))
@@ -332,6 +340,13 @@ def configure_logging(debug: bool) -> None:
     logging.getLogger("pydi").setLevel(logging.DEBUG if debug else logging.INFO)
 
 
+def driver_name(name: str) -> str:
+    """What ``auto`` means on this system: only Linux speaks the kernel binding's protocol."""
+    if name != "auto":
+        return name
+    return "kernel" if sys.platform == "linux" else "fusepy"
+
+
 def load_driver(name: str) -> Any:
     """The binding's class; UserError with what to install when it can't be used here."""
     if sys.platform == "linux" and not os.path.exists(FUSE_DEVICE):
@@ -339,9 +354,7 @@ def load_driver(name: str) -> Any:
             f"there is no {FUSE_DEVICE}: load it with modprobe fuse (a container needs --device"
             f" {FUSE_DEVICE})"
         )
-    if name == "auto":
-        name = "kernel" if sys.platform == "linux" else "fusepy"
-    if name == "kernel":
+    if driver_name(name) == "kernel":
         if sys.platform != "linux":
             raise UserError("--driver kernel speaks Linux's protocol: use --driver fusepy")
         return importlib.import_module("pydi_fs.fuse").KernelBinding
