@@ -24,6 +24,7 @@ from pydi_fs.fuse.dispatch import CACHE_TIMEOUT_S, Dispatcher
 from pydi_fs.fuse.filesystem import Entries, FileSystem
 from pydi_fs.fuse.negotiation import REQUEST_MAX_BYTES, Negotiated
 from pydi_fs.fuse.notify import Notifier
+from pydi_fs.fuse.printer import describe_invalidation
 from pydi_fs.mount_options import MountOptions
 from pydi_node.errors import UserError
 from pydi_node.ids import Ino
@@ -192,6 +193,8 @@ class KernelBinding:
     def _on_invalidate(self, inos: tuple[Ino, ...], entries: Entries, everything: bool) -> None:
         if self._notifier is None or self._ended.is_set():
             return
+        if self._options.debug:
+            log.debug("%s", describe_invalidation(inos, entries, everything))
         if everything:
             inos = tuple(dict.fromkeys((*inos, *self._dispatcher.pages.changed_all())))
         else:

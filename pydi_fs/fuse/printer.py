@@ -1,4 +1,4 @@
-"""One readable line per request and per answer, for ``pydi-mount -o debug``. Pure.
+"""One readable line per request, answer and invalidation, for ``pydi-mount -o debug``. Pure.
 
 -> #42 LOOKUP ino=1 uid=0 pid=77 name=b'notes.txt'
 <- #42 LOOKUP ino=5 mode=100644 size=12
@@ -14,6 +14,7 @@ from typing import Any
 from pydi_fs.fuse import abi
 from pydi_fs.fuse.abi import FuseOpcode
 from pydi_fs.fuse.codec import Header
+from pydi_node.ids import Ino
 
 # File content and names beyond this are cut; their length is always told.
 BYTES_SHOWN = 48
@@ -39,6 +40,15 @@ def describe_reply(header: Header, error: int, payload: bytes) -> str:
     if describe is not None:
         return f"{start} {describe(payload)}"
     return f"{start} {len(payload)} bytes" if payload else f"{start} ok"
+
+
+def describe_invalidation(
+    inos: tuple[Ino, ...], entries: tuple[tuple[Ino, bytes], ...], everything: bool
+) -> str:
+    """The line for what the kernel is told to forget."""
+    names = " ".join(f"{parent}/{_value(name)}" for parent, name in entries)
+    what = "everything" if everything else f"inos={list(inos)} names=[{names}]"
+    return f"!! invalidate {what}"
 
 
 def _name(opcode: int) -> str:

@@ -12,7 +12,8 @@ import pytest
 
 from pydi_fs.fuse import codec
 from pydi_fs.fuse.codec import Header
-from pydi_fs.fuse.printer import describe_reply, describe_request
+from pydi_fs.fuse.printer import describe_invalidation, describe_reply, describe_request
+from pydi_node.ids import Ino
 from tests.unit.fuse import kernel as k
 from tests.unit.fuse.kernel import Kernel
 
@@ -40,6 +41,13 @@ def test_content_is_cut_and_its_length_told() -> None:
 def test_an_error_is_named() -> None:
     """People read ENOENT, not 2."""
     assert describe_reply(header(k.OPEN), errno.ENOENT, b"") == "<- #42 OPEN ENOENT"
+
+
+def test_an_invalidation_names_what_is_forgotten() -> None:
+    """A push from elsewhere stands between the requests that it explains."""
+    line = describe_invalidation((Ino(5),), ((Ino(1), b"a b"),), False)
+    assert line == "!! invalidate inos=[5] names=[1/b'a b']"
+    assert describe_invalidation((), (), True) == "!! invalidate everything"
 
 
 def test_an_unknown_opcode_has_a_number() -> None:
