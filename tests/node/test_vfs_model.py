@@ -1,0 +1,341 @@
+"""The vfs over a real node against a local directory: the same calls, the same errno, the same tree."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import random
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pydi_fs.client import Client, node_on_this_machine
+from pydi_fs.vfs.vfs import Vfs, VfsConfig
+from pydi_node.commands import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT_CALLER
+from pydi_node.errors import FileError
+from pydi_node.ids import ROOT_INO, Ino
+from tests.harness.procs import NodeProcess
+
+NAMES = [b"a", b"b", b"c", b"\xff\xfe", b"n" * 255]
+SIZES = [0, 1, 100, 4096, 70_000, 300_000, 1_200_000]  # in memory, in a file, streamed
+
+
+class Pair:
+    """One operation on both sides: a local directory, and the same tree in PyDi."""
+
+    def __init__(self, root: Path, vfs: Vfs, rng: random.Random) -> None:
+        self.root = os.fsencode(root)
+        self.vfs = vfs
+        self.rng = rng
+        self.handles: list[tuple[int, int]] = []  # (local fd, fh)
+
+    def path(self) -> bytes:
+        depth = self.rng.choice([1, 1, 2, 3])
+        return b"/".join(self.rng.choice(NAMES) for _ in range(depth))
+
+    async def both(
+        self, what: str, local: Callable[[], Any], remote: Callable[[], Awaitable[Any]]
+    ) -> tuple[Any, Any] | None:
+        """Results of both, or None when both failed with the same errno."""
+        expected: Any = None
+        error = 0
+        try:
+            expected = local()
+        except OSError as exc:
+            error = exc.errno or 0
+        try:
+            answer = await remote()
+        except FileError as exc:
+            assert exc.errno == error, f"{what}: {exc.errno} instead of {error}"
+            return None
+        assert error == 0, f"{what}: success instead of {os.strerror(error)}"
+        return expected, answer
+
+    async def parent(self, path: bytes) -> tuple[Ino, bytes]:
+        head, _, name = path.rpartition(b"/")
+        attr = await self.vfs.resolve(head)
+        if not attr.is_dir:
+            raise FileError(20)
+        return attr.ino, name
+
+    def local(self, path: bytes) -> bytes:
+        return os.path.join(self.root, path)
+
+    async def step(self) -> None:
+        action = self.rng.choices(list(ACTIONS), weights=list(ACTIONS.values()))[0]
+        await action(self)
+
+    async def mkdir(self) -> None:
+        path, mode = self.path(), self.rng.choice([0o755, 0o2775, 0o1777])
+
+        async def remote() -> None:
+            parent, name = await self.parent(path)
+            await self.vfs.mkdir(ROOT_CALLER, parent, name, mode)
+
+        def local() -> None:
+            os.mkdir(self.local(path))
+            os.chmod(self.local(path), mode | (os.stat(self.local(path)).st_mode & 0o2000))
+
+        await self.both(f"mkdir {path!r}", local, remote)
+
+    async def create(self) -> None:
+        path = self.path()
+        flags = os.O_RDWR | os.O_CREAT | self.rng.choice([0, os.O_EXCL, os.O_TRUNC, os.O_APPEND])
+
+        async def remote() -> int:
+            parent, name = await self.parent(path)
+            return (await self.vfs.create(ROOT_CALLER, parent, name, 0o644, flags))[1]
+
+        found = await self.both(
+            f"create {path!r} {flags:o}",
+            lambda: os.open(self.local(path), flags | os.O_NOFOLLOW, 0o644),
+            remote,
+        )
+        if found:
+            self.handles.append(found)
+
+    async def open(self) -> None:
+        path = self.path()
+        flags = self.rng.choice([os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_APPEND])
+
+        def local() -> int | None:
+            if not stat.S_ISREG(os.lstat(self.local(path)).st_mode):
+                return None
+            return os.open(self.local(path), flags)
+
+        async def remote() -> int | None:
+            parent, name = await self.parent(path)
+            attr = await self.vfs.lookup(parent, name)
+            return await self.vfs.open(ROOT_CALLER, attr.ino, flags) if attr.is_regular else None
+
+        found = await self.both(f"open {path!r}", local, remote)
+        if found and found[0] is not None:
+            self.handles.append(found)
+
+    async def write(self) -> None:
+        if not self.handles:
+            return
+        fd, fh = self.rng.choice(self.handles)
+        offset = self.rng.choice([0, 10, 4096, 100_000, 2_000_000])
+        data = self.rng.randbytes(self.rng.choice(SIZES))
+
+        def local() -> int:
+            # pwrite(2) on Linux appends with O_APPEND, whatever the offset says.
+            return os.pwrite(fd, data, offset)
+
+        await self.both(
+            f"write {offset}+{len(data)}", local, lambda: self.vfs.write(fh, offset, data)
+        )
+
+    async def read(self) -> None:
+        if not self.handles:
+            return
+        fd, fh = self.rng.choice(self.handles)
+        offset, size = self.rng.choice([0, 5, 4096, 99_000]), self.rng.choice([1, 4096, 3_000_000])
+        found = await self.both(
+            f"read {offset}+{size}",
+            lambda: os.pread(fd, size, offset),
+            lambda: self.vfs.read(fh, offset, size),
+        )
+        if found:
+            assert found[0] == found[1], f"read {offset}+{size}"
+
+    async def truncate(self) -> None:
+        if not self.handles:
+            return
+        fd, fh = self.rng.choice(self.handles)
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+            size = self.rng.choice([0, 3, 5000, 500_000])
+            ino = self.vfs.ino_of(fh)
+            await self.both(
+                f"ftruncate {size}",
+                lambda: os.ftruncate(fd, size),
+                lambda: self.vfs.setattr(ROOT_CALLER, ino, size=size, fh=fh),
+            )
+
+    async def sync(self) -> None:
+        if self.handles:
+            await self.vfs.fsync(self.rng.choice(self.handles)[1])
+
+    async def close(self) -> None:
+        if self.handles:
+            fd, fh = self.handles.pop(self.rng.randrange(len(self.handles)))
+            assert os.fstat(fd).st_size == (await self.vfs.getattr(self.vfs.ino_of(fh))).size
+            assert os.fstat(fd).st_nlink == (await self.vfs.getattr(self.vfs.ino_of(fh))).nlink
+            os.close(fd)
+            await self.vfs.flush(fh)
+            await self.vfs.release(fh)
+
+    async def unlink(self) -> None:
+        path = self.path()
+
+        async def remote() -> None:
+            parent, name = await self.parent(path)
+            await self.vfs.unlink(ROOT_CALLER, parent, name)
+
+        await self.both(f"unlink {path!r}", lambda: os.unlink(self.local(path)), remote)
+
+    async def rmdir(self) -> None:
+        path = self.path()
+
+        async def remote() -> None:
+            parent, name = await self.parent(path)
+            await self.vfs.rmdir(ROOT_CALLER, parent, name)
+
+        await self.both(f"rmdir {path!r}", lambda: os.rmdir(self.local(path)), remote)
+
+    async def rename(self) -> None:
+        source, target = self.path(), self.path()
+
+        async def remote() -> None:
+            parent, name = await self.parent(source)
+            new_parent, new_name = await self.parent(target)
+            await self.vfs.rename(ROOT_CALLER, parent, name, new_parent, new_name, 0)
+
+        await self.both(
+            f"rename {source!r} {target!r}",
+            lambda: os.rename(self.local(source), self.local(target)),
+            remote,
+        )
+
+    async def link(self) -> None:
+        source, target = self.path(), self.path()
+
+        async def remote() -> None:
+            attr = await self.vfs.resolve(source, follow=False)
+            parent, name = await self.parent(target)
+            await self.vfs.link(ROOT_CALLER, attr.ino, parent, name)
+
+        await self.both(
+            f"link {source!r} {target!r}",
+            lambda: os.link(self.local(source), self.local(target), follow_symlinks=False),
+            remote,
+        )
+
+    async def symlink(self) -> None:
+        path, target = self.path(), self.path()
+
+        async def remote() -> None:
+            parent, name = await self.parent(path)
+            await self.vfs.symlink(ROOT_CALLER, parent, name, target)
+
+        await self.both(f"symlink {path!r}", lambda: os.symlink(target, self.local(path)), remote)
+
+    async def stat(self) -> None:
+        path = self.path()
+        found = await self.both(
+            f"lstat {path!r}",
+            lambda: os.lstat(self.local(path)),
+            lambda: self.vfs.resolve(path, follow=False),
+        )
+        if found:
+            expected, attr = found
+            assert (expected.st_mode, expected.st_nlink) == (attr.mode, attr.nlink), path
+            if not attr.is_dir:
+                assert expected.st_size == attr.size, path
+
+
+ACTIONS: dict[Callable[[Pair], Awaitable[None]], int] = {
+    Pair.mkdir: 4, Pair.create: 6, Pair.open: 4, Pair.write: 10, Pair.read: 8, Pair.truncate: 3,
+    Pair.sync: 2, Pair.close: 5, Pair.unlink: 2, Pair.rmdir: 1, Pair.rename: 5, Pair.link: 3,
+    Pair.symlink: 1, Pair.stat: 6,
+}  # fmt: skip
+
+
+async def whole_tree(vfs: Vfs, ino: Ino, prefix: bytes = b"") -> dict[bytes, Any]:
+    """Every path with its type and content."""
+    found: dict[bytes, Any] = {}
+    fh = await vfs.opendir(ino)
+    cookie = 0
+    while page := await vfs.readdir(fh, cookie, 3):
+        cookie = page[-1].cookie
+        for entry in page:
+            path = prefix + entry.name
+            if entry.attr.is_dir:
+                found[path] = "directory"
+                found.update(await whole_tree(vfs, entry.attr.ino, path + b"/"))
+            elif entry.attr.is_symlink:
+                found[path] = await vfs.readlink(entry.attr.ino)
+            else:
+                file = await vfs.open(ROOT_CALLER, entry.attr.ino, os.O_RDONLY)
+                found[path] = await vfs.read(file, 0, 1 << 24)
+                assert len(found[path]) == entry.attr.size
+                await vfs.release(file)
+    await vfs.releasedir(fh)
+    return found
+
+
+def local_tree(root: bytes) -> dict[bytes, Any]:
+    found: dict[bytes, Any] = {}
+    for folder, folders, files in os.walk(root):
+        for name in folders + files:
+            path = os.path.join(folder, name)
+            relative = os.path.relpath(path, root)
+            if os.path.islink(path):
+                found[relative] = os.readlink(path)
+            elif os.path.isdir(path):
+                found[relative] = "directory"
+            else:
+                with open(path, "rb") as file:
+                    found[relative] = file.read()
+    return found
+
+
+async def connect(data_dir: Path, staging: Path) -> Vfs:
+    client = Client([node_on_this_machine(data_dir)])
+    await client.connect()
+    vfs = Vfs(client, VfsConfig(staging))
+    await vfs.start()
+    return vfs
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_random_operations_end_in_the_same_tree_as_on_a_local_directory(
+    tmp_path: Path, node: NodeProcess, seed: int, round_: int
+) -> None:
+    """Goal: POSIX results of the vfs, open files included. Method: each call on both, compared; at
+    the end a second client must see exactly what the local directory holds."""
+
+    async def run() -> None:
+        local = tmp_path / "local"
+        local.mkdir()
+        vfs = await connect(node.data_dir, tmp_path / "staging")
+        pair = Pair(local, vfs, random.Random(seed * 1000 + round_))
+        for _ in range(400):
+            await pair.step()
+        while pair.handles:
+            await pair.close()
+        expected = local_tree(os.fsencode(local))
+        assert await whole_tree(vfs, ROOT_INO) == expected
+        other = await connect(node.data_dir, tmp_path / "staging2")
+        assert await whole_tree(other, ROOT_INO) == expected
+        for each in (vfs, other):
+            await each.stop()
+            await each.client.close()
+
+    asyncio.run(run())
+
+
+def test_rename_flags(tmp_path: Path, node: NodeProcess) -> None:
+    """RENAME_NOREPLACE refuses an existing target; RENAME_EXCHANGE swaps."""
+
+    async def run() -> None:
+        vfs = await connect(node.data_dir, tmp_path / "staging")
+        for name in (b"one", b"two"):
+            _, fh = await vfs.create(ROOT_CALLER, ROOT_INO, name, 0o644, os.O_RDWR)
+            await vfs.write(fh, 0, name)
+            await vfs.flush(fh)
+            await vfs.release(fh)
+        with pytest.raises(FileError) as refused:
+            await vfs.rename(ROOT_CALLER, ROOT_INO, b"one", ROOT_INO, b"two", RENAME_NOREPLACE)
+        assert refused.value.errno == 17
+        await vfs.rename(ROOT_CALLER, ROOT_INO, b"one", ROOT_INO, b"two", RENAME_EXCHANGE)
+        assert await whole_tree(vfs, ROOT_INO) == {b"one": b"two", b"two": b"one"}
+        await vfs.stop()
+        await vfs.client.close()
+
+    asyncio.run(run())
