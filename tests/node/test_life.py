@@ -325,13 +325,17 @@ def test_clients_can_not_do_house_keeping(node: NodeProcess) -> None:
 
 
 def test_pushes_come_before_the_answer_that_tells_of_the_change(node: NodeProcess) -> None:
-    """A subscriber learns what to drop, in order, and before the command's answer."""
-    with node.connect() as client:
+    """A subscriber learns what to drop, in order, and before an answer that shows it; of its own
+    command only the answer tells."""
+    with node.connect() as client, node.connect() as other:
         client.call(Subscribe())
-        client.create(b"a")
+        client.create(b"mine")
+        other.create(b"a")
+        assert client.call(Lookup(ROOT_INO, b"a")).is_regular
         pushes = [push for push in client.pushes if isinstance(push, Invalidate)]
         assert [push.sequence for push in pushes] == list(range(1, len(pushes) + 1))
-        assert (ROOT_INO, b"a") in [entry for push in pushes for entry in push.touched.entries]
+        entries = [entry for push in pushes for entry in push.touched.entries]
+        assert entries == [(ROOT_INO, b"a")]
 
 
 def test_unsealed_blob_goes_with_its_session(node: NodeProcess) -> None:
@@ -374,7 +378,7 @@ def test_status_has_every_key(node: NodeProcess) -> None:
         (["--nonsense"], "--nonsense"),
         (["--number", "x"], "--number"),
         (["--number", "40000"], "--number"),
-        (["--listen", "nowhere"], "--listen"),
+        (["--listen", "nowhere:x"], "--listen"),
         (["--log-level", "loud"], "--log-level"),
         (["--join", "rubbish"], "--join"),
         (["--join", "a", "--token-file", "b"], "--token-file"),
