@@ -199,10 +199,10 @@ class DiskLog:
                 "log %s: the batch at byte %d was cut short by a crash and is dropped",
                 last.path, loaded.end,
             )  # fmt: skip
-            # Back to zeros, so that the rest of it never stands behind a shorter frame.
+            # The next frame begins a new segment. Not synced: should the rest of the torn frame
+            # come back, it stands at the end of a segment that another one follows, as harmless.
             self._files.truncate(self._fd, loaded.end)
             self._capacity = loaded.end
-            self._files.fdatasync(self._fd)
 
     # --- use --------------------------------------------------------------------------------------
 

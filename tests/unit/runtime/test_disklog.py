@@ -145,15 +145,70 @@ def test_a_cut_moves_the_start_and_deletes_segments() -> None:
 
 
 def test_a_reset_leaves_nothing_but_the_snapshot_and_the_hard_state() -> None:
-    """Entries beyond the snapshot's index go as well; the log goes on behind it."""
+    """Entries beyond the snapshot's index go as well, and all older files; it goes on behind it."""
     disk = SimulatedDisk(1)
     log, _ = open_log(disk)
-    log.append(hard(4, 2, 7), entries(1, 20))
+    for index in range(1, 41):
+        log.append(hard(4, 2, 7), [entry(index)])
+        log.sync()
+    assert len(disk.paths()) > 2
+    log.append(None, entries(41, 50))
     log.reset(meta(10, 3, 1, 2))
     assert len(disk.paths()) == 1
     log.append(None, [entry(11, 4)])
     log.close()
     assert load(disk) == LoadedState(hard(4, 2, 7), meta(10, 3, 1, 2), [entry(11, 4)])
+
+
+def test_an_interrupted_deletion_is_finished_by_the_next_start() -> None:
+    """After a reset and after a cut: the marker is there, the old segments still are, too."""
+    for replace in (lambda log: log.reset(meta(10)), lambda log: log.cut(meta(40))):
+        disk = SimulatedDisk(1)
+        log, _ = open_log(disk)
+        for index in range(1, 41):
+            log.append(None, [entry(index)])
+            log.sync()
+        twin = SimulatedDisk(1)
+        twin_log, _ = open_log(twin)
+        for index in range(1, 41):
+            twin_log.append(None, [entry(index)])
+            twin_log.sync()
+        begin = twin.calls
+        replace(twin_log)
+        disk.crash(twin.trace.index("unlink", begin) - begin)
+        with pytest.raises(Crash):
+            replace(log)
+        assert len(disk.paths()) > 1
+        load(disk.killed())
+        assert len(disk.paths()) == 1
+
+
+class FullWhileAppending(SimulatedDisk):
+    """The disk is full once, and something else happens at that moment."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def create(self, path: Path) -> int:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+            raise OSError(errno.ENOSPC, "full")
+        return super().create(path)
+
+
+def test_a_batch_that_found_no_room_goes_before_what_was_appended_meanwhile() -> None:
+    """The loop appends while a worker meets the full disk; the next sync writes both in order."""
+    disk = FullWhileAppending(1)
+    log, _ = open_log(disk)
+    log.append(hard(1), [entry(1, 1, bytes(2 * SEGMENT_BYTES))])
+    disk.meanwhile = lambda: log.append(hard(2), [entry(2)])
+    with pytest.raises(NoSpaceError):
+        log.sync()
+    log.sync()
+    log.close()
+    loaded = load(disk)
+    assert [e.index for e in loaded.entries] == [1, 2]
+    assert loaded.hard_state == hard(2)
 
 
 def test_an_overtaken_cut_changes_nothing() -> None:
