@@ -112,7 +112,8 @@ copies the tree as of its applied index into a file and names it by ``snapshot_i
 of the whole file, so equal ids are equal bytes and a transfer goes on under another leader.
 ``snapshots_dropped`` says when it may go.
 
-The follower writes pieces to a temporary file. With ``Ready.snapshot`` the file is complete:
+The follower writes pieces to a temporary file. With ``Ready.snapshot`` the file is complete, and
+everything handed out in ``committed`` was applied:
 
 1. wait until every Ready before this one is persisted;
 2. check the file against its id; if wrong, ``snapshot_refused``;

@@ -469,7 +469,7 @@ class Raft:
             or self._snapshot_reads
             or self._snapshot_writes
             or self._snapshots_dropped
-            or self._install_wanted
+            or self._may_install()
         )
 
     def ready(self) -> Ready:
@@ -526,8 +526,12 @@ class Raft:
             ready.snapshot_writes, self._snapshot_writes = self._snapshot_writes, []
         if self._snapshots_dropped:
             ready.snapshots_dropped, self._snapshots_dropped = self._snapshots_dropped, []
-        if self._install_wanted:
+        if self._may_install():
             ready.snapshot, self._install_wanted = self._installing, False
+
+    def _may_install(self) -> bool:
+        # The tree is replaced between two entries, not while it still applies some.
+        return self._install_wanted and self._log.applied_index == self._log.handed_index
 
     # --- time
 

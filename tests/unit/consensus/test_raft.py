@@ -23,6 +23,7 @@ from pydi_node.consensus.types import (
     Message,
     Role,
     SnapshotAck,
+    SnapshotChunk,
     SnapshotMeta,
     VoteResponse,
 )
@@ -233,6 +234,74 @@ def test_a_snapshot_nobody_waits_for_is_dropped() -> None:
     raft.snapshot_taken(b"late", FRONT, 1)
     assert raft.ready().snapshots_dropped == [b"late"]
     assert not raft.has_ready()
+
+
+def test_an_installation_waits_for_what_is_being_applied() -> None:
+    """A snapshot replaces the tree only when everything handed out before was applied."""
+    raft = follower(1, 1, term=1)
+    raft.step(HeartbeatRequest(2, 1, 1, 0, 2, 0))
+    committed = raft.ready().committed
+    assert [entry.index for entry in committed] == [1, 2]
+    meta = SnapshotMeta(9, 1, FRONT.membership)
+    raft.step(SnapshotChunk(2, 1, 1, 0, b"id", meta, 3, 0, b"abc"))
+    (write,) = raft.ready().snapshot_writes
+    raft.snapshot_written(write)
+    assert raft.ready().snapshot is None
+    assert not raft.has_ready()
+    raft.applied(2)
+    assert raft.has_ready()
+    assert raft.ready().snapshot == (b"id", meta)
+    assert not raft.has_ready()
+
+
+def test_a_snapshot_found_complete_at_start_is_installed() -> None:
+    """A crash came between the last piece and the installation: the first piece that comes
+    again sets the installation off, and nothing is transferred twice."""
+    raft = follower()
+    raft.snapshot_partial(b"id", 3)
+    meta = SnapshotMeta(9, 1, FRONT.membership)
+    raft.step(SnapshotChunk(2, 1, 1, 0, b"id", meta, 3, 0, b"ab"))
+    ready = raft.ready()
+    assert not ready.snapshot_writes
+    assert ready.snapshot == (b"id", meta)
+
+
+def test_a_partial_snapshot_goes_on_where_it_ended() -> None:
+    """The receiver names the next byte it wants, also under a leader that began the transfer."""
+    raft = follower(term=1)
+    raft.snapshot_partial(b"id", 2)
+    meta = SnapshotMeta(9, 1, FRONT.membership)
+    raft.step(SnapshotChunk(2, 1, 1, 0, b"id", meta, 5, 0, b"ab"))
+    assert raft.ready().messages == [SnapshotAck(1, 2, 1, 0, b"id", 2)]
+    raft.step(SnapshotChunk(2, 1, 1, 0, b"id", meta, 5, 2, b"cd"))
+    assert [write.offset for write in raft.ready().snapshot_writes] == [2]
+    raft.step(SnapshotChunk(2, 1, 1, 0, b"other", meta, 5, 2, b"cd"))
+    assert raft.ready().messages == [SnapshotAck(1, 2, 1, 0, b"other", 0)]
+
+
+def test_a_refused_snapshot_is_made_anew() -> None:
+    """A complete file that is not what its id says may be bad at its source as well."""
+    entries = entries_of(1, 1, [b"x"] * 5)
+    raft = Raft(Config(1, 1, trailing_entries=0), HardState(1, None, 5), FRONT, entries, 5)
+    raft.compact(5)
+    raft.campaign()
+    drive(raft)
+    raft.step(VoteResponse(2, 1, 2, True, pre=True))
+    drive(raft)
+    raft.step(VoteResponse(2, 1, 2, True))
+    drive(raft)
+    raft.step(AppendResponse(3, 1, 2, 0, 5, True, 0, 0))
+    assert raft.ready().snapshot_wanted
+    raft.snapshot_taken(b"bad", raft.snapshot_meta(5), 10)
+    (read,) = raft.ready().snapshot_reads
+    raft.snapshot_read(read, bytes(10))
+    drive(raft)
+    raft.step(SnapshotAck(3, 1, 2, 0, b"bad", 10))
+    assert not raft.has_ready()
+    raft.step(SnapshotAck(3, 1, 2, 0, b"bad", 0))
+    ready = raft.ready()
+    assert ready.snapshots_dropped == [b"bad"]
+    assert ready.snapshot_wanted
 
 
 def test_compaction_waits_for_a_snapshot_under_way() -> None:
