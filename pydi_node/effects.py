@@ -206,7 +206,8 @@ class Reply(NamedTuple):
 class Push(NamedTuple):
     """Caches drop these before anyone relies on the change."""
 
-    touched: Sequence[Touched]
+    # (client, serial) of the command with each: whoever gets its answer needs no push.
+    touched: Sequence[tuple[ClientId, Serial, Touched]]
 
 
 class Cut(NamedTuple):

@@ -586,7 +586,7 @@ class Replica:
                 )
             work.append((index, term, envelope))
         results = self.tree.apply_batch(work)
-        touched: list[Touched] = []
+        touched: list[tuple[ClientId, Serial, Touched]] = []
         for (index, _, envelope), result in zip(work, results, strict=True):
             if envelope is None:
                 continue
@@ -595,7 +595,7 @@ class Replica:
             key = (envelope.client, envelope.serial)
             self._in_log.discard(key)
             if result.touched.inos or result.touched.entries:
-                touched.append(result.touched)
+                touched.append((*key, result.touched))
             pending = self._pending.pop(key, None)
             if pending is not None:
                 self._unsent.pop(key, None)

@@ -10,6 +10,7 @@ tree executes once. Blobs under construction belong to one session: their writer
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
 import secrets
@@ -29,6 +30,7 @@ from pydi_node.errors import (
     PydiError,
     UnavailableError,
     UserError,
+    errno_of,
 )
 from pydi_node.ids import ClientId, Ino, Serial
 from pydi_node.records import Result
@@ -179,7 +181,12 @@ class Client:
                 return result.value
             return arrived(result.value, result.touched.inos, result.touched.entries)
 
-        return await self.call(request, payload or b"", arrived=outcome)
+        def failed(error: PydiError) -> None:
+            # It may take effect later, or did already: what it touches is not known.
+            if isinstance(error, UnavailableError) or errno_of(error) == errno.EINTR:
+                self.on_reset()
+
+        return await self.call(request, payload or b"", arrived=outcome, failed=failed)
 
     # --- connections ---------------------------------------------------------------------------
 

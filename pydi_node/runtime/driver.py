@@ -109,7 +109,7 @@ class Driver:
         *,
         has_room: Callable[[], bool],
         send: Callable[[Sequence[PeerMessage]], None],
-        push: Callable[[Sequence[Touched]], None],
+        push: Callable[[Sequence[tuple[ClientId, Serial, Touched]]], None],
         members_changed: Callable[[Membership], None],
         drop_all: Callable[[], None],
         peer_broke: Callable[[NodeNumber, RemoteProtocolError], None],

@@ -29,7 +29,7 @@ from pydi_node.errors import (
     RemoteProtocolError,
     UserError,
 )
-from pydi_node.ids import NodeNumber
+from pydi_node.ids import ClientId, NodeNumber, Serial
 from pydi_node.records import Touched
 from pydi_node.runtime.service import Content, Request, Service, Session
 from pydi_node.wire import messages
@@ -110,6 +110,9 @@ class Connection(asyncio.Protocol):
         self._read_paused = False
         self._closing = False
         self.subscribed = False
+        # Commands that wait for their answer, and the request that asked for each.
+        self._commands: dict[tuple[ClientId, Serial], int] = {}
+        self._command_of: dict[int, tuple[ClientId, Serial]] = {}
 
     # --- transport --------------------------------------------------------------------------------
 
@@ -233,6 +236,10 @@ class Connection(asyncio.Protocol):
         assert self._session is not None
         deadline_s = self._server.loop.time() + deadline_ms / 1000
         request = Request(self._session, message, payload, deadline_s)
+        if isinstance(message, (messages.Execute, messages.ExecutePut)):
+            key = (message.client, message.serial)
+            self._commands[key] = request_id
+            self._command_of[request_id] = key
         try:
             if type(message) is messages.Execute:
                 if self._session.read_only:
@@ -278,6 +285,7 @@ class Connection(asyncio.Protocol):
         if isinstance(value, PydiError):
             self._answer_error(request_id, value)
             return
+        self._forget_command(request_id)
         try:
             if type(value) is Content:
                 buffers = self._wire.send_answer(request_id, None, value.data)
@@ -290,9 +298,16 @@ class Connection(asyncio.Protocol):
         if self._read_paused:
             self._server.loop.call_soon(self._resume)
 
+    def _forget_command(self, request_id: int) -> None:
+        key = self._command_of.pop(request_id, None)
+        # A client may have asked twice under one key: the younger request owns it.
+        if key is not None and self._commands.get(key) == request_id:
+            del self._commands[key]
+
     def _answer_error(self, request_id: int, error: BaseException) -> None:
         if self._closing:
             return
+        self._forget_command(request_id)
         if not isinstance(error, (PydiError, OSError)):
             _log.error("internal error in a request", exc_info=error)
         elif isinstance(error, LocalProtocolError):
@@ -301,10 +316,12 @@ class Connection(asyncio.Protocol):
         if self._read_paused:
             self._server.loop.call_soon(self._resume)
 
-    def push(self, touched: Sequence[Touched]) -> None:
-        """To a subscriber: these are stale."""
-        for item in touched:
-            self._write(self._wire.send_push(Invalidate(self._wire.push_sequence + 1, item)))
+    def push(self, touched: Sequence[tuple[ClientId, Serial, Touched]]) -> None:
+        """To a subscriber: these are stale. Not what its own command touched: the answer, which
+        follows, says so. Whoever had an error for an answer (a deadline) gets the push."""
+        for client, serial, item in touched:
+            if (client, serial) not in self._commands:
+                self._write(self._wire.send_push(Invalidate(self._wire.push_sequence + 1, item)))
 
     def push_drop_all(self) -> None:
         """To a subscriber: everything may be stale."""
@@ -515,7 +532,7 @@ class Server:
         self._connections.discard(connection)
         self._strangers.discard(connection)
 
-    def push(self, touched: Sequence[Touched]) -> None:
+    def push(self, touched: Sequence[tuple[ClientId, Serial, Touched]]) -> None:
         """Every subscriber drops these."""
         for connection in self._connections:
             if connection.subscribed:
