@@ -142,6 +142,15 @@ def test_an_append_commits_only_what_it_vouches_for() -> None:
     assert raft.commit_index == 1
 
 
+def test_a_late_append_from_before_the_cut_is_acknowledged() -> None:
+    """What was committed equals the leader's log, even where this node's was cut away since."""
+    config = Config(1, 1, trailing_entries=0)
+    raft = Raft(config, HardState(1, None, 5), FRONT, entries_of(1, 1, [b"x"] * 5), 5)
+    raft.compact(4)
+    raft.step(AppendRequest(2, 1, 1, 0, 2, 1, 2, tuple(entries_of(3, 1, [b"x"]))))
+    assert drive(raft) == [AppendResponse(1, 2, 1, 0, 5)]
+
+
 def test_a_torn_write_of_the_hard_state_is_repaired() -> None:
     """Entries on the disk without the hard state written after them: the term is the entries',
     and the commit hint is no more than there is."""
