@@ -19,7 +19,15 @@ import threading
 from collections.abc import Awaitable, Callable
 from io import FileIO
 
-from pydi_fs.commands_session import CHUNK_BYTES, Session, about, or_none, show, warn
+from pydi_fs.commands_session import (
+    CHUNK_BYTES,
+    Session,
+    about,
+    in_parallel,
+    or_none,
+    show,
+    warn,
+)
 from pydi_node.commands import TIME_NOW
 from pydi_node.errors import EXIT_USAGE, FileError, PydiError, UserError
 from pydi_node.ids import Ino
@@ -27,8 +35,6 @@ from pydi_node.records import Attr, DirEntry
 
 STDIN_FD = 0
 STANDARD = b"-"  # standard input of put, standard output of get
-# Files copied at a time: nodes sync many commands with one fdatasync, a lone one waits for its own.
-PARALLEL_FILES = 16
 
 
 # --- into the tree -------------------------------------------------------------------------------
@@ -86,11 +92,8 @@ async def _put_tree(session: Session, source: bytes, parent: Ino, name: bytes) -
                 if entry.is_dir(follow_symlinks=False):
                     pending.append((entry.path, attr.ino, entry.name))
                 else:
-                    files.append((entry.path, attr.ino, entry.name))
-        for start in range(0, len(files), PARALLEL_FILES):
-            await asyncio.gather(
-                *(_put_entry(session, *file) for file in files[start : start + PARALLEL_FILES])
-            )
+                    files.append((session, entry.path, attr.ino, entry.name))
+        await in_parallel(_put_entry, files)
     for ino, status in reversed(made):
         await _set_like(session, ino, status)
 
@@ -261,11 +264,8 @@ async def _get_tree(session: Session, top: Attr, local: bytes) -> None:
             if entry.attr.is_dir:
                 pending.append((entry.attr, inside))
             else:
-                files.append((entry, inside))
-        for start in range(0, len(files), PARALLEL_FILES):
-            await asyncio.gather(
-                *(_get_entry(session, *file) for file in files[start : start + PARALLEL_FILES])
-            )
+                files.append((session, entry, inside))
+        await in_parallel(_get_entry, files)
     for path, attr in reversed(made):
         os.chmod(path, stat.S_IMODE(attr.mode))
         os.utime(path, ns=(attr.atime_ns, attr.mtime_ns))

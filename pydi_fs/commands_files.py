@@ -17,7 +17,7 @@ import stat
 import sys
 import time
 
-from pydi_fs.commands_session import Session, about, or_none, show
+from pydi_fs.commands_session import Session, about, in_parallel, or_none, show
 from pydi_node.errors import EXIT_USAGE, FileError, UserError
 from pydi_node.ids import ROOT_INO, Ino
 from pydi_node.records import Attr, DirEntry
@@ -254,11 +254,11 @@ async def _remove_below(session: Session, top: Ino) -> None:
 
 async def _unlink_files(session: Session, ino: Ino) -> list[DirEntry]:
     """Remove every entry that is no directory; the directories that are left."""
-    directories = []
-    for entry in await session.entries(ino):
-        if entry.attr.is_dir:
-            directories.append(entry)
-        else:
-            await session.vfs.unlink(session.caller, ino, entry.name)
-            session.progress.add(files=1)
-    return directories
+    entries = await session.entries(ino)
+
+    async def unlink(name: bytes) -> None:
+        await session.vfs.unlink(session.caller, ino, name)
+        session.progress.add(files=1)
+
+    await in_parallel(unlink, [(entry.name,) for entry in entries if not entry.attr.is_dir])
+    return [entry for entry in entries if entry.attr.is_dir]

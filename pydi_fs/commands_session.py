@@ -6,12 +6,14 @@ means.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydi_fs.client import Client
 from pydi_fs.vfs.vfs import Vfs
@@ -22,6 +24,8 @@ from pydi_node.records import Attr, DirEntry
 
 CHUNK_BYTES = 1 << 20  # one read or write of content
 READDIR_ENTRIES = 1024
+# Operations at a time: nodes sync many commands with one fdatasync, a lone one waits for its own.
+PARALLEL_MAX = 16
 PROGRESS_INTERVAL_S = 0.1  # a person sees ten changes a second as motion
 
 # Local file names are str with surrogates for bytes that are no UTF-8; the tree's names are bytes.
@@ -117,6 +121,19 @@ class Session:
                 self.progress.add(bytes_=len(data))
         finally:
             await self.vfs.release(fh)
+
+
+async def in_parallel(
+    work: Callable[..., Awaitable[None]], calls: Sequence[tuple[Any, ...]]
+) -> None:
+    """``work(*call)`` for each call, some at a time; the first exception once those have ended."""
+    for start in range(0, len(calls), PARALLEL_MAX):
+        outcomes = await asyncio.gather(
+            *(work(*call) for call in calls[start : start + PARALLEL_MAX]), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
 
 
 async def or_none(attr: Awaitable[Attr]) -> Attr | None:
