@@ -8,7 +8,7 @@ cancellations come in as ``cancel``. The two kinds don't meet (fcntl_locking(2),
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,10 +21,13 @@ WAITERS_PER_FILE_MAX = 4096
 Granted = Callable[[], None]
 
 
+Session = tuple[int, int]  # (node, number of the session on it)
+
+
 class Owner(NamedTuple):
     """Who holds locks: they conflict only between different owners."""
 
-    session: Hashable
+    session: Session
     owner: int  # the kernel's opaque number within the session
 
 
@@ -114,21 +117,25 @@ class LockTable:
         file = self._files.get((ino, flock))
         return None if file is None else self._conflict(file, lock)
 
-    def end_session(self, session: Hashable) -> None:
+    def end_session(self, session: Session) -> None:
         """Nothing of this session holds or waits any more."""
+        self.end_sessions(lambda other: other == session)
+
+    def end_sessions(self, ended: Callable[[Session], bool]) -> None:
+        """Nothing of the sessions for which ``ended`` is true holds or waits any more."""
         for place, file in list(self._files.items()):
-            file.waiters = [w for w in file.waiters if w.lock.owner.session != session]
+            file.waiters = [w for w in file.waiters if not ended(w.lock.owner.session)]
             count = len(file.locks)
-            file.locks = [lock for lock in file.locks if lock.owner.session != session]
+            file.locks = [lock for lock in file.locks if not ended(lock.owner.session)]
             if len(file.locks) != count:
                 self._wake(place, file)
             self._tidy(place)
 
-    def held_by(self, session: Hashable) -> Iterator[tuple[Place, Lock]]:
-        """Everything that this session holds."""
+    def held_by(self, wanted: Callable[[Session], bool]) -> Iterator[tuple[Place, Lock]]:
+        """Everything that the wanted sessions hold."""
         for place, file in self._files.items():
             for lock in file.locks:
-                if lock.owner.session == session:
+                if wanted(lock.owner.session):
                     yield place, lock
 
     # --- inner ------------------------------------------------------------------------------------

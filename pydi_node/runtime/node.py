@@ -23,7 +23,7 @@ from typing import Any
 
 from pydi_node import __version__
 from pydi_node.blobs.store import BlobStore
-from pydi_node.config import Address, NodeConfig
+from pydi_node.config import Address, NodeConfig, parse_address
 from pydi_node.consensus import codec
 from pydi_node.consensus.raft import Raft
 from pydi_node.consensus.types import Config, Membership, SnapshotMeta
@@ -36,6 +36,7 @@ from pydi_node.runtime.datadir import DataDir, Identity
 from pydi_node.runtime.disklog import DiskLog, LoadedState
 from pydi_node.runtime.driver import Driver
 from pydi_node.runtime.housekeeping import Housekeeping
+from pydi_node.runtime.locking import Locking
 from pydi_node.runtime.logs import LogContext, configure_logging
 from pydi_node.runtime.peers import Peers, join_cluster
 from pydi_node.runtime.server import Server
@@ -228,23 +229,28 @@ class _Node:
         )
         peers.driver = driver
         service = Service(driver, store, identity.number, identity.cluster)
+        service.locking = Locking(peers, identity.number)
         admission = Admission(credentials, identity.number, service, peers)
         server = Server(service, admission, peers.receive)
         status = Status(service, server, peers)
         housekeeping = Housekeeping(service, peers, store, server)
         service.admin |= status.admin | peers.admin(service) | housekeeping.admin
+        service.admin |= service.locking.admin
         if raft.membership.voters == (identity.number,):
             raft.campaign()  # nobody else could win: no need to wait for the time-out
         driver.start()
         background: list[asyncio.Task[None]] = []
         try:
-            address = await server.listen_tcp(self._config.listen, peers.server_context())
+            address = await server.listen_tcp(
+                self._config.listen, peers.server_context(), _port_before(replica, identity.number)
+            )
             peers.address = address
             background = [
                 loop.create_task(task, name=name)
                 for name, task in (
                     ("peers", peers.run()),
                     ("housekeeping", housekeeping.run()),
+                    ("locks", service.locking.run()),
                     ("certificates", peers.renew_certificates(server)),
                 )
             ]
@@ -328,6 +334,14 @@ class _Node:
                 "version": __version__,
             }
         )
+
+
+def _port_before(replica: Replica, number: NodeNumber) -> int | None:
+    """The port in the cluster's books: until the others hear of another one, they look there."""
+    for info in replica.tree.nodes():
+        if info.number == number and info.address:
+            return parse_address(info.address).port
+    return None
 
 
 def _given_token(config: NodeConfig) -> NodeToken | None:

@@ -452,12 +452,16 @@ class Server:
 
     # --- listening --------------------------------------------------------------------------------
 
-    async def listen_tcp(self, wanted: Address, context: ssl.SSLContext) -> Address:
+    async def listen_tcp(
+        self, wanted: Address, context: ssl.SSLContext, port_before: int | None = None
+    ) -> Address:
         """Serves TLS at the address, or at the next free port after it; where in the end.
 
+        port_before  where the others look for this node: taken when any port will do.
         UserError  no such address on this machine, or no free port.
         """
-        self._tcp_socket = await _bind_tcp(wanted)
+        first = wanted.port or port_before or 0
+        self._tcp_socket = await _bind_tcp(Address(wanted.host, first))
         await self.renew_tcp(context)
         return Address(wanted.host, self._tcp_socket.getsockname()[1])
 

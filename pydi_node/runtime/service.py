@@ -13,24 +13,25 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydi_node.blobs.store import BlobStore, Writer
 from pydi_node.commands import CLIENT_COMMANDS, COMMAND_CODES, Command, SetSetting
 from pydi_node.errors import (
     BlobMissingError,
-    DeadlineError,
     FileError,
     UserError,
 )
 from pydi_node.ids import ClientId, Ino, NodeNumber, Serial
 from pydi_node.records import BlobInfo, Result, Statfs
 from pydi_node.runtime.driver import Driver, Outcome
-from pydi_node.runtime.locks import Lock, LockTable, Owner
 from pydi_node.tree.machine import Tree
 from pydi_node.tree.settings import SETTINGS
 from pydi_node.wire import messages
-from pydi_node.wire.messages import LockHolder, LockKind, Role
+from pydi_node.wire.messages import LockHolder, Role
+
+if TYPE_CHECKING:
+    from pydi_node.runtime.locking import Locking
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +71,6 @@ class Session:
         self.node: NodeNumber | None = None  # when the peer is a node
         self.opens: dict[Ino, int] = {}
         self.writers: dict[int, _BlobWriter] = {}
-        self.lock_waits: set[Callable[[], None]] = set()
 
 
 class Request(NamedTuple):
@@ -93,7 +93,7 @@ class Service:
         self.store = store
         self.node = node
         self.cluster = cluster
-        self.locks = LockTable()
+        self.locking: Locking  # set by node.py before anything is served
         self.sessions: dict[int, Session] = {}
         self.holds: dict[Ino, int] = {}  # opens of all sessions together
         self.admin: dict[str, Callable[[Request, dict[str, Any]], Any]] = {
@@ -119,9 +119,7 @@ class Service:
         for ino, count in session.opens.items():
             self._drop_holds(ino, count)
         session.opens.clear()
-        for cancel in list(session.lock_waits):
-            cancel()
-        self.locks.end_session(session.number)
+        self.locking.end_session(session.number)
         writers, session.writers = session.writers, {}
         for writer in writers.values():
             task = self._loop.create_task(self._abort(writer))
@@ -314,54 +312,11 @@ class Service:
 
     # --- locks ------------------------------------------------------------------------------------
 
-    def _set_lock(self, request: Request) -> Any:
-        message = request.message
-        owner = Owner(request.session.number, message.owner)
-        if message.kind is LockKind.UNLOCK:
-            self.locks.unlock(message.ino, message.flock, owner, message.start, message.end)
-            return True
-        lock = Lock(
-            owner, message.kind is LockKind.EXCLUSIVE, message.start, message.end, message.pid
-        )
-        if self.locks.set(message.ino, message.flock, lock):
-            return True
-        if not message.wait:
-            return False
-        return self._wait_lock(request, lock)
+    def _set_lock(self, request: Request) -> Awaitable[bool]:
+        return self.locking.set_lock(request.session.number, request.message, request.deadline_s)
 
-    async def _wait_lock(self, request: Request, lock: Lock) -> bool:
-        message = request.message
-        granted: asyncio.Future[None] = self._loop.create_future()
-
-        def on_granted() -> None:
-            if not granted.done():
-                granted.set_result(None)
-            elif granted.cancelled():
-                # Granted between the end of the wait and its taking back.
-                self.locks.unlock(message.ino, message.flock, lock.owner, lock.start, lock.end)
-
-        cancel = self.locks.wait(message.ino, message.flock, lock, on_granted)
-        request.session.lock_waits.add(cancel)
-        try:
-            async with asyncio.timeout_at(request.deadline_s):
-                await granted
-        except TimeoutError as exc:
-            raise DeadlineError("the lock was not free before the deadline") from exc
-        finally:
-            cancel()
-            request.session.lock_waits.discard(cancel)
-        return True
-
-    def _get_lock(self, request: Request) -> LockHolder | None:
-        message = request.message
-        owner = Owner(request.session.number, message.owner)
-        lock = Lock(owner, message.kind is LockKind.EXCLUSIVE, message.start, message.end, 0)
-        held = self.locks.blocker(message.ino, False, lock)
-        if held is None:
-            return None
-        kind = LockKind.EXCLUSIVE if held.exclusive else LockKind.SHARED
-        pid = held.pid if held.owner.session == request.session.number else 0
-        return LockHolder(kind, held.start, held.end, pid)
+    def _get_lock(self, request: Request) -> Awaitable[LockHolder | None]:
+        return self.locking.get_lock(request.session.number, request.message, request.deadline_s)
 
     # --- administration ---------------------------------------------------------------------------
 

@@ -106,6 +106,7 @@ class Cluster:
     ) -> None:
         self.now = Now(100.0, TimeNs(1_000_000_000_000))
         self.cut: Callable[[int, int], bool] = lambda sender, to: False
+        self.lose: Callable[[PeerMessage], bool] = lambda message: False
         self._starts = 0
         self._next_request = 1
         self._queue: list[PeerMessage] = []
@@ -183,7 +184,7 @@ class Cluster:
                 return
             queue, self._queue = self._queue, []
             for message in queue:
-                if not self.cut(message.sender, message.to):
+                if not self.cut(message.sender, message.to) and not self.lose(message):
                     # Over the wire's form and back, as between machines.
                     plain = encode_peer_message(message)
                     self.step(message.to, FromPeer(decode_peer_message(_tuples(plain))))

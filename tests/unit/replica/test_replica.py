@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pydi_node.commands import ROOT_CALLER, PurgeOrphans, SetSetting, Unlink
+from pydi_node.consensus.types import AppendRequest
 from pydi_node.effects import (
     AddMember,
     DiskFull,
@@ -136,10 +137,23 @@ def test_repeated_command_gets_its_first_result(make: MakeCluster) -> None:
 
 
 def test_reads_of_a_lone_leader_need_no_question(make: MakeCluster) -> None:
-    """reads_are_current only once this term's first entry is applied."""
+    """reads_are_current only once this term's first entry is applied: what an earlier start
+    acknowledged may still wait in the log."""
     cluster = make(1)
     assert not cluster.replica(1).reads_are_current
     cluster.elect()
+    cluster.deliver()
+    assert cluster.replica(1).reads_are_current
+    cluster.kill(1)
+    cluster.start(1)
+    member = cluster.members[1]
+    member.disk_stopped = True
+    while not cluster.replica(1).is_leader:
+        cluster.tick()
+        if not any(persist.entries for persist in member.unsynced):
+            cluster.sync(1)  # term and vote; the first entry stays unsynced
+    assert not cluster.replica(1).reads_are_current
+    member.disk_stopped = False
     cluster.deliver()
     assert cluster.replica(1).reads_are_current
 
@@ -232,7 +246,8 @@ def test_command_survives_the_leader_it_was_forwarded_to(make: MakeCluster) -> N
     cluster.tick(5)
     request = cluster.propose(follower, 1, 1, create("a"), deadline_s=30.0)
     cluster.kill(leader)
-    cluster.until(lambda: request in cluster.members[follower].replies)
+    cluster.until(lambda: request in cluster.members[follower].replies, 700)
+    assert isinstance(cluster.members[follower].replies[request], Result)
     cluster.start(leader)
     converge(cluster)
     assert len(cluster.tree(leader).readdir(ROOT_INO, 0, 10)) == 1
@@ -249,7 +264,43 @@ def test_lost_forward_is_sent_again(make: MakeCluster) -> None:
     cluster.deliver()
     cluster.cut = lambda sender, to: False
     cluster.until(lambda: request in cluster.members[follower].replies)
+    assert isinstance(cluster.members[follower].replies[request], Result)
     assert cluster.leader() == leader
+
+
+def test_followers_acknowledge_only_what_is_on_their_disks(make: MakeCluster) -> None:
+    """With both followers' disks standing still nothing is committed, however fast the network."""
+    cluster = make(3)
+    leader = cluster.elect()
+    cluster.tick(5)
+    others = numbers(cluster) - {leader}
+    for number in others:
+        cluster.members[number].disk_stopped = True
+    request = cluster.propose(leader, 1, 1, create("a"))
+    cluster.deliver()
+    assert request not in cluster.members[leader].replies
+    cluster.members[max(others)].disk_stopped = False
+    cluster.deliver()
+    assert isinstance(cluster.members[leader].replies[request], Result)
+    cluster.members[min(others)].disk_stopped = False
+    cluster.tick(3)
+
+
+def test_read_waits_for_the_local_tree(make: MakeCluster) -> None:
+    """The read index is known, its entries are not here yet: no answer before they are."""
+    cluster = make(3)
+    leader = cluster.elect()
+    follower = max(numbers(cluster) - {leader})
+    cluster.tick(5)
+    cluster.lose = lambda message: isinstance(message, AppendRequest) and message.to == follower
+    assert isinstance(cluster.execute(leader, 1, 1, create("a")), Result)
+    read = cluster.read(follower)
+    cluster.deliver()
+    assert read not in cluster.members[follower].replies
+    assert cluster.tree(follower).readdir(ROOT_INO, 0, 10) == []
+    cluster.lose = lambda message: False
+    cluster.until(lambda: read in cluster.members[follower].replies)
+    assert cluster.tree(follower).lookup(ROOT_INO, b"a").ino > 0
 
 
 def test_retry_on_another_node_gets_the_first_result(make: MakeCluster) -> None:

@@ -1,0 +1,295 @@
+"""Locks across the cluster: one table on the leader, and on each node a mirror of its own.
+
+Called by service.py for SetLock and GetLock. A node asks the leader (itself, or over its link to
+it) and remembers what its own sessions hold. The table lives in memory only: a new leader waits
+GRACE_S, in which every node tells it what its sessions hold, and only then gives out new locks.
+A node that can't be reached for LOST_S has lost its locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from pydi_node.errors import (
+    DeadlineError,
+    DisconnectedError,
+    FileError,
+    NotLeaderError,
+    UnavailableError,
+)
+from pydi_node.ids import Ino, NodeNumber
+from pydi_node.runtime.locks import Lock, LockTable, Owner, Session
+from pydi_node.runtime.peers import Peers
+from pydi_node.wire.messages import Admin, GetLock, LockHolder, LockKind, SetLock
+
+_log = logging.getLogger(__name__)
+
+GRACE_S = 2.0
+LOST_S = 10.0
+RETRY_S = 0.2
+
+Key = tuple[Ino, bool, Owner]
+
+
+class Locking:
+    """See the module's text."""
+
+    def __init__(self, peers: Peers, node: NodeNumber) -> None:
+        self._peers = peers
+        self._node = node
+        self._loop = asyncio.get_running_loop()
+        self._table = LockTable()  # everybody's, while this node leads
+        self._mirror = LockTable()  # of this node's sessions
+        self._asking: dict[Key, int] = {}  # requests under way: what they get isn't in the mirror
+        self._leader: NodeNumber | None = None
+        self._leads_since_s = 0.0
+        self._told = asyncio.Event()  # the leader must be told anew what is held here
+        self._gone: dict[NodeNumber, float] = {}  # nodes without a link, and since when
+        self.admin: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
+            "lock": self._on_lock,
+            "get-lock": self._on_get_lock,
+            "locks": self._on_locks,
+        }
+
+    # --- for the service --------------------------------------------------------------------------
+
+    async def set_lock(self, session: int, message: SetLock, deadline_s: float) -> bool:
+        """As SetLock promises."""
+        owner = Owner((self._node, session), message.owner)
+        lock = Lock(owner, message.kind is LockKind.EXCLUSIVE, message.start, message.end,
+                    message.pid)  # fmt: skip
+        if message.kind is LockKind.UNLOCK:
+            self._mirror.unlock(message.ino, message.flock, owner, message.start, message.end)
+        key = (message.ino, message.flock, owner)
+        self._asking[key] = self._asking.get(key, 0) + 1
+        try:
+            arguments = _pack(message.ino, message.flock, lock) | {
+                "unlock": message.kind is LockKind.UNLOCK,
+                "wait": message.wait,
+            }
+            done = bool(await self._ask("lock", arguments, deadline_s))
+            if done and message.kind is not LockKind.UNLOCK:
+                self._mirror.set(message.ino, message.flock, lock)
+            return done
+        except BaseException:
+            self._told.set()  # nobody here knows whether the leader did it: it is told what counts
+            raise
+        finally:
+            self._asking[key] -= 1
+            if not self._asking[key]:
+                del self._asking[key]
+
+    async def get_lock(
+        self, session: int, message: GetLock, deadline_s: float
+    ) -> LockHolder | None:
+        """As GetLock promises."""
+        owner = Owner((self._node, session), message.owner)
+        lock = Lock(owner, message.kind is LockKind.EXCLUSIVE, message.start, message.end, 0)
+        held = await self._ask("get-lock", _pack(message.ino, False, lock), deadline_s)
+        if held is None:
+            return None
+        _, _, found = _unpack(held)
+        kind = LockKind.EXCLUSIVE if found.exclusive else LockKind.SHARED
+        pid = found.pid if found.owner.session == owner.session else 0
+        return LockHolder(kind, found.start, found.end, pid)
+
+    def end_session(self, session: int) -> None:
+        """Nothing of it is held any more, as soon as the leader hears of it."""
+        self._mirror.end_session((self._node, session))
+        self._told.set()
+
+    async def run(self) -> None:
+        """Tells every new leader what is held here, and forgets nodes that are gone."""
+        while True:
+            await self._follow()
+            try:
+                async with asyncio.timeout(RETRY_S):
+                    await self._told.wait()
+            except TimeoutError:
+                pass  # look again whether somebody else leads
+
+    # --- asking the leader ------------------------------------------------------------------------
+
+    async def _ask(self, verb: str, arguments: dict[str, Any], deadline_s: float) -> Any:
+        """The leader's answer, whoever leads by then; DeadlineError."""
+        while True:
+            try:
+                return await self._ask_once(verb, arguments, deadline_s)
+            except (NotLeaderError, DisconnectedError) as exc:
+                if self._loop.time() + RETRY_S >= deadline_s:
+                    raise DeadlineError("no leader gave out locks before the deadline") from exc
+            await asyncio.sleep(RETRY_S)
+
+    async def _ask_once(self, verb: str, arguments: dict[str, Any], deadline_s: float) -> Any:
+        replica = self._peers.driver.replica
+        if replica.is_leader:
+            return await self.answer(verb, arguments, deadline_s)
+        if replica.raft.leader is None:
+            raise NotLeaderError(None)
+        return await self._peers.request(replica.raft.leader, Admin(verb, arguments), deadline_s)
+
+    async def _follow(self) -> None:
+        replica = self._peers.driver.replica
+        now_s = self._loop.time()
+        leader = replica.raft.leader
+        if leader != self._leader:
+            self._leader = leader
+            self._table = LockTable()
+            self._leads_since_s = now_s
+            self._told.set()
+        if replica.is_leader:
+            for number in self._peers.members:
+                if self._peers.is_connected(number):
+                    self._gone.pop(number, None)
+                elif now_s - self._gone.setdefault(number, now_s) > LOST_S:
+                    self._table.end_sessions(functools.partial(_is_of, number))
+        if not self._told.is_set() or leader is None:
+            self._told.clear()
+            return
+        self._told.clear()
+        held = [
+            _pack(ino, flock, lock)
+            for (ino, flock), lock in self._mirror.held_by(lambda session: True)
+        ]
+        asking = [[ino, flock, *_flat(owner)] for ino, flock, owner in self._asking]
+        try:
+            await self._ask_once(
+                "locks", {"node": self._node, "held": held, "asking": asking}, now_s + GRACE_S
+            )
+        except UnavailableError as exc:
+            _log.debug("leader not told of locks: %s", exc)
+            await asyncio.sleep(RETRY_S)
+            self._told.set()
+
+    # --- the leader's side ------------------------------------------------------------------------
+
+    async def _on_lock(self, request: Any, arguments: dict[str, Any]) -> Any:
+        return await self._on_node("lock", request, arguments)
+
+    async def _on_get_lock(self, request: Any, arguments: dict[str, Any]) -> Any:
+        return await self._on_node("get-lock", request, arguments)
+
+    async def _on_locks(self, request: Any, arguments: dict[str, Any]) -> Any:
+        return await self._on_node("locks", request, arguments)
+
+    async def _on_node(self, verb: str, request: Any, arguments: dict[str, Any]) -> Any:
+        if request.session.node is None:
+            raise FileError(errno.EPERM, "only a node asks this")
+        return await self.answer(verb, arguments, request.deadline_s)
+
+    async def answer(self, verb: str, arguments: dict[str, Any], deadline_s: float) -> Any:
+        """This leader's answer to one node, itself included."""
+        if not self._peers.driver.replica.is_leader:
+            raise NotLeaderError(self._peers.driver.replica.raft.leader)
+        if self._leader != self._node:
+            await self._follow_as_leader()
+        try:
+            if verb == "locks":
+                self._replace(arguments)
+                return None
+            ino, flock, lock = _unpack(arguments)
+            unlock, wait = bool(arguments.get("unlock")), bool(arguments.get("wait"))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise FileError(errno.EINVAL, "malformed lock") from exc
+        if verb == "get-lock":
+            held = self._table.blocker(ino, flock, lock)
+            return None if held is None else _pack(ino, flock, held)
+        if unlock:
+            self._table.unlock(ino, flock, lock.owner, lock.start, lock.end)
+            return True
+        await self._wait_grace(deadline_s)
+        if self._table.set(ino, flock, lock):
+            return True
+        return await self._wait(ino, flock, lock, deadline_s) if wait else False
+
+    async def _follow_as_leader(self) -> None:
+        """This node leads and its own task hasn't noticed yet."""
+        self._leader = self._node
+        self._table = LockTable()
+        self._leads_since_s = self._loop.time()
+        self._told.set()
+
+    async def _wait_grace(self, deadline_s: float) -> None:
+        if not self._peers.members:
+            return  # nobody else could hold anything
+        left_s = self._leads_since_s + GRACE_S - self._loop.time()
+        if left_s > 0:
+            if self._loop.time() + left_s > deadline_s:
+                raise DeadlineError("a new leader is still learning who holds which lock")
+            await asyncio.sleep(left_s)
+
+    async def _wait(self, ino: Ino, flock: bool, lock: Lock, deadline_s: float) -> bool:
+        table = self._table
+        granted: asyncio.Future[None] = self._loop.create_future()
+
+        def on_granted() -> None:
+            if not granted.done():
+                granted.set_result(None)
+            else:
+                # Granted between the end of the wait and its taking back.
+                table.unlock(ino, flock, lock.owner, lock.start, lock.end)
+
+        cancel = table.wait(ino, flock, lock, on_granted)
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await granted
+        except TimeoutError as exc:
+            raise DeadlineError("the lock was not free before the deadline") from exc
+        except asyncio.CancelledError:
+            if granted.done() and not granted.cancelled():
+                table.unlock(ino, flock, lock.owner, lock.start, lock.end)
+            raise
+        finally:
+            cancel()
+        if table is not self._table:
+            raise NotLeaderError(None)  # leadership went and came meanwhile: ask again
+        return True
+
+    def _replace(self, arguments: dict[str, Any]) -> None:
+        """One node's locks are exactly these, but for what it is asking for right now."""
+        node = arguments["node"]
+        held = [_unpack(item) for item in arguments["held"]]
+        asking = {
+            (ino, flock, Owner((number, session), owner))
+            for ino, flock, number, session, owner in arguments["asking"]
+        }
+        keep = {(ino, flock, lock) for ino, flock, lock in held}
+        for (ino, flock), lock in list(self._table.held_by(lambda session: session[0] == node)):
+            if (ino, flock, lock) not in keep and (ino, flock, lock.owner) not in asking:
+                self._table.unlock(ino, flock, lock.owner, lock.start, lock.end)
+        for ino, flock, lock in held:
+            if not self._table.set(ino, flock, lock):
+                _log.warning("node %s and another one hold the same lock of inode %d", node, ino)
+
+
+def _is_of(node: NodeNumber, session: Session) -> bool:
+    return session[0] == node
+
+
+def _flat(owner: Owner) -> list[int]:
+    node, session = owner.session
+    return [node, session, owner.owner]
+
+
+def _pack(ino: Ino, flock: bool, lock: Lock) -> dict[str, Any]:
+    return {
+        "ino": ino, "flock": flock, "owner": _flat(lock.owner), "exclusive": lock.exclusive,
+        "start": lock.start, "end": lock.end, "pid": lock.pid,
+    }  # fmt: skip
+
+
+def _unpack(arguments: dict[str, Any]) -> tuple[Ino, bool, Lock]:
+    node, session, owner = (int(part) for part in arguments["owner"])
+    start, end = int(arguments["start"]), int(arguments["end"])
+    if end < start:
+        raise ValueError("end before start")
+    lock = Lock(
+        Owner((node, session), owner), bool(arguments["exclusive"]), start, end,
+        int(arguments["pid"]),
+    )  # fmt: skip
+    return Ino(int(arguments["ino"])), bool(arguments["flock"]), lock
