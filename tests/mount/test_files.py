@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -560,13 +561,21 @@ def test_statvfs_and_df(folder: Path) -> None:
 def test_deleting_while_listing(folder: Path) -> None:
     """5,000 entries, deleted while they are read: each is seen exactly once, none is left."""
     names = {f"entry {number}" for number in range(5_000)}
-    for name in names:
+
+    def create(name: str) -> None:
         os.close(os.open(folder / name, os.O_CREAT | os.O_WRONLY))
-    seen = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            seen.append(entry.name)
-            os.unlink(entry.path)
+
+    # Each change waits for a disk; side by side they share one write to it.
+    with ThreadPoolExecutor(16) as pool:
+        assert len(list(pool.map(create, names))) == len(names)
+        seen = []
+        removals = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                seen.append(entry.name)
+                removals.append(pool.submit(os.unlink, entry.path))
+        for removal in removals:
+            removal.result()
     assert len(seen) == len(names)
     assert set(seen) == names
     assert os.listdir(folder) == []
