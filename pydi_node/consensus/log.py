@@ -179,7 +179,8 @@ class Log:
         while self._memberships[-1][0] >= index:
             self._memberships.pop()
         if index <= self.emitted_index:
-            self.truncate_from = min(index, self.truncate_from or index)
+            # Below an earlier one that still waits: nothing was emitted since that.
+            self.truncate_from = index
             self.emitted_index = LogIndex(index - 1)
             self.durable_index = min(self.durable_index, LogIndex(index - 1))
             for write in self._writes:

@@ -1025,10 +1025,12 @@ class Raft:
 
     def _is_caught_up(self, progress: Progress) -> bool:
         """Whether this learner would not hold up commits as a voter (thesis 4.2.1)."""
+        # A round that drags on counts against it before it ends.
+        in_time = progress.caught_up and progress.round_ticks < self.config.election_ticks
         return (
             progress.state is ProgressState.REPLICATE
             and self._is_active(progress)
-            and (progress.caught_up or progress.match_index == self._log.last_index)
+            and (in_time or progress.match_index == self._log.last_index)
         )
 
     def _is_active(self, progress: Progress) -> bool:

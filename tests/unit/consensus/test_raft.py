@@ -12,6 +12,7 @@ from pydi_node.consensus.types import (
     ENTRY_DATA_MAX_BYTES,
     AppendRequest,
     AppendResponse,
+    ChangeKind,
     Config,
     Entry,
     EntryKind,
@@ -20,6 +21,7 @@ from pydi_node.consensus.types import (
     HeartbeatResponse,
     Member,
     Membership,
+    MembershipChange,
     Message,
     Role,
     SnapshotAck,
@@ -27,7 +29,8 @@ from pydi_node.consensus.types import (
     SnapshotMeta,
     VoteResponse,
 )
-from pydi_node.errors import NotLeaderError, RemoteProtocolError
+from pydi_node.errors import BusyError, NotLeaderError, RemoteProtocolError
+from pydi_node.ids import NodeNumber
 
 FRONT = SnapshotMeta(0, 0, Membership.founding(1, 2, 3))
 
@@ -261,6 +264,71 @@ def test_an_installation_waits_for_what_is_being_applied() -> None:
     assert raft.has_ready()
     assert raft.ready().snapshot == (b"id", meta)
     assert not raft.has_ready()
+
+
+def test_entries_overtaken_by_a_snapshot_are_never_acknowledged() -> None:
+    """Entries that came while the last piece was written will not reach the disk any more."""
+    raft = follower(term=1)
+    meta = SnapshotMeta(9, 1, FRONT.membership)
+    raft.step(SnapshotChunk(2, 1, 1, 0, b"id", meta, 3, 0, b"abc"))
+    (write,) = raft.ready().snapshot_writes
+    raft.step(AppendRequest(2, 1, 1, 0, 0, 0, 0, tuple(entries_of(1, 1, [b"x"]))))
+    raft.snapshot_written(write)
+    ready = raft.ready()
+    assert ready.snapshot is not None
+    assert not ready.entries
+    assert not [m for m in ready.messages if isinstance(m, AppendResponse)]
+    raft.snapshot_installed(ready.snapshot)
+    assert drive(raft) == [AppendResponse(1, 2, 1, 0, 9)]
+
+
+def test_a_learner_is_promoted_only_when_it_keeps_up() -> None:
+    """Thesis 4.2.1: its last round of catching up was short and the present one is not long
+    already; a learner that only answers heartbeats would hold up every commit as a voter."""
+    front = SnapshotMeta(0, 0, Membership((Member(1, True), Member(2, False))))
+    raft = Raft(Config(1, 1), HardState(), front, [], 0)
+    raft.campaign()
+    drive(raft)
+    promotion = MembershipChange(ChangeKind.PROMOTE, NodeNumber(2))
+    with pytest.raises(BusyError, match="caught up"):
+        raft.propose_membership(promotion)
+    raft.step(AppendResponse(2, 1, 1, 0, 1))
+    raft.propose([b"x"])
+    drive(raft)
+    for _ in range(raft.config.election_ticks):
+        raft.tick()
+        raft.step(HeartbeatResponse(2, 1, 1, 0, 0))
+        drive(raft)
+    with pytest.raises(BusyError, match="caught up"):
+        raft.propose_membership(promotion)
+    raft.step(AppendResponse(2, 1, 1, 0, 2))
+    assert raft.propose_membership(promotion) == 3
+    assert raft.membership.voters == (1, 2)
+
+
+def test_a_sixth_voter_is_not_made() -> None:
+    """A learner to be promoted stays one while there are five voters, however complete it is."""
+    members = (*Membership.founding(1, 2, 3, 4, 5).members, Member(6, False, promote=True))
+    raft = Raft(Config(1, 1), HardState(), SnapshotMeta(0, 0, Membership(members)), [], 0)
+    raft.campaign()
+    drive(raft)
+    for pre in (True, False):
+        for voter in (2, 3):
+            raft.step(VoteResponse(voter, 1, 1, True, pre))
+        drive(raft)
+    assert raft.role is Role.LEADER
+    for number in (2, 3, 6):
+        raft.step(AppendResponse(number, 1, 1, 0, 1))
+    for _ in range(5):
+        raft.tick()
+    assert raft.role is Role.LEADER
+    assert raft.membership.learners == (6,)
+    raft.propose_membership(MembershipChange(ChangeKind.DEMOTE, NodeNumber(5)))
+    drive(raft)
+    for number in (2, 3, 6):
+        raft.step(AppendResponse(number, 1, 1, 0, 2))
+    raft.tick()
+    assert raft.membership.voters == (1, 2, 3, 4, 6)
 
 
 def test_a_snapshot_found_complete_at_start_is_installed() -> None:
