@@ -3,6 +3,7 @@
     scripts/bench DIR                     DIR alone
     scripts/bench DIR --against PLAIN     both, turn by turn, and the ratio of each figure
     scripts/bench DIR --memory PID...     and the memory of these processes before and after
+    scripts/bench --cluster N             committed creates a second of N nodes, --clients M
     scripts/bench --mount                 a node and a mount of its own against a plain directory on
                                           the same disk, then the memory of both daemons under load
 
@@ -13,6 +14,7 @@ rounds, and both directories take turns within a round, so that a busy machine s
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import random
@@ -330,6 +332,19 @@ def load_daemons(work: Path, mount: Path, pids: dict[str, int], files: int, byte
         emit_memory(pids, f"after {name}")
 
 
+def measure_cluster(work: Path, nodes: int, clients: list[int], count: int) -> None:
+    """Creates a second for each number of clients, each on a fresh cluster."""
+    import bench_cluster  # only now: a plain directory is measured without PyDi
+
+    for number in clients:
+        inside = Path(tempfile.mkdtemp(prefix="c", dir=work))
+        with bench_cluster.running(inside, nodes, started) as directories:
+            seconds = asyncio.run(bench_cluster.creates(directories, number, count))
+        done = count // number * number
+        name = f"committed creates, {nodes} nodes, {number} clients"
+        emit_figure(name, inside, Figure(done, seconds, "ops/s"))
+
+
 # --- command line --------------------------------------------------------------------------------
 
 
@@ -352,8 +367,14 @@ def parse_arguments() -> argparse.Namespace:
                         help="print the memory of these processes before and after")  # fmt: skip
     parser.add_argument("--mount", action="store_true",
                         help="measure a node and a mount of its own")  # fmt: skip
+    parser.add_argument("--cluster", type=int, default=0, metavar="N",
+                        help="measure committed creates of N nodes")  # fmt: skip
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 16], metavar="M",
+                        help="with --cluster: clients at a time (default 1 16)")  # fmt: skip
+    parser.add_argument("--creates", type=int, default=2000,
+                        help="with --cluster: creates in all (default %(default)s)")  # fmt: skip
     parser.add_argument("--work", type=Path, metavar="DIR", default=Path(tempfile.gettempdir()),
-                        help="with --mount: where (default %(default)s)")  # fmt: skip
+                        help="for daemons of its own: where (default %(default)s)")  # fmt: skip
     parser.add_argument("--driver", default="auto", help="with --mount: pydi-mount's --driver")
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
     parser.add_argument("--files", type=int, default=1000, help="small files (default %(default)s)")
@@ -368,8 +389,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--load-size", type=parse_size, default=3 * GIB, metavar="SIZE",
                         help="with --mount: size of the file streamed for them")  # fmt: skip
     arguments = parser.parse_args()
-    if arguments.mount == bool(arguments.directory):
-        parser.error("give either DIR or --mount")
+    if sum(map(bool, (arguments.directory, arguments.mount, arguments.cluster))) != 1:
+        parser.error("give one of DIR, --mount and --cluster")
     for directory in filter(None, (arguments.directory, arguments.against, arguments.work)):
         if not directory.is_dir():
             parser.error(f"{directory} is not a directory")
@@ -379,7 +400,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     sizes = Sizes(arguments.files, arguments.file_size, arguments.pages, arguments.page_file_size)
-    if not arguments.mount:
+    if arguments.directory:
         pids = {f"{command_name(pid)} {pid}": pid for pid in arguments.memory}
         emit_memory(pids, "before")
         measure([d for d in (arguments.directory, arguments.against) if d], sizes, arguments.rounds)
@@ -389,6 +410,9 @@ def main() -> None:
     try:
         plain = work / "plain"
         plain.mkdir()
+        if arguments.cluster:
+            measure_cluster(work, arguments.cluster, arguments.clients, arguments.creates)
+            return
         with node_and_mount(work, arguments.driver) as (mount, pids):
             measure([mount, plain], sizes, arguments.rounds)
             load_daemons(work, mount, pids, arguments.load_files, arguments.load_size)
