@@ -238,19 +238,25 @@ def test_command_on_a_follower_is_answered_there_after_its_own_apply(make: MakeC
     converge(cluster)
 
 
-def test_command_survives_the_leader_it_was_forwarded_to(make: MakeCluster) -> None:
-    """The leader dies with the forwarded command; the next one gets it, once."""
+def test_commands_survive_the_leader_they_were_forwarded_to(make: MakeCluster) -> None:
+    """The leader dies with the forwarded commands: the node that leads next proposes its own, and
+    the other one forwards again; each is done once."""
     cluster = make(3)
     leader = cluster.elect()
-    follower = min(numbers(cluster) - {leader})
     cluster.tick(5)
-    request = cluster.propose(follower, 1, 1, create("a"), deadline_s=30.0)
+    others = numbers(cluster) - {leader}
+    cluster.cut = lambda sender, to: to == leader
+    requests = {n: cluster.propose(n, n, 1, create(f"by {n}"), deadline_s=30.0) for n in others}
+    cluster.deliver()
     cluster.kill(leader)
-    cluster.until(lambda: request in cluster.members[follower].replies, 700)
-    assert isinstance(cluster.members[follower].replies[request], Result)
+    cluster.cut = lambda sender, to: False
+    for number, request in requests.items():
+        replies = cluster.members[number].replies
+        cluster.until(lambda replies=replies, request=request: request in replies, 700)
+        assert isinstance(replies[request], Result)
     cluster.start(leader)
     converge(cluster)
-    assert len(cluster.tree(leader).readdir(ROOT_INO, 0, 10)) == 1
+    assert len(cluster.tree(leader).readdir(ROOT_INO, 0, 10)) == 2
 
 
 def test_lost_forward_is_sent_again(make: MakeCluster) -> None:
