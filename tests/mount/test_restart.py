@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -122,10 +123,14 @@ def test_node_stops_under_a_mount(world: World) -> None:
 
 def test_sigterm_publishes_what_is_open(world: World) -> None:
     """SIGTERM while a file is open for writing: its content is published, the mount goes, exit."""
-    with open(world.path / "open", "wb", buffering=0) as file:
-        file.write(b"not closed yet")
+    fd = os.open(world.path / "open", os.O_WRONLY | os.O_CREAT)
+    try:
+        os.write(fd, b"not closed yet")
         world.mount.signal(signal.SIGTERM)
         world.mount.wait_ended()
+    finally:
+        with contextlib.suppress(OSError):  # nobody is left who could answer this close
+            os.close(fd)
     assert not world.mount.is_mounted()
     world.mount.start()
     assert (world.path / "open").read_bytes() == b"not closed yet"
