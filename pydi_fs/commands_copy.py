@@ -21,6 +21,7 @@ from io import FileIO
 
 from pydi_fs.commands_session import (
     CHUNK_BYTES,
+    FILE_ERRORS,
     Session,
     about,
     in_parallel,
@@ -68,7 +69,7 @@ async def put(session: Session, arguments: argparse.Namespace) -> None:
                 await _put_tree(session, source, parent, name)
             else:
                 await _put_one(session, source, status, parent, name)
-        except (FileError, OSError) as exc:
+        except (*FILE_ERRORS, OSError) as exc:
             session.complain(about(source, exc))
 
 
@@ -101,7 +102,7 @@ async def _put_tree(session: Session, source: bytes, parent: Ino, name: bytes) -
 async def _put_entry(session: Session, path: bytes, parent: Ino, name: bytes) -> None:
     try:
         await _put_one(session, path, os.lstat(path), parent, name)
-    except (FileError, OSError) as exc:
+    except (*FILE_ERRORS, OSError) as exc:
         session.complain(about(path, exc))
 
 
@@ -242,7 +243,7 @@ async def get(session: Session, arguments: argparse.Namespace) -> None:
                 await _get_tree(session, attr, local)
             else:
                 await _get_one(session, attr, local)
-        except (FileError, OSError) as exc:
+        except (*FILE_ERRORS, OSError) as exc:
             session.complain(about(source, exc))
 
 
@@ -274,7 +275,7 @@ async def _get_tree(session: Session, top: Attr, local: bytes) -> None:
 async def _get_entry(session: Session, entry: DirEntry, local: bytes) -> None:
     try:
         await _get_one(session, entry.attr, local)
-    except (FileError, OSError) as exc:
+    except (*FILE_ERRORS, OSError) as exc:
         session.complain(about(local, exc))
 
 

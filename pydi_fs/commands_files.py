@@ -17,8 +17,8 @@ import stat
 import sys
 import time
 
-from pydi_fs.commands_session import Session, about, in_parallel, or_none, show
-from pydi_node.errors import EXIT_USAGE, FileError, UserError
+from pydi_fs.commands_session import FILE_ERRORS, Session, about, in_parallel, or_none, show
+from pydi_node.errors import EXIT_USAGE, FileError, UserError, errno_of
 from pydi_node.ids import ROOT_INO, Ino
 from pydi_node.records import Attr, DirEntry
 
@@ -44,7 +44,7 @@ async def list_files(session: Session, arguments: argparse.Namespace) -> None:
                 prefix = path.rstrip(b"/") + b"/"
             else:
                 entries, prefix = [DirEntry(0, path, attr)], b""
-        except FileError as exc:
+        except FILE_ERRORS as exc:
             session.complain(about(path, exc))
             continue
         if session.json:
@@ -126,7 +126,7 @@ async def show_tree(session: Session, arguments: argparse.Namespace) -> None:
     path = os.fsencode(arguments.path)
     try:
         top = await session.vfs.resolve(path)
-    except FileError as exc:
+    except FILE_ERRORS as exc:
         raise UserError(about(path, exc)) from exc
     session.out(path)
     directories = files = 0
@@ -164,7 +164,7 @@ async def concatenate(session: Session, arguments: argparse.Namespace) -> None:
             if not attr.is_regular:
                 raise FileError(errno.EISDIR if attr.is_dir else errno.EINVAL)
             await session.read_into(attr.ino, sys.stdout.buffer.write)
-        except FileError as exc:
+        except FILE_ERRORS as exc:
             session.complain(about(path, exc))
 
 
@@ -177,7 +177,7 @@ async def make_directories(session: Session, arguments: argparse.Namespace) -> N
             else:
                 parent, name = await session.parent_of(path)
                 await session.vfs.mkdir(session.caller, parent, name, 0o777 & ~session.umask)
-        except FileError as exc:
+        except FILE_ERRORS as exc:
             session.complain(about(path, exc))
 
 
@@ -214,7 +214,7 @@ async def move(session: Session, arguments: argparse.Namespace) -> None:
             else:
                 new_parent, new_name = await session.parent_of(target)
             await session.vfs.rename(session.caller, parent, name, new_parent, new_name, 0)
-        except FileError as exc:
+        except FILE_ERRORS as exc:
             session.complain(about(source, exc))
 
 
@@ -231,8 +231,8 @@ async def remove(session: Session, arguments: argparse.Namespace) -> None:
                 await session.vfs.rmdir(session.caller, parent, name)
             else:
                 await session.vfs.unlink(session.caller, parent, name)
-        except FileError as exc:
-            if not (arguments.force and exc.errno == errno.ENOENT):
+        except FILE_ERRORS as exc:
+            if not (arguments.force and errno_of(exc) == errno.ENOENT):
                 session.complain(about(path, exc))
 
 

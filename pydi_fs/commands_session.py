@@ -18,7 +18,15 @@ from typing import Any
 from pydi_fs.client import Client
 from pydi_fs.vfs.vfs import Vfs
 from pydi_node.commands import Caller
-from pydi_node.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FileError, UserError
+from pydi_node.errors import (
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_USAGE,
+    BlobError,
+    FileError,
+    NoSpaceError,
+    UserError,
+)
 from pydi_node.ids import Ino
 from pydi_node.records import Attr, DirEntry
 
@@ -27,6 +35,9 @@ READDIR_ENTRIES = 1024
 # Operations at a time: nodes sync many commands with one fdatasync, a lone one waits for its own.
 PARALLEL_MAX = 16
 PROGRESS_INTERVAL_S = 0.1  # a person sees ten changes a second as motion
+
+# What can be wrong with one file while the others go on.
+FILE_ERRORS = (FileError, BlobError, NoSpaceError)
 
 # Local file names are str with surrogates for bytes that are no UTF-8; the tree's names are bytes.
 # Both sides of a copy are spelled as bytes here.
