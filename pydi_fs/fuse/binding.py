@@ -82,6 +82,8 @@ class KernelBinding:
     async def mount(self) -> None:
         """Returns when programs can use the mount. UserError with one sentence if that fails."""
         self._options.validate()
+        # Before the kernel can remember anything.
+        self._vfs.on_invalidate = self._on_invalidate
         self._fd, self._mountpoint = await device.mount(self._mountpoint, self._options)
         asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
         try:
@@ -91,7 +93,6 @@ class KernelBinding:
             raise UserError(f"the kernel did not begin to use {self._mountpoint}") from None
         self._device = device.device_number(self._mountpoint)
         device.raise_read_ahead(self._device)
-        self._vfs.on_invalidate = self._on_invalidate
         log.info("mounted on %s", self._mountpoint)
 
     async def wait_unmounted(self) -> None:

@@ -522,8 +522,14 @@ class Dispatcher:
         return self._entry(attr) + codec.encode_open(fh, open_flags)
 
     async def _undo_open(self, header: Header, payload: bytes) -> None:
+        await self._undo(Ino(header.nodeid), payload)
+
+    async def _undo_create(self, _header: Header, payload: bytes) -> None:
+        await self._undo(Ino(abi.fuse_entry_out.unpack_from(payload)[0]), payload)
+
+    async def _undo(self, ino: Ino, payload: bytes) -> None:
         fh = _fh_in(payload)
-        self.pages.closed(Ino(header.nodeid), fh)
+        self.pages.closed(ino, fh)
         await self._vfs.release(fh)
 
     async def _read(self, _header: Header, body: codec.Read) -> bytes:
@@ -644,8 +650,8 @@ class Dispatcher:
         FuseOpcode.FUSE_RELEASEDIR: Operation(_releasedir),
         FuseOpcode.FUSE_FSYNCDIR: Operation(_done),
         FuseOpcode.FUSE_OPEN: Operation(_open, undo=_undo_open),
-        FuseOpcode.FUSE_CREATE: Operation(_create, undo=_undo_open),
-        FuseOpcode.FUSE_TMPFILE: Operation(_tmpfile, undo=_undo_open),
+        FuseOpcode.FUSE_CREATE: Operation(_create, undo=_undo_create),
+        FuseOpcode.FUSE_TMPFILE: Operation(_tmpfile, undo=_undo_create),
         FuseOpcode.FUSE_READ: Operation(_read, changes=False),
         FuseOpcode.FUSE_WRITE: Operation(_write_file),
         FuseOpcode.FUSE_FLUSH: Operation(_flush),

@@ -114,6 +114,8 @@ def test_an_open_that_nobody_got_is_closed_again() -> None:
         kernel.send(k.CREATE, ROOT, struct.pack("=IIII", os.O_RDWR, 0o644, 0, 0) + b"new\0")
         await kernel.dispatcher.stop()
         assert kernel.vfs.open_handles == opened
+        new = (await kernel.vfs.lookup(Ino(ROOT), b"new")).ino
+        assert kernel.dispatcher.pages._files[new].handles == {}
 
     run(scenario)
 

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from pydi_fs.fuse.dispatch import Dispatcher
+from pydi_node.ids import Ino
 from tests.harness.memory_vfs import BLOCK_BYTES
 from tests.unit.fuse import kernel as k
 from tests.unit.fuse.kernel import ROOT, Kernel, lock_in, read_in
@@ -305,6 +306,29 @@ def test_ranges_are_allocated_sought_and_copied() -> None:
     run(scenario)
 
 
+def test_a_copy_answers_no_more_than_its_answer_can_say() -> None:
+    """COPY_FILE_RANGE has 32 bits for the length copied: longer copies are cut before."""
+
+    async def scenario(kernel: Kernel) -> None:
+        asked = []
+
+        async def copy_file_range(
+            fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int
+        ) -> int:
+            asked.append(length)
+            return length
+
+        kernel.vfs.copy_file_range = copy_file_range  # type: ignore[method-assign]
+        body = struct.pack("=QQQQQQQ", 1, 0, ROOT, 2, 0, 5 << 32, 0)
+        old = await kernel.ask(k.COPY_FILE_RANGE, ROOT, body)
+        assert old.unpack("I") == (0xFFFFF000,)
+        new = await kernel.ask(k.COPY_FILE_RANGE_64, ROOT, body)
+        assert new.unpack("Q") == (5 << 32,)
+        assert asked == [0xFFFFF000, 5 << 32]
+
+    run(scenario)
+
+
 def test_extended_attributes_are_sized_and_listed() -> None:
     """SETXATTR GETXATTR LISTXATTR REMOVEXATTR: size 0 asks for the length, too small is ERANGE."""
 
@@ -445,6 +469,8 @@ def test_posix_locks_are_taken_asked_for_and_given_back_at_close() -> None:
         other = (await kernel.open(ino, os.O_RDWR)).fh
         first, second = 1 << 63 | 5, 6  # owners are 64 random bits
         assert (await kernel.ask(k.SETLK, ino, lock_in(fh, first, fcntl.F_WRLCK))).error == 0
+        [held] = kernel.vfs._locks[Ino(ino), False]
+        assert 0 <= held.owner <= OFFSET_MAX  # what a message of the cluster carries
         refused = await kernel.ask(k.SETLK, ino, lock_in(other, second, fcntl.F_RDLCK, 50, 60))
         assert refused.error == errno.EAGAIN
         asked = await kernel.ask(k.GETLK, ino, lock_in(other, second, fcntl.F_RDLCK, 50, 60))
