@@ -1,0 +1,178 @@
+"""What a node forgets unasked, and what it must keep; and that a broken disk ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from pydi_node.commands import ROOT_CALLER, SetSetting, Unlink
+from pydi_node.errors import FileError, NoSpaceError
+from pydi_node.ids import ROOT_INO
+from pydi_node.runtime import housekeeping
+from pydi_node.wire.messages import Open, Release
+from tests.unit.runtime.inner import Inner
+
+
+def run(path: Path, test: Callable[[Inner], Awaitable[None]]) -> None:
+    """Runs ``test`` with a node's inner parts on ``path``."""
+
+    async def main() -> None:
+        async with Inner(path) as inner:
+            await asyncio.wait_for(test(inner), 60)
+
+    asyncio.run(main())
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No delays: what is due is due now."""
+    monkeypatch.setattr(housekeeping, "ORPHAN_DELAY_S", 0.0)
+
+
+async def no_history(inner: Inner) -> None:
+    assert (await inner.execute(SetSetting("retention_s", "0"))).errno == 0
+
+
+def test_held_orphan_stays_readable_and_goes_after_its_release(tmp_path: Path) -> None:
+    """Unlinked while open: kept as long as a session holds it, then purged with its blob."""
+
+    async def scenario(inner: Inner) -> None:
+        ino, info = await inner.file(b"a", b"content")
+        await inner.handle(Open(ino))
+        await inner.execute(Unlink(ROOT_CALLER, ROOT_INO, b"a"))
+        for _ in range(3):
+            await inner.housekeeping.round()
+        assert inner.service.tree.orphans(10) == [ino]
+        assert inner.store.read(info.blob, 0, 100) == b"content"
+        await inner.handle(Release(ino, 1))
+        await inner.housekeeping.round()
+        assert inner.service.tree.orphans(10) == []
+
+    run(tmp_path, scenario)
+
+
+def test_end_of_a_session_releases_what_it_held(tmp_path: Path) -> None:
+    """A mount that dies holds nothing for ever."""
+
+    async def scenario(inner: Inner) -> None:
+        ino, _ = await inner.file(b"a", b"content")
+        await inner.handle(Open(ino))
+        await inner.handle(Open(ino))
+        await inner.execute(Unlink(ROOT_CALLER, ROOT_INO, b"a"))
+        inner.service.end(inner.session)
+        assert inner.service.holds == {}
+        await inner.housekeeping.round()
+        assert inner.service.tree.orphans(10) == []
+
+    run(tmp_path, scenario)
+
+
+def test_garbage_goes_from_the_disk_after_the_tree_forgot_it(tmp_path: Path) -> None:
+    """Without history a deleted file's blob is garbage: first the row goes, then the file; a blob
+    that is still named stays."""
+
+    async def scenario(inner: Inner) -> None:
+        await no_history(inner)
+        _, kept = await inner.file(b"kept", b"kept")
+        _, gone = await inner.file(b"gone", b"gone")
+        await inner.execute(Unlink(ROOT_CALLER, ROOT_INO, b"gone"))
+        # Ticks of the tree are a second apart, so the trim reaches the deletion only then.
+        for _ in range(300):
+            await inner.housekeeping.round()
+            if not inner.store.has(gone.blob):
+                break
+            await asyncio.sleep(0.02)
+        assert not inner.store.has(gone.blob)
+        with pytest.raises(FileError):
+            inner.service.tree.blob(gone.blob)
+        assert inner.store.read(kept.blob, 0, 10) == b"kept"
+        assert inner.service.tree.blob(kept.blob) == kept
+
+    run(tmp_path, scenario)
+
+
+def test_history_within_retention_is_kept(tmp_path: Path) -> None:
+    """Every version is kept for a retention time: a deleted file's blob stays."""
+
+    async def scenario(inner: Inner) -> None:
+        ino, info = await inner.file(b"a", b"content")
+        before = inner.service.tree.applied_index
+        await inner.execute(Unlink(ROOT_CALLER, ROOT_INO, b"a"))
+        for _ in range(3):
+            await inner.housekeeping.round()
+        assert inner.store.has(info.blob)
+        assert inner.service.tree.lookup(ROOT_INO, b"a", before).ino == ino
+
+    run(tmp_path, scenario)
+
+
+def test_strays_are_deleted_only_when_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sealed blob that no commit names: kept while a commit may be on its way, then deleted; a
+    named one of any age stays."""
+
+    async def scenario(inner: Inner) -> None:
+        _, named = await inner.file(b"a", b"named")
+        stray, _ = inner.store.put(b"stray")
+        await inner.housekeeping._collect_strays()
+        assert inner.store.has(stray)
+        monkeypatch.setattr(housekeeping, "STRAY_AGE_S", -1.0)
+        await inner.housekeeping._collect_strays()
+        assert not inner.store.has(stray)
+        assert inner.store.has(named.blob)
+
+    run(tmp_path, scenario)
+
+
+def test_a_failing_disk_ends_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fdatasync fails once: nothing is acknowledged and the driver says so; it is never retried."""
+
+    async def scenario(inner: Inner) -> None:
+        calls = 0
+
+        def broken() -> None:
+            nonlocal calls
+            calls += 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(inner.log, "sync", broken)
+        command = asyncio.ensure_future(inner.file(b"a", b"x"))
+        await asyncio.wait([inner.driver.failed])
+        error = inner.driver.failed.exception()
+        assert isinstance(error, OSError)
+        assert error.errno == errno.EIO
+        assert calls == 1
+        assert not command.done()
+        command.cancel()
+        monkeypatch.undo()
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.expects_log("disk full")
+def test_a_full_log_is_tried_again_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NoSpaceError from the log: nothing acknowledged meanwhile, everything after."""
+
+    async def scenario(inner: Inner) -> None:
+        sync = inner.log.sync
+        tries = 0
+
+        def full() -> None:
+            nonlocal tries
+            tries += 1
+            if tries < 3:
+                raise NoSpaceError("full")
+            sync()
+
+        monkeypatch.setattr(inner.log, "sync", full)
+        await inner.file(b"a", b"x")
+        assert tries >= 3
+        monkeypatch.undo()
+
+    run(tmp_path, scenario)
