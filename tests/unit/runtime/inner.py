@@ -1,4 +1,4 @@
-"""A node's inner parts in this process, without sockets: driver, service, house-keeping on a disk."""
+"""A node's inner parts in this process, without sockets: driver, service and what they drive."""
 
 from __future__ import annotations
 
