@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from pydi_fs import commands_copy, commands_files, commands_status, mount_config
 from pydi_fs.client import Client
-from pydi_fs.commands_connect import endpoint_of
+from pydi_fs.commands_connect import endpoints_of
 from pydi_fs.commands_session import Progress, Session, warn
 from pydi_fs.vfs.vfs import Vfs, VfsConfig
 from pydi_node import __version__
@@ -160,7 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
 async def run(arguments: argparse.Namespace) -> int:
     """Connects, runs the command, disconnects; the exit code."""
     config = connection_config(vars(arguments), os.environ)
-    client = Client([endpoint_of(config)], Role.CLIENT, config.deadline_s)
+    client = Client(*endpoints_of(config), Role.CLIENT, config.deadline_s)
     await client.connect()
     try:
         with tempfile.TemporaryDirectory(prefix="pydi-", dir=_staging_parent()) as staging:

@@ -36,7 +36,7 @@ from typing import Any, NoReturn, Protocol
 
 from pydi_fs import mount_config
 from pydi_fs.client import Client
-from pydi_fs.commands_connect import endpoint_of
+from pydi_fs.commands_connect import endpoints_of
 from pydi_fs.mount_config import CONFIG_FILE_NAME, OPTIONS, MountConfig
 from pydi_fs.mount_options import MountOptions
 from pydi_fs.mountpoints import Mounted, mounted_at, unmount
@@ -270,7 +270,7 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report) -> int
     # For people: a mount point's name may be no text, a message's text always is.
     shown = os.fsencode(config.mountpoint).decode("utf-8", "replace")
     about = {"mountpoint": shown, "driver": config.driver, "passthrough": False}
-    client = Client([endpoint_of(config)], Role.MOUNT, config.deadline_s, about)
+    client = Client(*endpoints_of(config), Role.MOUNT, config.deadline_s, about)
     await client.connect()
     vfs = Vfs(client, VfsConfig(Path(config.cache_dir) / "staging", config.cache_size))
     await vfs.start()

@@ -9,13 +9,14 @@
 Callers: `pydi_fs.vfs` and the command lines. It knows the wire, and nothing of POSIX or FUSE.
 """
 
-from pydi_fs.client.client import DEADLINE_DEFAULT_S, Client
+from pydi_fs.client.client import DEADLINE_DEFAULT_S, Client, EndpointOf
 from pydi_fs.client.endpoints import Endpoint, TcpEndpoint, UnixEndpoint, node_on_this_machine
 
 __all__ = [
     "DEADLINE_DEFAULT_S",
     "Client",
     "Endpoint",
+    "EndpointOf",
     "TcpEndpoint",
     "UnixEndpoint",
     "node_on_this_machine",

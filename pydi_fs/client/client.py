@@ -33,7 +33,7 @@ from pydi_node.errors import (
     errno_of,
 )
 from pydi_node.ids import ClientId, Ino, Serial
-from pydi_node.records import Result
+from pydi_node.records import NodeInfo, Result
 from pydi_node.wire.events import Hello
 from pydi_node.wire.messages import (
     BlobAbort,
@@ -44,6 +44,7 @@ from pydi_node.wire.messages import (
     DropAll,
     Execute,
     ExecutePut,
+    Nodes,
     Push,
     Request,
     Role,
@@ -56,16 +57,20 @@ log = logging.getLogger("pydi.client")
 DEADLINE_DEFAULT_S = 10.0  # several leader elections; shorter than a person's patience
 RECONNECT_MIN_S = 0.05  # a restarting node is back within a second
 RECONNECT_MAX_S = 1.0
+MIND_PERIOD_S = 5.0  # a new member is known, and a returned nearest node used, after this
 
 # They name a blob that only the node of the present connection knows.
 _BOUND_TO_SESSION = (BlobCreate, BlobWrite, BlobTruncate, BlobSeal, BlobAbort)
 
+EndpointOf = Callable[[str, int], Endpoint]  # host, port of a member of the cluster
 Touch = Callable[[tuple[Ino, ...], tuple[tuple[Ino, bytes], ...]], None]
 
 
 class Client:
     """One client session: requests in, answers out, whichever node is up.
 
+    endpoints    nodes to begin with; the first one is the nearest, and preferred.
+    endpoint_of  how to reach the cluster's other members when those fail; None: never.
     role      what this is: a mount or a command.
     about     plain values that `pydi status` shows of a mount.
     deadline_s  how long a request may take in all, over every retry.
@@ -74,6 +79,7 @@ class Client:
     def __init__(
         self,
         endpoints: Sequence[Endpoint],
+        endpoint_of: EndpointOf | None = None,
         role: Role = Role.CLIENT,
         deadline_s: float = DEADLINE_DEFAULT_S,
         about: dict[str, Any] | None = None,
@@ -83,7 +89,11 @@ class Client:
         self.epoch = 0  # grows with every connection: what belonged to an older one is gone
         self.on_touched: Touch = lambda inos, entries: None
         self.on_reset: Callable[[], None] = lambda: None
-        self._endpoints = list(endpoints)
+        self._nearest = endpoints[0]
+        self._endpoint_of = endpoint_of
+        self._endpoints = list(endpoints)  # in the order in which they are tried
+        self._members: set[tuple[str, int]] = set()
+        self._minder: asyncio.Task[None] | None = None
         self._hello = Hello(PROTOCOL_VERSIONS, role, "", 0, socket.gethostname()[:255], about or {})
         self._client_id = ClientId(secrets.randbits(62) + 1)
         self._serial = 0
@@ -103,9 +113,10 @@ class Client:
     async def close(self) -> None:
         """End the session. Nothing is waiting any more."""
         self._closed = True
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.wait([self._connecting])
+        for task in (self._connecting, self._minder):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         if self._connection is not None:
             self._connection.close()
         await asyncio.sleep(0)  # lets the transport finish closing before the loop may end
@@ -114,6 +125,7 @@ class Client:
         """From now on `on_touched` hears what others change, `on_reset` when that is unsure."""
         self._subscribed = True
         await self.call(Subscribe())
+        self._minder = asyncio.get_running_loop().create_task(self._mind())
 
     async def call(
         self,
@@ -229,6 +241,12 @@ class Client:
 
     async def _connect_to(self, endpoint: Endpoint) -> Connection:
         connection = await open_connection(endpoint, self._hello, self._on_push, self._on_lost)
+        left = self._connection
+        if left is not None:
+            # Before anything is answered here: nothing of the old stream may enter a cache any
+            # more. What is under way there is asked again, under the same serials.
+            left.close()
+            self.on_reset()
         self._next_sequence = 1
         self._connection = connection
         self.epoch += 1
@@ -238,6 +256,36 @@ class Client:
             # Before any other request: no answer may enter a cache that nobody would invalidate.
             await connection.request(Subscribe(), b"", self.deadline_s, None, None)
         return connection
+
+    async def _mind(self) -> None:
+        """While mounted: know where the others are, and go back to the nearest node when it is."""
+        while True:
+            try:
+                if self._endpoint_of is not None:
+                    self._learn(await self.call(Nodes()))
+                await self._return_to_nearest()
+            except PydiError as exc:
+                log.debug("looking at the members: %s", exc)
+            await asyncio.sleep(MIND_PERIOD_S)
+
+    def _learn(self, members: Sequence[NodeInfo]) -> None:
+        assert self._endpoint_of is not None
+        for member in members:
+            host, _, port = member.address.rpartition(":")
+            address = (host.strip("[]"), int(port) if port.isdigit() else 0)
+            if member.state == "forgotten" or not all(address) or address in self._members:
+                continue
+            self._members.add(address)
+            self._endpoints.append(self._endpoint_of(*address))
+
+    async def _return_to_nearest(self) -> None:
+        connection = self._connection
+        if connection is None or connection.endpoint is self._nearest or not self._nearest.local:
+            return
+        try:
+            await self._connect_to(self._nearest)
+        except (UnavailableError, UserError):
+            pass  # it is still away
 
     def _on_lost(self, connection: Connection) -> None:
         if connection is not self._connection:

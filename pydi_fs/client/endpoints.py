@@ -27,6 +27,8 @@ P = TypeVar("P", bound=asyncio.BaseProtocol)
 class Endpoint(Protocol):
     """One way to a node; ``str()`` of it is for people."""
 
+    local: bool  # on this machine: nearer than any other
+
     async def connect(self, loop: asyncio.AbstractEventLoop, make: Callable[[], P]) -> P:
         """A connected protocol; OSError when nobody answers."""
         ...

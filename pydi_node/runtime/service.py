@@ -416,6 +416,7 @@ _HANDLERS: dict[type[Any], Handler] = {
     messages.GetLock: Service._get_lock,
     messages.Admin: Service._admin,
     messages.Subscribe: Service._subscribe,
+    messages.Nodes: lambda service, _: service.tree.nodes(),
 }
 assert _HANDLERS.keys() == messages.REQUEST_OF_CLASS.keys()
 

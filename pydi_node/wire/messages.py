@@ -39,6 +39,7 @@ from pydi_node.records import (
     BlobInfo,
     DirEntry,
     FileVersion,
+    NodeInfo,
     Result,
     Touched,
     Version,
@@ -54,6 +55,7 @@ CHUNK_MAX_BYTES = 4 * MIB
 READDIR_LIMIT_MAX = 4096  # entries of up to ~400 bytes: the answer stays below 2 MiB
 XATTR_LIST_MAX = 65536  # names; the list itself is bounded by the header
 VERSIONS_MAX = 16384  # kept versions of one file in one answer, ~150 bytes each
+NODES_MAX = 1024  # members of one cluster in one answer
 EXTENTS_MAX = 65536  # of one file version, ~30 bytes each
 RELEASE_COUNT_MAX = 1 << 31  # opens of one inode by one mount
 TOUCHED_MAX = 16384  # inodes, and names, of one command: four for each inode of a PurgeOrphans
@@ -384,6 +386,11 @@ class Admin:
 
 
 @dataclass(frozen=True, slots=True)
+class Nodes:
+    """The cluster's members and where they serve: where to go when this node goes away."""
+
+
+@dataclass(frozen=True, slots=True)
 class Subscribe:
     """Pushes of what becomes stale, from now until the session ends. Answered before the first."""
 
@@ -392,7 +399,7 @@ Request = (
     Lookup | GetAttr | ReadDir | ReadLink | GetXattr | ListXattr | GetFile | Versions | PathVersions
     | PathOf | Statfs | IndexAt | Open | Release | Execute | ExecutePut | Forward | BlobCreate
     | BlobWrite | BlobTruncate | BlobSeal | BlobAbort | BlobPut | BlobRead | BlobVerify | BlobCopy
-    | SetLock | GetLock | Admin | Subscribe
+    | SetLock | GetLock | Admin | Subscribe | Nodes
 )  # fmt: skip
 
 
@@ -455,6 +462,7 @@ _PATH = fields.data_without_nul(fields.PATH_WIRE_MAX_BYTES, 1)
 _XATTR_NAME = fields.data_without_nul(commands.NAME_WIRE_MAX_BYTES * 2)
 _TARGET = fields.data_without_nul(SYMLINK_MAX_BYTES, 1)
 _XATTR = fields.data(XATTR_VALUE_MAX_BYTES)
+_MEMBERS = fields.array(NodeInfo.from_wire, NODES_MAX)
 _ENTRIES = fields.array(DirEntry.from_wire, READDIR_LIMIT_MAX)
 _VERSIONS = fields.array(Version.from_wire, VERSIONS_MAX)
 
@@ -491,6 +499,7 @@ REQUESTS: tuple[RequestType, ...] = (
                 optional(LockHolder.from_wire)),
     RequestType(29, Admin, _OWNERS, True, _NONE, "plain value", fields.plain),
     RequestType(30, Subscribe, _ANYONE, False, _NONE, "nil", fields.nothing),
+    RequestType(31, Nodes, _ANYONE, False, _NONE, "[NodeInfo]", _MEMBERS),
 )  # fmt: skip
 
 REQUEST_OF_CLASS: dict[type[Any], RequestType] = {spec.cls: spec for spec in REQUESTS}
