@@ -23,6 +23,7 @@ never an outcome of a command: outcomes are Results.
         ``index == applied_index`` it only records (the first membership of a new cluster).
     tree.checkpoint() -> LogIndex
         Everything applied up to the returned index is on disk: the log may be cut up to there.
+        Never waits; while a snapshot is read it returns what an earlier call returned, or 0.
 
 State (properties, no query):
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from pydi_node import commands
 from pydi_node.commands import Command, Envelope, ExpireSessions
-from pydi_node.errors import FileError, UnavailableError
+from pydi_node.errors import FileError
 from pydi_node.ids import ClientId, LogIndex, Serial, Term, TimeNs
 from pydi_node.records import Result
 from pydi_node.tree import content, housekeeping, inodes, names
@@ -61,6 +61,7 @@ class Tree(Queries):
         self._store = Store(connection)
         self._sessions = Sessions(connection)
         self._tick_second = self._last_tick_second()
+        self._durable_index = LogIndex(0)  # nobody knows before the first checkpoint
 
     # --- state ----------------------------------------------------------------------------------
 
@@ -134,14 +135,15 @@ class Tree(Queries):
         """Everything applied up to the returned index is on disk, whatever happens to the power.
 
         Call it before cutting the log: ``synchronous=NORMAL`` may lose the last transactions, and
-        only the log brings them back. Takes two fsyncs and a write of every page in the WAL.
+        only the log brings them back. Takes two fsyncs and a write of every page in the WAL. It
+        never waits: while somebody reads a snapshot, the answer is that of an earlier call.
         """
-        applied = self.applied_index
         with translated_errors():
-            busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
-        if busy:  # a reader holds an old snapshot: what is behind it is not in the database file
-            raise UnavailableError("the tree can't be checkpointed while a snapshot is being read")
-        return applied
+            row = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        _, frames, frames_moved = row
+        if frames_moved == frames:
+            self._durable_index = self.applied_index
+        return self._durable_index
 
     def session_result(self, client: ClientId, serial: Serial) -> Result | None:
         """The first Result of this command; None when it was not applied or left the window."""

@@ -255,6 +255,22 @@ def test_a_checkpoint_moves_everything_into_the_file(tmp_path: Path) -> None:
     connection.close()
 
 
+def test_a_checkpoint_does_not_wait_for_readers(tmp_path: Path) -> None:
+    """Behind a snapshot that is being read, only what was on disk before it counts."""
+    connection, tree = open_tree(str(tmp_path / "tree.db"))
+    tree.apply_batch(creates(1, 10))
+    assert tree.checkpoint() == 10
+    reader = sqlite3.connect(tmp_path / "tree.db", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM entry").fetchall()
+    tree.apply_batch(creates(11, 20))
+    assert tree.checkpoint() == 10
+    reader.execute("ROLLBACK")
+    reader.close()
+    assert tree.checkpoint() == 20
+    connection.close()
+
+
 # --- exactly once ---------------------------------------------------------------------------------
 
 

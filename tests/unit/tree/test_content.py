@@ -97,6 +97,7 @@ def test_an_append_goes_to_the_end_as_it_is_when_applied(fs: Driver, file: Ino) 
     assert attr.size == 23
     assert fs.extents(file) == [extent(0, 10, 1), extent(10, 5, 2), extent(16, 5, 3)]
     attr = fs.ok(commit(file, extent(0, 5, 4), cut=3, size=8, append=True))
+    assert (attr.size, attr.allocated) == (8, 8)
     assert fs.extents(file) == [extent(0, 3, 1), extent(3, 5, 4)]
 
 
