@@ -105,7 +105,7 @@ class NoSpaceError(PydiError):
 
 
 class CorruptionError(PydiError):
-    """Log or database is damaged; the message names the file and what to do; nothing was changed."""
+    """Log or database damaged; the message names the file and what to do; nothing was changed."""
 
 
 class ProtocolError(PydiError):
