@@ -17,9 +17,9 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydi_node import __version__
 from pydi_node.blobs.store import BlobStore
@@ -53,6 +53,7 @@ from pydi_node.wire.trust import (
 )
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 STOP_MAX_S = 5.0  # the promise of DESIGN section 9; the next three share it
 STOP_ANSWER_S = 1.0  # for requests under way
@@ -85,6 +86,10 @@ def run_node(config: NodeConfig) -> int:
         return runner.run(_Node(config, folder, context).run())
 
 
+class _StopRequested(Exception):
+    """Asked to stop before there was anything to stop."""
+
+
 class _Node:
     def __init__(self, config: NodeConfig, folder: DataDir, context: LogContext) -> None:
         self._config = config
@@ -96,7 +101,10 @@ class _Node:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        identity, token = await self._identify()
+        try:
+            identity, token = await self._unless_stopped(self._identify())
+        except _StopRequested:
+            return EXIT_OK
         self._context.node = identity.number
         _log.info("PyDi %s starts in %s", __version__, self._folder.path)
         with contextlib.ExitStack() as opened:
@@ -108,6 +116,20 @@ class _Node:
             if identity.phase != "member":
                 self._folder.save_identity(identity._replace(phase="member"))
             return await self._serve(identity, token, tree_files, log, state, store)
+
+    async def _unless_stopped(self, waiting: Coroutine[Any, Any, _T]) -> _T:
+        """Its result; _StopRequested as soon as somebody wants this node to end."""
+        task = asyncio.ensure_future(waiting)
+        stop = asyncio.ensure_future(self._stop_requested.wait())
+        try:
+            await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise _StopRequested
+        finally:
+            stop.cancel()
+            task.cancel()
+            await asyncio.gather(task, stop, return_exceptions=True)
 
     # --- start ------------------------------------------------------------------------------------
 

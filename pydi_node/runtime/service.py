@@ -35,14 +35,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-BLOB_THREADS = (
-    4  # fdatasync and hashing release the interpreter; more than the cores of a disk's queue
-)
+BLOB_THREADS = 4  # fdatasync and hashing release the interpreter; a disk likes a short queue
 WRITERS_PER_SESSION_MAX = 1024  # open files being written by one mount; each costs a descriptor
 OPENS_PER_SESSION_MAX = 1 << 20
-READ_WAIT_MAX_S = (
-    5.0  # a read that can't learn within this whether it is current is served as it is
-)
+# No caller of a command waits longer; a client that went away would leave its command waiting.
+COMMAND_WAIT_MAX_S = 120.0
+READ_WAIT_MAX_S = 5.0  # to learn whether this tree is current; without a leader it is served as is
 
 
 class Content(NamedTuple):
@@ -137,9 +135,8 @@ class Service:
         """The hot path of Execute: no task, no future."""
         message = request.message
         self._check_command(request.session, message.command)
-        self.driver.propose(
-            message.client, message.serial, message.command, request.deadline_s, callback
-        )
+        deadline_s = min(request.deadline_s, self._loop.time() + COMMAND_WAIT_MAX_S)
+        self.driver.propose(message.client, message.serial, message.command, deadline_s, callback)
 
     def next_serial(self) -> Serial:
         """A serial for the cluster's own commands (client 0) that no other node uses."""

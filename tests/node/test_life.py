@@ -116,6 +116,47 @@ def test_serves_unix_and_tls_and_keeps_all_over_a_clean_stop(node: NodeProcess) 
         assert get_file(client, client.call(Lookup(ROOT_INO, b"file")).ino) == b"content" * 1000
 
 
+def test_stop_under_load_loses_nothing_it_answered(node: NodeProcess) -> None:
+    """SIGTERM with hundreds of commands under way: exit 0 in time; each command is either answered,
+    and then there after a restart, or not."""
+    answered: set[bytes] = set()
+    with node.connect() as client:
+        requests = {}
+        for number in range(400):
+            client.serial += 1
+            command = Execute(client.client, Serial(client.serial), create_command(b"%d" % number))
+            requests[client.send(command)] = b"%d" % number
+        assert node.process is not None
+        began = time.monotonic()
+        node.process.terminate()
+        try:
+            while True:
+                client.read()
+        except ConnectionError:
+            pass  # stopped
+        assert node.process.wait(30) == 0
+        assert time.monotonic() - began < STOP_PROMISE_S
+        for request_id, answer in client.answers.items():
+            if request_id in requests and not isinstance(answer, Exception):
+                answered.add(requests[request_id])
+        assert client.goodbye
+    assert answered
+    node.start()
+    with node.connect() as client:
+        assert answered <= {entry.name for entry in client.call(ReadDir(ROOT_INO, 0, 4096))}
+
+
+def test_waiting_for_its_cluster_a_node_can_be_stopped(make_node: MakeNode) -> None:
+    """The cluster to join is not there: the node waits, says for whom, and obeys SIGTERM."""
+    (some := make_node("some")).start()
+    waiting = make_node(
+        "waiting", "--peer", "127.0.0.1:1", "--token-file", str(some.data_dir / "token")
+    )
+    waiting.launch()
+    wait_until(lambda: "waiting for 127.0.0.1:1" in waiting.log_text(), "it says so")
+    assert waiting.stop() == 0
+
+
 def test_files_are_private(node: NodeProcess) -> None:
     """Token, socket and folder are nobody else's."""
     for name, mode in (("token", 0o600), ("node.sock", 0o600), (".", 0o700)):
