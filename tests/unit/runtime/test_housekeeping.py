@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pydi_node.commands import ROOT_CALLER, SetSetting, Unlink
+from pydi_node.commands import ROOT_CALLER, ForgetBlobs, SetSetting, Unlink
 from pydi_node.errors import FileError, NoSpaceError
 from pydi_node.ids import ROOT_INO
 from pydi_node.runtime import housekeeping
@@ -92,6 +92,32 @@ def test_garbage_goes_from_the_disk_after_the_tree_forgot_it(tmp_path: Path) -> 
             inner.service.tree.blob(gone.blob)
         assert inner.store.read(kept.blob, 0, 10) == b"kept"
         assert inner.service.tree.blob(kept.blob) == kept
+
+    run(tmp_path, scenario)
+
+
+def test_garbage_that_the_tree_still_knows_keeps_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the row is gone a command may name the blob again: the file waits for that."""
+
+    async def scenario(inner: Inner) -> None:
+        propose = inner.housekeeping._propose
+
+        async def not_yet(command: object) -> object:
+            return 0 if isinstance(command, ForgetBlobs) else await propose(command)
+
+        monkeypatch.setattr(inner.housekeeping, "_propose", not_yet)
+        await no_history(inner)
+        _, gone = await inner.file(b"gone", b"gone")
+        await inner.execute(Unlink(ROOT_CALLER, ROOT_INO, b"gone"))
+        while not inner.service.tree.garbage_blobs(10):
+            await inner.housekeeping.round()
+            await asyncio.sleep(0.02)
+        for _ in range(3):
+            await inner.housekeeping.round()
+        assert inner.store.has(gone.blob)
+        monkeypatch.undo()
 
     run(tmp_path, scenario)
 
