@@ -97,7 +97,7 @@ def test_a_copy_can_be_cancelled(tmp_path: Path) -> None:
 
 
 def test_a_damaged_copy_is_not_adopted(tmp_path: Path) -> None:
-    """Cut, overwritten in a page of the tree, or something else altogether."""
+    """Cut, overwritten, changed in a few bytes, or something else altogether."""
     connection, tree = open_tree(str(tmp_path / "tree.db"))
     tree.apply_batch(creates(1, 2000))
     connection.close()
@@ -107,6 +107,7 @@ def test_a_damaged_copy_is_not_adopted(tmp_path: Path) -> None:
     for name, content in {
         "cut": sound[:middle],
         "overwritten": sound[:middle] + b"\xa5" * 4096 + sound[middle + 4096 :],
+        "changed": sound.replace(b"1777", b"x777", 1),  # a name, in its row or in its index
         "empty": b"",
         "text": b"hello" * 1000,
     }.items():
