@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,30 +21,29 @@ PYDI = "import sys; from pydi_fs.cli import main; sys.exit(main())"
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
-def start_node(data_dir: Path) -> subprocess.Popen[bytes]:
-    """A node that takes connections on its socket; its log is beside ``data_dir``."""
-    with open(f"{data_dir}.log", "ab") as log:
-        process = subprocess.Popen(
+@contextmanager
+def running_node(data_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A node that takes connections on its socket, and is stopped cleanly unless it was killed
+    meanwhile; its log is beside ``data_dir``."""
+    with (
+        open(f"{data_dir}.log", "ab") as log,
+        subprocess.Popen(
             [sys.executable, "-m", "pydi_node", str(data_dir), "--listen", "127.0.0.1:0"],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-        )  # fmt: skip
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not answers(data_dir / "node.sock"):
-        if process.poll() is not None or time.monotonic() > deadline:
+        ) as process,
+    ):  # fmt: skip
+        try:
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while not answers(data_dir / "node.sock"):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail("the node did not start:\n" + Path(f"{data_dir}.log").read_text())
+                time.sleep(0.02)
+            yield process
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(STOP_TIMEOUT_S) == 0
+        finally:
             process.kill()
-            process.wait()
-            pytest.fail("the node did not start:\n" + Path(f"{data_dir}.log").read_text())
-        time.sleep(0.02)
-    return process
-
-
-def stop_node(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        assert process.wait(STOP_TIMEOUT_S) == 0
-    finally:
-        process.kill()
-        process.wait()
 
 
 def answers(path: Path) -> bool:
@@ -59,9 +59,8 @@ def answers(path: Path) -> bool:
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The data directory of a running node."""
     path = tmp_path_factory.mktemp("n") / "d"
-    process = start_node(path)
-    yield path
-    stop_node(process)
+    with running_node(path):
+        yield path
 
 
 @pytest.fixture

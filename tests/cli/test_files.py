@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from pydi_node.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from tests.cli.conftest import PYDI, Run, start_node, stop_node
+from tests.cli.conftest import PYDI, Run, running_node
 
 
 def make_tree(top: Path, rng: random.Random) -> None:
@@ -235,11 +235,10 @@ def test_content_is_there_after_a_restart(tmp_path: Path, rng: random.Random) ->
             capture_output=True, timeout=60, check=True,
         ).stdout  # fmt: skip
 
-    process = start_node(data)
-    pydi_here("put", "-", "/kept", stdin=content)
-    process.kill()
-    process.wait()
+    with running_node(data) as process:
+        pydi_here("put", "-", "/kept", stdin=content)
+        process.kill()
+        process.wait()
     for _ in range(2):
-        process = start_node(data)
-        assert pydi_here("cat", "/kept") == content
-        stop_node(process)
+        with running_node(data):
+            assert pydi_here("cat", "/kept") == content
