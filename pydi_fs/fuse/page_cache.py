@@ -43,10 +43,10 @@ class PageCache:
             self._evict()
         else:
             self._files.move_to_end(ino)
-        keep = version is not None and pages.version == version
+        same = pages.version == version
         pages.handles[fh] = version
         pages.version = _common(pages, version)
-        return keep and pages.version is not None
+        return same and pages.version is not None
 
     def published(self, ino: Ino, fh: int, version: LogIndex | None) -> None:
         """What was written through the pages is now ``version``, and ``fh`` reads that."""

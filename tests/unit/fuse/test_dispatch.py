@@ -89,6 +89,29 @@ def test_an_answer_that_the_kernel_refuses_becomes_eio() -> None:
     run(scenario)
 
 
+@pytest.mark.expects_log("refused a request")
+@pytest.mark.parametrize(
+    ("opcode", "body"),
+    [
+        (k.LOOKUP, b"no terminator"),
+        (k.LOOKUP, b"one\0two\0"),
+        (k.SYMLINK, b"name\0"),
+        (k.RENAME, struct.pack("=Q", ROOT) + b"old\0new"),
+        (k.MKDIR, b"\0\0"),
+        (k.WRITE, struct.pack("=QQIIQII", 1, 0, 10, 0, 0, 0, 0) + b"short"),
+        (k.SETXATTR, struct.pack("=II", 100, 0) + b"user.a\0x"),
+        (k.SETLK, lock_in(1, 1, fcntl.F_RDLCK, 5, 4)),
+    ],
+)
+def test_a_malformed_body_is_einval(opcode: int, body: bytes) -> None:
+    """Names without an end, too many or too few of them, lengths that do not fit."""
+
+    async def scenario(kernel: Kernel) -> None:
+        assert (await kernel.ask(opcode, ROOT, body)).error == errno.EINVAL
+
+    run(scenario)
+
+
 def test_an_unknown_opcode_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """A newer kernel's question is ENOSYS each time and one line in the log."""
 
