@@ -206,7 +206,7 @@ class BlobStore:
 
         NoSpaceError  the disk is full.
         """
-        return self._writer(self._take_name(), None)
+        return self._writer(self._take_name(), None, received=False)
 
     def put(self, data: Data) -> tuple[BlobId, BlobSeal]:
         """Name and seal of a new blob with content ``data``: durable. For small content.
@@ -231,7 +231,15 @@ class BlobStore:
             space = self._files.space(self._root)
             if size > self._room(space):
                 raise NoSpaceError(f"blob {blob_name(blob)} of {size} bytes does not fit")
-        return self._writer(blob, BlobSeal(size, checksum))
+        return self._writer(blob, BlobSeal(size, checksum), received=True)
+
+    def follow(self, blob: BlobId) -> Writer:
+        """A writer of this node's copy of a blob that another node is still writing: as ``receive``,
+        but size and checksum are what ``seal`` is told, and it must be told them.
+
+        NoSpaceError  the disk is full.
+        """
+        return self._writer(blob, None, received=True)
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -393,7 +401,7 @@ class BlobStore:
 
     # --- for Writer -------------------------------------------------------------------------------
 
-    def _writer(self, blob: BlobId, expected: BlobSeal | None) -> Writer:
+    def _writer(self, blob: BlobId, expected: BlobSeal | None, *, received: bool) -> Writer:
         with self._lock:
             self._temporary_serial += 1
             # Two copies of one blob may be on their way at once.
@@ -401,7 +409,7 @@ class BlobStore:
         path = self._root / "tmp" / name
         with _no_space():
             fd = self._files.create(path)
-        return Writer(self, self._files, blob, path, fd, expected)
+        return Writer(self, self._files, blob, path, fd, expected, received)
 
     def _reserve(self, length: int) -> None:
         """``length`` bytes may be written without touching the reserve; else NoSpaceError."""
@@ -494,6 +502,7 @@ class Writer:
         path: Path,
         fd: int,
         expected: BlobSeal | None,
+        received: bool,
     ) -> None:
         self.blob = blob
         self._store = store
@@ -502,6 +511,7 @@ class Writer:
         self._fd = fd  # -1 once closed
         self._open = True  # neither sealed nor aborted
         self._expected = expected
+        self._received = received  # a copy, which may be here already
         self._size = 0
         self._shared = False  # others write through the descriptor
         # The hasher covers [0, hashed); nothing below ``hashed`` has changed since.
@@ -566,6 +576,8 @@ class Writer:
         OSError           the disk failed to sync: nothing stored; a retry needs a new writer.
         """
         assert self._open, "writer is closed"
+        known = None not in (expected_size, expected_checksum) or self._expected is not None
+        assert known or not self._received, "a copy of what?"
         files = self._files
         with self._abort_on_error(), _no_space():
             if self._shared:
@@ -583,7 +595,7 @@ class Writer:
             files.fdatasync(self._fd)
             files.set_mode(self._fd, 0o400)
             self._close()
-            self._store._publish(self._path, self.blob, seal, self._expected is not None)
+            self._store._publish(self._path, self.blob, seal, self._received)
         self._open = False
         return seal
 

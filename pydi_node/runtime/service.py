@@ -232,15 +232,18 @@ class Service:
     # --- blobs ------------------------------------------------------------------------------------
 
     async def _blob_create(self, request: Request) -> int:
-        session = request.session
+        writer = await self._begin_writer(request.session, self.store.create)
+        return int(writer.writer.blob)
+
+    async def _begin_writer(self, session: Session, make: Callable[[], Writer]) -> _BlobWriter:
         if len(session.writers) >= WRITERS_PER_SESSION_MAX:
             raise FileError(errno.ENFILE)
-        writer = await self.in_pool(self.store.create)
+        made: Writer = await self.in_pool(make)
         if session.number not in self.sessions:
-            await self.in_pool(writer.abort)  # the session ended meanwhile
+            await self.in_pool(made.abort)  # the session ended meanwhile
             raise FileError(errno.EINTR)
-        session.writers[writer.blob] = _BlobWriter(writer)
-        return int(writer.blob)
+        writer = session.writers[made.blob] = _BlobWriter(made)
+        return writer
 
     def _writer(self, request: Request) -> _BlobWriter:
         writer = request.session.writers.get(request.message.blob)
@@ -288,6 +291,22 @@ class Service:
     async def _blob_put(self, request: Request) -> BlobInfo:
         blob, seal = await self.in_pool(lambda: self.store.put(request.payload))
         return BlobInfo(blob, seal.size, seal.checksum, (self.node,))
+
+    async def _replica_put(self, request: Request) -> None:
+        info = request.message.info
+
+        def store() -> None:
+            with self.store.receive(info.blob, info.size, info.checksum) as writer:
+                writer.write(0, request.payload)
+                writer.seal()
+
+        await self.in_pool(store)
+
+    async def _replica_create(self, request: Request) -> None:
+        blob = request.message.blob
+        if blob in request.session.writers:
+            raise FileError(errno.EEXIST)
+        await self._begin_writer(request.session, lambda: self.store.follow(blob))
 
     async def _blob_read(self, request: Request) -> Content:
         message = request.message
@@ -414,6 +433,8 @@ _HANDLERS: dict[type[Any], Handler] = {
     messages.Admin: Service._admin,
     messages.Subscribe: Service._subscribe,
     messages.Nodes: lambda service, _: service.tree.nodes(),
+    messages.ReplicaPut: Service._replica_put,
+    messages.ReplicaCreate: Service._replica_create,
 }
 assert _HANDLERS.keys() == messages.REQUEST_OF_CLASS.keys()
 

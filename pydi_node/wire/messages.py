@@ -344,6 +344,22 @@ class BlobCopy:
     info: BlobInfo
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaPut:
+    """Hold a copy: the payload is the whole blob. Answered when it is verified and durable."""
+
+    info: BlobInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaCreate:
+    """Begin a copy of a blob that the sender is writing. BlobWrite, BlobTruncate, BlobSeal (which
+    must say the checksum) and BlobAbort of the same blob go on with it; it is dropped when the
+    session ends unsealed."""
+
+    blob: BlobId
+
+
 # --- locks ----------------------------------------------------------------------------------------
 
 
@@ -399,7 +415,7 @@ Request = (
     Lookup | GetAttr | ReadDir | ReadLink | GetXattr | ListXattr | GetFile | Versions | PathVersions
     | PathOf | Statfs | IndexAt | Open | Release | Execute | ExecutePut | Forward | BlobCreate
     | BlobWrite | BlobTruncate | BlobSeal | BlobAbort | BlobPut | BlobRead | BlobVerify | BlobCopy
-    | SetLock | GetLock | Admin | Subscribe | Nodes
+    | SetLock | GetLock | Admin | Subscribe | Nodes | ReplicaPut | ReplicaCreate
 )  # fmt: skip
 
 
@@ -500,6 +516,8 @@ REQUESTS: tuple[RequestType, ...] = (
     RequestType(29, Admin, _OWNERS, True, _NONE, "plain value", fields.plain),
     RequestType(30, Subscribe, _ANYONE, False, _NONE, "nil", fields.nothing),
     RequestType(31, Nodes, _ANYONE, False, _NONE, "[NodeInfo]", _MEMBERS),
+    RequestType(32, ReplicaPut, _NODES, True, _CONTENT, "nil", fields.nothing),
+    RequestType(33, ReplicaCreate, _NODES, True, _NONE, "nil", fields.nothing),
 )  # fmt: skip
 
 REQUEST_OF_CLASS: dict[type[Any], RequestType] = {spec.cls: spec for spec in REQUESTS}
@@ -576,6 +594,9 @@ def check_payload(request: Request, length: int) -> None:
     elif type(request) is BlobWrite:
         if request.offset + length > FILE_SIZE_MAX:
             raise MessageError("BlobWrite: ends past the largest file")
+    elif type(request) is ReplicaPut:
+        if request.info.size != length:
+            raise MessageError(f"ReplicaPut: {length} bytes instead of {request.info.size}")
     elif type(request) is ExecutePut:
         assert isinstance(request.command, Commit), request.command
         for extent in request.command.extents:

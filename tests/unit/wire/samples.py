@@ -113,6 +113,8 @@ SAMPLES: list[tuple[Request, bytes, Any, bytes]] = [
     (m.GetLock(Ino(7), 5, LockKind.SHARED, 0, 10), b"", LockHolder(LockKind.SHARED, 0, 10, 9), b""),
     (m.Admin("status", {"deep": [1, None, {"a": 1.5}]}), b"", {"nodes": [{"number": 1}]}, b""),
     (m.Subscribe(), b"", None, b""),
+    (m.ReplicaPut(INFO), b"hello", None, b""),
+    (m.ReplicaCreate(BLOB), b"", None, b""),
     (m.Nodes(), b"", (records.NodeInfo(NodeNumber(2), "10.0.0.2:7420", "up", False),), b""),
 ]  # fmt: skip
 

@@ -39,7 +39,8 @@ def test_codes_are_unique_and_stay():
                 "Versions", "PathVersions", "PathOf", "Statfs", "IndexAt", "Open", "Release",
                 "Execute", "ExecutePut", "Forward", "BlobCreate", "BlobWrite", "BlobTruncate",
                 "BlobSeal", "BlobAbort", "BlobPut", "BlobRead", "BlobVerify", "BlobCopy",
-                "SetLock", "GetLock", "Admin", "Subscribe", "Nodes",
+                "SetLock", "GetLock", "Admin", "Subscribe", "Nodes", "ReplicaPut",
+                "ReplicaCreate",
             ],
             start=1,
         )
