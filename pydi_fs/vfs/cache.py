@@ -25,6 +25,7 @@ class NameCache:
     def __init__(self, attrs_max: int = ATTRS_MAX, names_max: int = NAMES_MAX) -> None:
         self._attrs: dict[Ino, Attr] = {}
         self._names: dict[tuple[Ino, bytes], Ino] = {}
+        self._xattrs: dict[Ino, tuple[bytes, ...]] = {}
         self._attrs_max = attrs_max
         self._names_max = names_max
 
@@ -50,15 +51,27 @@ class NameCache:
             _drop_oldest(self._names)
         self._names[key] = ino
 
+    def xattr_names(self, ino: Ino) -> tuple[bytes, ...] | None:
+        """Names of all extended attributes; None when nothing is known. The kernel asks for
+        security.capability before the first write to a file, and hardly any file has one."""
+        return self._xattrs.get(ino)
+
+    def put_xattr_names(self, ino: Ino, names: Iterable[bytes]) -> None:
+        if ino not in self._xattrs and len(self._xattrs) >= self._attrs_max:
+            _drop_oldest(self._xattrs)
+        self._xattrs[ino] = tuple(names)
+
     def drop(self, inos: Iterable[Ino], entries: Iterable[tuple[Ino, bytes]]) -> None:
         for ino in inos:
             self._attrs.pop(ino, None)
+            self._xattrs.pop(ino, None)
         for entry in entries:
             self._names.pop(entry, None)
 
     def clear(self) -> None:
         self._attrs.clear()
         self._names.clear()
+        self._xattrs.clear()
 
 
 def _drop_oldest(table: dict[Any, Any]) -> None:

@@ -155,6 +155,8 @@ class Vfs:
         """The inode behind a name. ENOENT, ENOTDIR, ENAMETOOLONG."""
         if name == b".":
             return await self.getattr(parent)
+        if name == b"..":
+            raise FileError(errno.EINVAL)  # a path walk knows where it came from: see `resolve`
         if len(name) > NAME_MAX_BYTES:
             raise FileError(errno.ENAMETOOLONG)
         cached = self.lookup_nowait(parent, name)
@@ -280,11 +282,25 @@ class Vfs:
             await self._publish(file)
 
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
+        if name not in await self._xattr_names(ino):
+            raise FileError(errno.ENODATA)
         value: bytes = await self.client.call(GetXattr(ino, name))
         return value
 
     async def listxattr(self, ino: Ino) -> list[bytes]:
-        return list(await self.client.call(ListXattr(ino)))
+        return list(await self._xattr_names(ino))
+
+    async def _xattr_names(self, ino: Ino) -> tuple[bytes, ...]:
+        known = self._cache.xattr_names(ino)
+        if known is not None:
+            return known
+
+        def arrived(answer: Sequence[bytes]) -> tuple[bytes, ...]:
+            self._cache.put_xattr_names(ino, answer)
+            return tuple(answer)
+
+        names: tuple[bytes, ...] = await self.client.call(ListXattr(ino), arrived=arrived)
+        return names
 
     async def setxattr(
         self, caller: Caller, ino: Ino, name: bytes, value: bytes, flags: int
@@ -398,6 +414,8 @@ class Vfs:
 
         def arrived(answer: Any) -> tuple[Attr, bool]:
             attr, created = answer
+            if created:
+                self._cache.put_xattr_names(attr.ino, ())
             return self._arrived_entry(parent, name, attr), created
 
         command = Create(caller, parent, name, mode & 0o7777, exclusive)
