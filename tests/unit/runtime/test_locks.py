@@ -54,8 +54,11 @@ def test_waiters_are_served_in_order_and_writers_do_not_starve() -> None:
     table = LockTable()
     granted: list[int] = []
     table.set(INO, True, lock(1, exclusive=False))
+    table.set(INO, True, lock(4, exclusive=False))
     table.wait(INO, True, lock(2), lambda: granted.append(2))
     table.wait(INO, True, lock(3, exclusive=False), lambda: granted.append(3))
+    table.unlock(INO, True, owner(4), 0, INT64_MAX)
+    assert granted == []
     table.unlock(INO, True, owner(1), 0, INT64_MAX)
     assert granted == [2]
     table.unlock(INO, True, owner(2), 0, INT64_MAX)
