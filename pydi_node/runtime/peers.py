@@ -76,7 +76,7 @@ REGISTER_PERIOD_S = 1.0
 WILDCARDS = ("0.0.0.0", "::")
 
 
-class _Outgoing(asyncio.Protocol):
+class Link(asyncio.Protocol):
     """The connecting side of one session with a node."""
 
     def __init__(self, hello: Hello) -> None:
@@ -84,6 +84,7 @@ class _Outgoing(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._sent_bytes = 0  # content of requests
         # Done when welcomed; its exception says why that didn't happen.
         self.welcomed: asyncio.Future[NodeNumber] = self._loop.create_future()
         self.lost: asyncio.Future[None] = self._loop.create_future()
@@ -140,8 +141,28 @@ class _Outgoing(asyncio.Protocol):
         if self._transport.get_write_buffer_size() < WRITE_MAX_BYTES:
             self._transport.writelines(self._wire.send_peer(plain))
 
-    async def request(self, request: messages.Request, deadline_s: float) -> Any:
+    async def request(
+        self, request: messages.Request, deadline_s: float, payload: bytes = b""
+    ) -> Any:
         """The answer; the node's error; DisconnectedError, DeadlineError, BusyError."""
+        request_id, answer = self.begin(request, deadline_s, payload)
+        try:
+            async with asyncio.timeout_at(deadline_s + 0.5):
+                # Shielded: the one answer still comes after a cancel, and finds its place.
+                return await asyncio.shield(answer)
+        except TimeoutError as exc:
+            raise DeadlineError("the node did not answer in time") from exc
+        except asyncio.CancelledError:
+            self.cancel(request_id)
+            raise
+
+    def begin(
+        self, request: messages.Request, deadline_s: float, payload: bytes = b""
+    ) -> tuple[int, asyncio.Future[Any]]:
+        """Sends it, after all that was sent before; its id, and the future of its answer.
+
+        DisconnectedError, DeadlineError, BusyError  nothing was sent.
+        """
         if not self.is_open:
             raise DisconnectedError("not connected")
         assert self._transport is not None
@@ -151,22 +172,26 @@ class _Outgoing(asyncio.Protocol):
         if left_ms < 1:
             raise DeadlineError("the deadline has passed")
         request_id, buffers = self._wire.send_request(
-            request, deadline_ms=min(left_ms, wire.DEADLINE_MAX_MS)
+            request, payload, deadline_ms=min(left_ms, wire.DEADLINE_MAX_MS)
         )
         answer: asyncio.Future[Any] = self._loop.create_future()
+        answer.add_done_callback(_ignore)  # whoever still waits gets its error all the same
         self._answers[request_id] = answer
+        self._sent_bytes += len(payload)
         self._transport.writelines(buffers)
-        try:
-            async with asyncio.timeout_at(deadline_s + 0.5):
-                # Shielded: the one answer still comes after a cancel, and finds its place.
-                return await asyncio.shield(answer)
-        except TimeoutError as exc:
-            raise DeadlineError("the node did not answer in time") from exc
-        except asyncio.CancelledError:
-            answer.add_done_callback(_ignore)
-            if self.is_open:
-                self._transport.writelines(self._wire.send_cancel(request_id))
-            raise
+        return request_id, answer
+
+    def cancel(self, request_id: int) -> None:
+        """Nobody waits for its answer any more."""
+        if self.is_open:
+            assert self._transport is not None
+            self._transport.writelines(self._wire.send_cancel(request_id))
+
+    @property
+    def taken_bytes(self) -> int:
+        """Content that the other side's machine has taken so far, or is about to."""
+        assert self._transport is not None
+        return self._sent_bytes - self._transport.get_write_buffer_size()
 
     def close(self) -> None:
         self._end(DisconnectedError("closed"))
@@ -197,7 +222,7 @@ class Peers:
         self._credentials = credentials
         self._seeds = tuple(seeds)
         self._loop = asyncio.get_running_loop()
-        self._links: dict[NodeNumber, _Outgoing] = {}
+        self._links: dict[NodeNumber, Link] = {}
         self._tasks: dict[NodeNumber | Address, asyncio.Task[None]] = {}
         self._members: frozenset[NodeNumber] = frozenset()
         self._heard: dict[NodeNumber, Address] = {}  # out of hellos and welcomes: newest
@@ -259,6 +284,25 @@ class Peers:
         if link is None:
             raise DisconnectedError(f"node {number} is not connected")
         return await link.request(request, deadline_s)
+
+    async def open_link(self, number: NodeNumber) -> Link:
+        """One more connection to that node, welcomed; the caller closes it.
+
+        OSError, PydiError, TimeoutError  it can't be reached now.
+        """
+        address = self.address_of(number)
+        if address is None:
+            raise DisconnectedError(f"nobody knows where node {number} is")
+        link = await self._connect(address)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                found = await link.welcomed
+            if found != number:
+                raise DisconnectedError(f"node {found} is where node {number} was")
+        except BaseException:
+            link.close()
+            raise
+        return link
 
     def is_connected(self, number: NodeNumber) -> bool:
         link = self._links.get(number)
@@ -359,7 +403,7 @@ class Peers:
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, RECONNECT_MAX_S)
 
-    async def _use(self, number: NodeNumber, link: _Outgoing) -> None:
+    async def _use(self, number: NodeNumber, link: Link) -> None:
         self._links[number] = link
         _log.info("connected to node %d at %s", number, self.address_of(number))
         try:
@@ -370,7 +414,7 @@ class Peers:
             if self._links.get(number) is link:
                 del self._links[number]
 
-    async def _connect(self, address: Address) -> _Outgoing:
+    async def _connect(self, address: Address) -> Link:
         hello = Hello(
             wire.PROTOCOL_VERSIONS, Role.NODE, self._credentials.cluster, self._node,
             socket.gethostname(), {"address": str(self.address)},
@@ -492,7 +536,7 @@ async def join_cluster(
 
 async def _open(
     address: Address, hello: Hello, context: ssl.SSLContext, credentials: Credentials
-) -> _Outgoing:
+) -> Link:
     """A connection to a node that has proved to be one; its hello is sent.
 
     OSError (nobody there), UserError (it isn't of this cluster).
@@ -501,7 +545,7 @@ async def _open(
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             transport, protocol = await loop.create_connection(
-                lambda: _Outgoing(hello), address.host, address.port, ssl=context,
+                lambda: Link(hello), address.host, address.port, ssl=context,
                 server_hostname="",
             )  # fmt: skip
     except ssl.SSLError as exc:
