@@ -63,7 +63,8 @@ MIND_PERIOD_S = 5.0  # a new member is known, and a returned nearest node used, 
 _BOUND_TO_SESSION = (BlobCreate, BlobWrite, BlobTruncate, BlobSeal, BlobAbort)
 
 EndpointOf = Callable[[str, int], Endpoint]  # host, port of a member of the cluster
-Touch = Callable[[tuple[Ino, ...], tuple[tuple[Ino, bytes], ...]], None]
+# (inodes, names) -> done when nobody here uses them any more; None: at once
+Touch = Callable[[tuple[Ino, ...], tuple[tuple[Ino, bytes], ...]], asyncio.Future[None] | None]
 
 
 class Client:
@@ -302,8 +303,9 @@ class Client:
         if connection is not self._connection:
             return
         expected, self._next_sequence = self._next_sequence, push.sequence + 1
+        told: asyncio.Future[None] | None = None
         if isinstance(push, DropAll) or push.sequence != expected:
             self.on_reset()
         else:
-            self.on_touched(push.touched.inos, push.touched.entries)
-        connection.acknowledge(push.sequence)
+            told = self.on_touched(push.touched.inos, push.touched.entries)
+        connection.acknowledge_when(told, push.sequence)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -86,6 +87,8 @@ class Connection(asyncio.Protocol):
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._waiting: dict[int, _Waiting] = {}
+        # Pushes in order, each with what its effect here waits for.
+        self._unacknowledged: deque[tuple[int, asyncio.Future[None] | None]] = deque()
         self._writable = asyncio.Event()
         self._writable.set()
         self._slot = asyncio.Event()  # fewer requests on their way than the session allows
@@ -139,10 +142,28 @@ class Connection(asyncio.Protocol):
             if waiting.deadline is not None:
                 waiting.deadline.cancel()
 
-    def acknowledge(self, sequence: int) -> None:
-        """All pushes up to this one have taken effect here."""
-        if not self.closed:
-            self._write(self._session.send_acknowledge(sequence))
+    def acknowledge_when(self, told: asyncio.Future[None] | None, sequence: int) -> None:
+        """Tell the node that this push has taken effect here, once ``told`` is done (None: now).
+
+        Whoever made the change waits for this. An acknowledgement covers all pushes before it, so
+        it is sent in order of their numbers.
+        """
+        self._unacknowledged.append((sequence, told))
+        if told is None or told.done():
+            self._acknowledge()
+        else:
+            told.add_done_callback(lambda _: self._acknowledge())
+
+    def _acknowledge(self) -> None:
+        last = 0
+        while self._unacknowledged:
+            sequence, told = self._unacknowledged[0]
+            if told is not None and not told.done():
+                break
+            last = sequence
+            self._unacknowledged.popleft()
+        if last and not self.closed:
+            self._write(self._session.send_acknowledge(last))
 
     def close(self) -> None:
         """End it now; whoever still waits gets DisconnectedError."""

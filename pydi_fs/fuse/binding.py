@@ -191,9 +191,11 @@ class KernelBinding:
         if self._notifier is not None:
             self._notifier.forget_attributes(ino)
 
-    def _on_invalidate(self, inos: tuple[Ino, ...], entries: Entries, everything: bool) -> None:
+    def _on_invalidate(
+        self, inos: tuple[Ino, ...], entries: Entries, everything: bool
+    ) -> asyncio.Future[None] | None:
         if self._notifier is None or self._ended.is_set():
-            return
+            return None
         if self._options.debug:
             log.debug("%s", describe_invalidation(inos, entries, everything))
         if everything:
@@ -201,4 +203,4 @@ class KernelBinding:
         else:
             for ino in inos:
                 self._dispatcher.pages.changed(ino)
-        self._notifier.invalidate(inos, entries, everything)
+        return self._notifier.invalidate(inos, entries, everything)

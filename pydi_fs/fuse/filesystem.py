@@ -7,6 +7,7 @@ and every one but a waiting lock comes back by its own deadline.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
@@ -16,8 +17,8 @@ from pydi_node.records import Attr, DirEntry, Statfs
 
 Entries = tuple[tuple[Ino, bytes], ...]  # names as (parent, name)
 
-# (inodes, names, whether everything is stale)
-OnInvalidate = Callable[[tuple[Ino, ...], Entries, bool], None]
+# (inodes, names, whether everything is stale) -> done when nobody here uses them; None: at once
+OnInvalidate = Callable[[tuple[Ino, ...], Entries, bool], asyncio.Future[None] | None]
 
 
 class FileSystem(Protocol):

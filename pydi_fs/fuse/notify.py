@@ -51,6 +51,7 @@ class _Batch(NamedTuple):
     inos: tuple[Ino, ...]
     entries: Entries
     everything: bool
+    told: asyncio.Future[None]  # done when the kernel uses none of these any more
 
 
 class Notifier:
@@ -88,28 +89,32 @@ class Notifier:
             self._handed_out_before = self._handed_out
             self._handed_out = set()
 
-    def invalidate(self, inos: Iterable[Ino], entries: Entries, everything: bool = False) -> None:
-        """The kernel stops using these within DEADLINE_S. Returns at once.
+    def invalidate(
+        self, inos: Iterable[Ino], entries: Entries, everything: bool = False
+    ) -> asyncio.Future[None]:
+        """The kernel stops using these within DEADLINE_S. Returns at once; the future is done when
+        it has. Without epochs a name behind a local operation may take as long as its time-out.
 
         everything  all names are stale too; ``inos`` are then those that may have content cached.
         """
+        loop = asyncio.get_running_loop()
         self._queued += 1
-        batch = _Batch(self._queued, tuple(inos), entries, everything)
+        batch = _Batch(self._queued, tuple(inos), entries, everything, loop.create_future())
         self._queue.put(batch)
-        if self._has_epoch and entries:
-            asyncio.get_running_loop().call_later(DEADLINE_S, self._overdue, batch)
+        loop.call_later(DEADLINE_S, self._overdue, batch)
+        return batch.told
 
     def forget_attributes(self, ino: Ino) -> None:
         """The kernel asks for the attributes of ``ino`` at their next use. Never blocks."""
         self._send(codec.encode_inval_inode(ino, pages=False))
 
     def _overdue(self, batch: _Batch) -> None:
-        if self._delivered >= batch.serial:
-            return
-        log.debug("an invalidation waits for a local operation; all names are stale instead")
-        self._inc_epoch()
-        for ino in batch.inos:
-            self.forget_attributes(ino)
+        if self._delivered < batch.serial and batch.entries:
+            log.debug("an invalidation waits for a local operation; all names are stale instead")
+            self._inc_epoch()
+            for ino in batch.inos:
+                self.forget_attributes(ino)
+        _resolve(batch.told)
 
     # --- in the thread ----------------------------------------------------------------------------
 
@@ -122,6 +127,10 @@ class Notifier:
                 log.exception("could not tell the kernel of a change")
                 self._inc_epoch()
             self._delivered = batch.serial
+            try:
+                batch.told.get_loop().call_soon_threadsafe(_resolve, batch.told)
+            except RuntimeError:
+                pass  # the loop is closed, and with it everybody who waits
 
     def _deliver(self, batch: _Batch) -> None:
         if batch.everything:
@@ -155,3 +164,8 @@ class Notifier:
             if exc.errno not in _GONE:
                 log.warning("the kernel refused a notification: %s", exc)
         return True
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -73,6 +73,13 @@ FALLOC_PUNCH_HOLE = 0x02
 FALLOC_ZERO_RANGE = 0x10
 
 
+# (inodes, names, whether everything is stale) -> done when the binding's kernel uses none of them
+# any more; None: at once.
+OnInvalidate = Callable[
+    [tuple[Ino, ...], tuple[tuple[Ino, bytes], ...], bool], asyncio.Future[None] | None
+]
+
+
 @dataclass(frozen=True, slots=True)
 class VfsConfig:
     """Options of a Vfs.
@@ -104,9 +111,7 @@ class Vfs:
         self, client: Client, config: VfsConfig, clock: Callable[[], int] = time.time_ns
     ) -> None:
         self.client = client
-        self.on_invalidate: Callable[
-            [tuple[Ino, ...], tuple[tuple[Ino, bytes], ...], bool], None
-        ] = lambda inos, entries, everything: None
+        self.on_invalidate: OnInvalidate = lambda inos, entries, everything: None
         self._clock = clock
         self._cache = NameCache()
         self._area = StagingArea(client, config.staging_dir)
@@ -656,14 +661,16 @@ class Vfs:
         file = self._files.get(attr.ino)
         return attr if file is None else file.overlay(attr)
 
-    def _invalidate(self, inos: tuple[Ino, ...], entries: tuple[tuple[Ino, bytes], ...]) -> None:
-        """Someone else changed these."""
+    def _invalidate(
+        self, inos: tuple[Ino, ...], entries: tuple[tuple[Ino, bytes], ...]
+    ) -> asyncio.Future[None] | None:
+        """Someone else changed these; done when nobody on this machine uses them any more."""
         self._cache.drop(inos, entries)
         for ino in inos:
             file = self._files.get(ino)
             if file is not None:
                 file.stale = True
-        self.on_invalidate(inos, entries, False)
+        return self.on_invalidate(inos, entries, False)
 
     def _reset(self) -> None:
         """The stream of invalidations broke (another node, a gap): nothing cached is certain."""

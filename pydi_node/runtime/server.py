@@ -31,6 +31,7 @@ from pydi_node.errors import (
 )
 from pydi_node.ids import ClientId, NodeNumber, Serial
 from pydi_node.records import Touched
+from pydi_node.runtime.coherence import Coherence, Key
 from pydi_node.runtime.service import Content, Request, Service, Session
 from pydi_node.wire import messages
 from pydi_node.wire import session as wire
@@ -111,8 +112,8 @@ class Connection(asyncio.Protocol):
         self._closing = False
         self.subscribed = False
         # Commands that wait for their answer, and the request that asked for each.
-        self._commands: dict[tuple[ClientId, Serial], int] = {}
-        self._command_of: dict[int, tuple[ClientId, Serial]] = {}
+        self._commands: dict[Key, int] = {}
+        self._command_of: dict[int, Key] = {}
 
     # --- transport --------------------------------------------------------------------------------
 
@@ -198,7 +199,9 @@ class Connection(asyncio.Protocol):
                 self._on_hello(hello)
             case ConnectionEnded():
                 self._close()
-            case PongReceived() | AcknowledgeReceived() | GoodbyeReceived():
+            case AcknowledgeReceived(sequence):
+                self._server.coherence.acknowledged(self, sequence)
+            case PongReceived() | GoodbyeReceived():
                 pass
             case _:
                 raise AssertionError(f"an accepting session gave {event}")
@@ -285,6 +288,11 @@ class Connection(asyncio.Protocol):
         if isinstance(value, PydiError):
             self._answer_error(request_id, value)
             return
+        key = self._command_of.get(request_id)
+        if key is not None and self._server.coherence.hold(
+            key, lambda: self._answer(request_id, value)
+        ):
+            return
         self._forget_command(request_id)
         try:
             if type(value) is Content:
@@ -316,12 +324,13 @@ class Connection(asyncio.Protocol):
         if self._read_paused:
             self._server.loop.call_soon(self._resume)
 
-    def push(self, touched: Sequence[tuple[ClientId, Serial, Touched]]) -> None:
-        """To a subscriber: these are stale. Not what its own command touched: the answer, which
-        follows, says so. Whoever had an error for an answer (a deadline) gets the push."""
-        for client, serial, item in touched:
-            if (client, serial) not in self._commands:
-                self._write(self._wire.send_push(Invalidate(self._wire.push_sequence + 1, item)))
+    def push(self, key: Key, touched: Touched) -> int:
+        """To a subscriber: these are stale. The push's number; 0 for its own command, of which the
+        answer, which follows, tells. Whoever had an error for an answer (a deadline) gets it."""
+        if key in self._commands:
+            return 0
+        self._write(self._wire.send_push(Invalidate(self._wire.push_sequence + 1, touched)))
+        return self._wire.push_sequence
 
     def push_drop_all(self) -> None:
         """To a subscriber: everything may be stale."""
@@ -417,6 +426,12 @@ class Connection(asyncio.Protocol):
         _log.error("internal error with %s: disconnected", self._identity.name, exc_info=error)
         self._abort()
 
+    def cut_off(self, reason: str) -> None:
+        """Disconnect a peer that holds others up; it may come back."""
+        assert self._identity is not None
+        _log.warning("%s disconnected: %s", self._identity.name, reason)
+        self._abort()
+
     def _close(self) -> None:
         if not self._closing and self._transport is not None:
             self._flush()
@@ -444,6 +459,7 @@ class Server:
         self.on_peer = on_peer
         self.loop = asyncio.get_running_loop()
         self.stopping = False
+        self.coherence = Coherence(asyncio.get_running_loop())
         self._connections: set[Connection] = set()
         self._strangers: set[Connection] = set()
         self._tcp_socket: socket.socket | None = None
@@ -534,13 +550,20 @@ class Server:
 
     def remove(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        self.coherence.gone(connection)
         self._strangers.discard(connection)
 
     def push(self, touched: Sequence[tuple[ClientId, Serial, Touched]]) -> None:
-        """Every subscriber drops these."""
-        for connection in self._connections:
-            if connection.subscribed:
-                connection.push(touched)
+        """Every subscriber drops these, before the answers to the commands that did it."""
+        subscribers = [c for c in self._connections if c.subscribed]
+        if not subscribers:
+            return
+        for client, serial, item in touched:
+            key = (client, serial)
+            for connection in subscribers:
+                sequence = connection.push(key, item)
+                if sequence:
+                    self.coherence.pushed(key, connection, sequence)
 
     def push_drop_all(self) -> None:
         for connection in self._connections:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from pydi_fs.fuse.filesystem import OnInvalidate
 from pydi_node.commands import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -89,9 +90,7 @@ class MemoryVfs:
     """See the module. ``clock`` gives ns since 1970."""
 
     def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
-        self.on_invalidate: Callable[
-            [tuple[Ino, ...], tuple[tuple[Ino, bytes], ...], bool], None
-        ] = lambda inos, entries, everything: None
+        self.on_invalidate: OnInvalidate = lambda inos, entries, everything: None
         self.cached = True
         self.block_reads: asyncio.Event | None = None
         self._clock = clock

@@ -160,6 +160,7 @@ class WireClient:
         )
         self.answers: dict[int, Any] = {}  # value, (value, payload) or exception, by request id
         self.pushes: list[Push] = []
+        self.acknowledges = True  # False: as a mount that hangs
         self.welcome: Welcome | None = None
         self.goodbye = False
         self.client = ClientId(secrets.randbits(62) + 1)
@@ -230,7 +231,18 @@ class WireClient:
 
     def create(self, name: bytes) -> Result:
         """An empty file in the root."""
-        return self.execute(Create(ROOT_CALLER, ROOT_INO, name, 0o644, True))
+        result: Result = self.wait(self.send_create(name))
+        return result
+
+    def send_create(self, name: bytes) -> int:
+        """As `create`, without waiting; the request's id."""
+        self.serial += 1
+        command = Create(ROOT_CALLER, ROOT_INO, name, 0o644, True)
+        return self.send(Execute(self.client, Serial(self.serial), command))
+
+    def acknowledge(self) -> None:
+        """All pushes so far have taken effect."""
+        self._write(self.session.send_acknowledge(self.pushes[-1].sequence))
 
     def read(self) -> None:
         """Waits for bytes and sorts what they bring. ConnectionError when the node hung up."""
@@ -254,6 +266,8 @@ class WireClient:
                     raise Refused(sentence)
                 case PushReceived(push):
                     self.pushes.append(push)
+                    if self.acknowledges:
+                        self._write(self.session.send_acknowledge(push.sequence))
                 case GoodbyeReceived():
                     self.goodbye = True
                 case ConnectionEnded():

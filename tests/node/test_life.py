@@ -371,14 +371,34 @@ def test_pushes_tell_everybody_but_the_one_who_did_it(node: NodeProcess) -> None
     with node.connect() as client, node.connect() as other:
         for subscriber in (client, other):
             subscriber.call(Subscribe())
-        result = client.create(b"a")
-        assert (ROOT_INO, b"a") in result.touched.entries
-        other.call(Lookup(ROOT_INO, b"a"))
+        request = client.send_create(b"a")
+        while not other.pushes:
+            other.read()
+        assert (ROOT_INO, b"a") in client.wait(request).touched.entries
         pushes = [push for push in other.pushes if isinstance(push, Invalidate)]
         assert [push.sequence for push in pushes] == list(range(1, len(pushes) + 1))
         assert (ROOT_INO, b"a") in [entry for push in pushes for entry in push.touched.entries]
         client.call(Lookup(ROOT_INO, b"a"))
         assert client.pushes == []
+
+
+def test_a_change_is_answered_only_after_every_subscriber_dropped_it(node: NodeProcess) -> None:
+    """Goal: one truth over caches. Method: a subscriber that is silent holds the answer up; it
+    comes when the subscriber acknowledges, or is disconnected."""
+    with node.connect() as silent, node.connect() as writer:
+        silent.call(Subscribe())
+        silent.acknowledges = False
+        request = writer.send_create(b"held")
+        while not silent.pushes:
+            silent.read()
+        # Answers leave in order: the one to the command would have come first.
+        assert writer.call(Lookup(ROOT_INO, b"held")).is_regular
+        assert request not in writer.answers, "answered while a cache may show the old state"
+        silent.acknowledge()
+        assert writer.wait(request).errno == 0
+        assert writer.create(b"cut").errno == 0, "a silent mount holds nobody up for ever"
+        with pytest.raises(ConnectionError):
+            silent.call(Lookup(ROOT_INO, b"cut"))
 
 
 def test_unsealed_blob_goes_with_its_session(node: NodeProcess) -> None:
