@@ -39,9 +39,11 @@ from pydi_node.runtime.housekeeping import Housekeeping
 from pydi_node.runtime.locking import Locking
 from pydi_node.runtime.logs import LogContext, configure_logging
 from pydi_node.runtime.peers import Peers, join_cluster
+from pydi_node.runtime.replication import Replication
 from pydi_node.runtime.server import Server
 from pydi_node.runtime.service import Service
 from pydi_node.runtime.status import Status
+from pydi_node.runtime.transfers import Transfers
 from pydi_node.runtime.treefiles import TreeFiles
 from pydi_node.wire.trust import (
     CLUSTER_ID_BYTES,
@@ -252,12 +254,14 @@ class _Node:
         peers.driver = driver
         service = Service(driver, store, identity.number, identity.cluster)
         service.locking = Locking(peers, identity.number)
+        transfers = Transfers(peers, store, identity.number)
+        service.replication = Replication(service, transfers)
         admission = Admission(credentials, identity.number, service, peers)
         server = Server(service, admission, peers.receive)
         status = Status(service, server, peers)
         housekeeping = Housekeeping(service, peers, store, server)
         service.admin |= status.admin | peers.admin(service) | housekeeping.admin
-        service.admin |= service.locking.admin
+        service.admin |= service.locking.admin | transfers.admin
         if raft.membership.voters == (identity.number,):
             raft.campaign()  # nobody else could win: no need to wait for the time-out
         driver.start()
@@ -273,6 +277,7 @@ class _Node:
                     ("peers", peers.run()),
                     ("housekeeping", housekeeping.run()),
                     ("locks", service.locking.run()),
+                    ("transfers", transfers.run()),
                     ("certificates", peers.renew_certificates(server)),
                 )
             ]

@@ -22,7 +22,7 @@ from pydi_node.errors import (
     FileError,
     UserError,
 )
-from pydi_node.ids import ClientId, Ino, NodeNumber, Serial
+from pydi_node.ids import BlobId, ClientId, Ino, NodeNumber, Serial
 from pydi_node.records import BlobInfo, Result, Statfs
 from pydi_node.runtime.driver import Driver, Outcome
 from pydi_node.tree.machine import Tree
@@ -32,6 +32,7 @@ from pydi_node.wire.messages import LockHolder, Role
 
 if TYPE_CHECKING:
     from pydi_node.runtime.locking import Locking
+    from pydi_node.runtime.replication import Copies, Replication
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class _BlobWriter:
     """A blob being written; the lock keeps its requests in the order of their arrival."""
 
     writer: Writer
+    copies: Copies | None  # on other nodes; None: this is such a copy itself
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -92,6 +94,7 @@ class Service:
         self.node = node
         self.cluster = cluster
         self.locking: Locking  # set by node.py before anything is served
+        self.replication: Replication  # likewise
         self.sessions: dict[int, Session] = {}
         self.holds: dict[Ino, int] = {}  # opens of all sessions together
         self.admin: dict[str, Callable[[Request, dict[str, Any]], Any]] = {
@@ -233,7 +236,14 @@ class Service:
 
     async def _blob_create(self, request: Request) -> int:
         writer = await self._begin_writer(request.session, self.store.create)
+        writer.copies = self.replication.copies_of(writer.writer.blob)
         return int(writer.writer.blob)
+
+    async def _replica_create(self, request: Request) -> None:
+        blob = request.message.blob
+        if blob in request.session.writers:
+            raise FileError(errno.EEXIST)
+        await self._begin_writer(request.session, lambda: self.store.follow(blob))
 
     async def _begin_writer(self, session: Session, make: Callable[[], Writer]) -> _BlobWriter:
         if len(session.writers) >= WRITERS_PER_SESSION_MAX:
@@ -242,7 +252,7 @@ class Service:
         if session.number not in self.sessions:
             await self.in_pool(made.abort)  # the session ended meanwhile
             raise FileError(errno.EINTR)
-        writer = session.writers[made.blob] = _BlobWriter(made)
+        writer = session.writers[made.blob] = _BlobWriter(made, None)
         return writer
 
     def _writer(self, request: Request) -> _BlobWriter:
@@ -252,32 +262,60 @@ class Service:
         return writer
 
     def _blob_write(self, request: Request) -> Awaitable[None]:
-        return self._with_writer(
-            request, lambda writer: writer.write(request.message.offset, request.payload)
-        )
+        offset, payload = request.message.offset, request.payload
+
+        async def write(writer: _BlobWriter) -> None:
+            here = self.in_pool(lambda: writer.writer.write(offset, payload))
+            if writer.copies is None:
+                await here
+            else:
+                await asyncio.gather(here, writer.copies.write(offset, payload))
+
+        return self._with_writer(request, write)
 
     def _blob_truncate(self, request: Request) -> Awaitable[None]:
-        return self._with_writer(request, lambda writer: writer.truncate(request.message.size))
+        size = request.message.size
 
-    async def _with_writer(self, request: Request, work: Callable[[Writer], Any]) -> Any:
+        async def truncate(writer: _BlobWriter) -> None:
+            await self.in_pool(lambda: writer.writer.truncate(size))
+            if writer.copies is not None:
+                await writer.copies.truncate(size)
+
+        return self._with_writer(request, truncate)
+
+    async def _with_writer(
+        self, request: Request, work: Callable[[_BlobWriter], Awaitable[Any]]
+    ) -> Any:
         """Runs ``work`` after all earlier requests for the blob; an error drops the blob."""
         writer = self._writer(request)
         async with writer.turn:
             if request.session.writers.get(writer.writer.blob) is not writer:
                 raise BlobMissingError("an earlier write of this blob failed")
             try:
-                return await self.in_pool(lambda: work(writer.writer))
+                return await work(writer)
             except Exception:
                 request.session.writers.pop(writer.writer.blob, None)
+                if writer.copies is not None:
+                    writer.copies.abort()
                 raise
 
     async def _blob_seal(self, request: Request) -> BlobInfo:
         message = request.message
-        seal = await self._with_writer(
-            request, lambda writer: writer.seal(message.size, message.checksum)
-        )
+
+        async def seal(writer: _BlobWriter) -> BlobInfo:
+            stored = asyncio.ensure_future(
+                self.in_pool(lambda: writer.writer.seal(message.size, message.checksum))
+            )
+            if writer.copies is None:
+                await stored
+                return BlobInfo(message.blob, message.size, message.checksum, (self.node,))
+            return await writer.copies.seal(stored, message.size, message.checksum)
+
+        if request.session.role is Role.NODE and message.checksum is None:
+            raise FileError(errno.EINVAL, "a copy is sealed with its checksum")
+        info: BlobInfo = await self._with_writer(request, seal)
         request.session.writers.pop(message.blob, None)
-        return BlobInfo(message.blob, seal.size, seal.checksum, (self.node,))
+        return info
 
     async def _blob_abort(self, request: Request) -> None:
         writer = request.session.writers.pop(request.message.blob, None)
@@ -286,11 +324,12 @@ class Service:
 
     async def _abort(self, writer: _BlobWriter) -> None:
         async with writer.turn:
+            if writer.copies is not None:
+                writer.copies.abort()
             await self.in_pool(writer.writer.abort)
 
-    async def _blob_put(self, request: Request) -> BlobInfo:
-        blob, seal = await self.in_pool(lambda: self.store.put(request.payload))
-        return BlobInfo(blob, seal.size, seal.checksum, (self.node,))
+    def _blob_put(self, request: Request) -> Awaitable[BlobInfo]:
+        return self.replication.put(request.payload)
 
     async def _replica_put(self, request: Request) -> None:
         info = request.message.info
@@ -302,29 +341,31 @@ class Service:
 
         await self.in_pool(store)
 
-    async def _replica_create(self, request: Request) -> None:
-        blob = request.message.blob
-        if blob in request.session.writers:
-            raise FileError(errno.EEXIST)
-        await self._begin_writer(request.session, lambda: self.store.follow(blob))
-
     async def _blob_read(self, request: Request) -> Content:
         message = request.message
-        return Content(
-            await self.in_pool(
-                lambda: self.store.read(message.blob, message.offset, message.length)
+        if request.session.role is Role.NODE:
+            # It asks each holder itself: passing its question on could go round in circles.
+            read = self.replication.read_here(
+                message.blob, self._known_blob(message.blob), message.offset, message.length
             )
-        )
+        else:
+            read = self.replication.read(
+                message.blob, message.offset, message.length, request.deadline_s
+            )
+        return Content(await read)
+
+    def _known_blob(self, blob: BlobId) -> BlobInfo | None:
+        try:
+            return self.tree.blob(blob)
+        except FileError:
+            return None
 
     async def _blob_verify(self, request: Request) -> None:
         info = self.tree.blob(request.message.blob)
         await self.in_pool(lambda: self.store.verify(info.blob, info.size, info.checksum))
 
     async def _blob_copy(self, request: Request) -> None:
-        info = request.message.info
-        if not self.store.has(info.blob):
-            raise BlobMissingError("this node can't fetch from others yet")
-        await self.in_pool(lambda: self.store.verify(info.blob, info.size, info.checksum))
+        await self.replication.hold(request.message.info)
 
     # --- locks ------------------------------------------------------------------------------------
 

@@ -1,0 +1,457 @@
+"""Content survives the loss of a node: copies while it is written, other holders while it is read.
+
+Called by service.py for every request about blobs; made by node.py.
+
+Writing. The first copy is this node's. The others go out at the same time: a small blob as one
+message while it is synced here, a large one chunk by chunk as it arrives. Whoever confirmed a
+verified and durable copy is a holder, nobody else. A node that is slow or dead holds a writer up
+for STALL_S; then the blob goes on with the copies it has, and repair adds the rest.
+
+Reading. Content that this node does not hold, or not any more, comes from a holder: the fastest
+first, a second one when the first takes longer than HEDGE_S. What is read here is known to be what
+was written: a file is hashed before its first byte is given out and whenever it changed since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+from blake3 import blake3
+
+from pydi_node.blobs.placement import choose
+from pydi_node.blobs.store import BlobSeal, BlobStore
+from pydi_node.errors import (
+    BlobCorruptError,
+    BlobError,
+    BlobMissingError,
+    DeadlineError,
+    FileError,
+    NoSpaceError,
+    PydiError,
+    UnavailableError,
+)
+from pydi_node.ids import BlobId, NodeNumber, blob_name
+from pydi_node.records import BlobInfo
+from pydi_node.runtime.service import Service
+from pydi_node.runtime.transfers import STALL_S, Relay, Transfers
+from pydi_node.wire.messages import BlobCopy, BlobRead
+
+_log = logging.getLogger(__name__)
+
+HEDGE_S = 0.25  # several times what a loaded node takes for a chunk from its disk
+# A holder that restarts is back within this; a reader would rather wait than fail.
+WAIT_HOLDER_S = 3.0
+# Hashing this much takes less than 0.1 s. Larger files are hashed while they are read from: their
+# reader could not wait for it.
+VERIFY_FIRST_MAX_BYTES = 64 << 20
+VERIFIED_MAX = 1 << 16  # files remembered as hashed, some 200 bytes each
+# A large blob that lost a copy on its way is copied by repair: its writer can't wait so long.
+SUBSTITUTE_MAX_BYTES = 64 << 20
+
+# inode, size, time of the last change of content and of anything: a file that has the same is the
+# one that was hashed.
+_Identity = tuple[int, int, int, int]
+
+
+class _Found(NamedTuple):
+    """A range of a local file."""
+
+    data: bytes
+    identity: _Identity
+    is_hashed: bool
+
+
+class Replication:
+    """See the module's text."""
+
+    def __init__(self, service: Service, transfers: Transfers) -> None:
+        self.transfers = transfers
+        self._service = service
+        self._store: BlobStore = service.store
+        self._node = service.node
+        self._loop = asyncio.get_running_loop()
+        self._verified: OrderedDict[BlobId, _Identity] = OrderedDict()
+        self._fetching: dict[BlobId, asyncio.Task[None]] = {}
+        self._throttle_free_s = 0.0  # when the next fetched byte may come
+        # A copy that the tree counts on is not here, or damaged; repairing.py sees to it.
+        self.on_lost: Callable[[BlobInfo], None] = lambda info: None
+        self.on_doubt: Callable[[BlobInfo], None] = lambda info: None
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    async def put(self, payload: bytes) -> BlobInfo:
+        """A new blob, durable on all the holders it names: this node and as many as it should have,
+        or fewer when the others can't in time.
+
+        NoSpaceError  no node has room. OSError  the disk of this node failed.
+        """
+        wanted = self._copies_elsewhere()
+        nodes = self._candidates(len(payload))
+        copies: list[asyncio.Task[NodeNumber | None]] = []
+        made: list[BlobInfo] = []
+
+        def push() -> None:
+            copy = self._on_one_of(
+                nodes,
+                lambda number: self.transfers.push(number, made[0], payload),
+                self._loop.time() + STALL_S,
+            )
+            copies.append(self._loop.create_task(copy))
+
+        def begin(info: BlobInfo) -> None:
+            made.append(info)
+            for _ in range(min(wanted, len(nodes))):
+                push()
+
+        holders = []
+        try:
+            await self._service.in_pool(lambda: self._store_new(payload, begin))
+            holders.append(self._node)
+        except NoSpaceError:
+            if not made or not nodes:
+                raise
+            push()
+        except BaseException:
+            for copy in copies:
+                copy.cancel()
+            raise
+        for copy in copies:
+            number = await copy
+            if number is not None:
+                holders.append(number)
+        if not holders:
+            raise NoSpaceError("this node is full, and no other took the content")
+        (info,) = made
+        return info._replace(holders=tuple(sorted(holders)))
+
+    def _store_new(self, payload: bytes, begin: Callable[[BlobInfo], None]) -> None:
+        """In a thread: the blob is durable here. ``begin`` runs in the loop as soon as it has a
+        name, so the copies travel while this node's disk works."""
+        checksum = blake3(payload).digest()
+        with self._store.create() as writer:
+            info = BlobInfo(writer.blob, len(payload), checksum, ())
+            self._loop.call_soon_threadsafe(begin, info)
+            writer.write(0, payload)
+            writer.seal(len(payload), checksum)
+
+    def copies_of(self, blob: BlobId) -> Copies:
+        """The copies of a blob that is about to be written here."""
+        return Copies(self, blob)
+
+    def _copies_elsewhere(self) -> int:
+        return self._service.tree.settings()["replicas"] - 1
+
+    def _candidates(self, size: int) -> deque[NodeNumber]:
+        """Other nodes that can take a copy, best first."""
+        states = self.transfers.states()
+        return deque(choose(states, len(states), exclude={self._node}, size=size))
+
+    async def _on_one_of(
+        self,
+        nodes: deque[NodeNumber],
+        copy: Callable[[NodeNumber], Awaitable[Any]],
+        until_s: float,
+    ) -> NodeNumber | None:
+        """The node where ``copy`` succeeded; it takes them out of ``nodes``, one after the other.
+        None when there was none in time."""
+        while nodes and self._loop.time() < until_s:
+            number = nodes.popleft()
+            try:
+                await copy(number)
+            except (UnavailableError, BlobError, NoSpaceError, OSError) as exc:
+                _log.info("no copy on node %d: %s", number, exc)
+            else:
+                return number
+        return None
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    async def read(self, blob: BlobId, offset: int, length: int, deadline_s: float) -> bytes:
+        """Bytes ``[offset, offset + length)``, from wherever they are; shorter only at the end.
+
+        BlobMissingError  no holder that can be asked has a good copy; it names them.
+        """
+        info = await self._info(blob, deadline_s)
+        try:
+            return await self.read_here(blob, info, offset, length)
+        except (BlobMissingError, BlobCorruptError):
+            if info is None:
+                raise
+            if self._node in info.holders:
+                self.on_lost(info)
+        return await self._read_elsewhere(info, offset, length, deadline_s)
+
+    async def read_here(
+        self, blob: BlobId, info: BlobInfo | None, offset: int, length: int
+    ) -> bytes:
+        """The same out of this node's own store. BlobMissingError, BlobCorruptError.
+
+        info  what the tree says of it; None: nothing, so nobody can tell whether it is right.
+        """
+        known = self._verified.get(blob)
+        found: _Found = await self._service.in_pool(
+            lambda: self._read_file(blob, info, known, offset, length)
+        )
+        if info is not None and found.identity != known:
+            self._verified[blob] = found.identity
+            self._verified.move_to_end(blob)
+            if len(self._verified) > VERIFIED_MAX:
+                self._verified.popitem(last=False)
+            if not found.is_hashed:
+                self.on_doubt(info)
+        return found.data
+
+    def _read_file(
+        self, blob: BlobId, info: BlobInfo | None, known: _Identity | None, offset: int, length: int
+    ) -> _Found:
+        fd = self._store.open(blob)
+        try:
+            status = os.fstat(fd)
+        finally:
+            os.close(fd)
+        identity = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        is_hashed = True
+        if info is not None and identity != known:
+            is_hashed = info.size <= VERIFY_FIRST_MAX_BYTES
+            if is_hashed or status.st_size != info.size:
+                self._store.verify(blob, info.size, info.checksum)
+        return _Found(self._store.read(blob, offset, length), identity, is_hashed)
+
+    async def _info(self, blob: BlobId, deadline_s: float) -> BlobInfo | None:
+        """What the tree says of a blob; None when it says nothing."""
+        driver = self._service.driver
+        try:
+            return self._service.tree.blob(blob)
+        except FileError:
+            if driver.replica.reads_are_current:
+                return None
+        # Committed through another node, and not yet applied here.
+        await driver.wait_current(min(deadline_s, self._loop.time() + WAIT_HOLDER_S))
+        try:
+            return self._service.tree.blob(blob)
+        except FileError:
+            return None
+
+    async def _read_elsewhere(
+        self, info: BlobInfo, offset: int, length: int, deadline_s: float
+    ) -> bytes:
+        expected = max(0, min(length, info.size - offset))
+        if expected == 0:
+            return b""
+        until_s = min(deadline_s - 0.1, self._loop.time() + WAIT_HOLDER_S)
+        while True:
+            failures: dict[NodeNumber, str] = {
+                n: "not reachable" for n in info.holders if not self.transfers.is_up(n)
+            }
+            request = BlobRead(info.blob, offset, expected)
+            data = await self._ask(info, request, deadline_s, failures)
+            if data is not None:
+                return data
+            if self._loop.time() >= until_s:
+                break
+            await self.transfers.wait_arrival(until_s - self._loop.time())
+            # Repair may have made another copy meanwhile.
+            info = await self._info(info.blob, deadline_s) or info
+        told = "; ".join(f"node {n}: {why}" for n, why in sorted(failures.items()))
+        raise BlobMissingError(f"no copy of blob {blob_name(info.blob)} can be read ({told})")
+
+    async def _ask(
+        self,
+        info: BlobInfo,
+        request: BlobRead,
+        deadline_s: float,
+        failures: dict[NodeNumber, str],
+    ) -> bytes | None:
+        """The bytes from the first holder that gives them; None, and why in ``failures``."""
+        nodes = deque(self.transfers.sources(info.holders))
+        asked: dict[asyncio.Future[Any], tuple[NodeNumber, int]] = {}
+        try:
+            while nodes or asked:
+                if nodes:
+                    number = nodes.popleft()
+                    try:
+                        request_id, answer = self.transfers.begin(number, request)
+                    except UnavailableError as exc:
+                        failures[number] = str(exc)
+                        continue
+                    asked[answer] = number, request_id
+                left_s = deadline_s - self._loop.time()
+                done, _ = await asyncio.wait(
+                    asked,
+                    timeout=min(HEDGE_S, left_s) if nodes else left_s,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for answer in done:
+                    number, _ = asked.pop(answer)
+                    error = answer.exception()
+                    if error is None and len(answer.result()) == request.length:
+                        data: bytes = answer.result()
+                        return data
+                    failures[number] = str(error or "it has less than there should be")
+                if self._loop.time() >= deadline_s:
+                    failures.update({number: "no answer in time" for number, _ in asked.values()})
+                    break
+        finally:
+            for number, request_id in asked.values():
+                if self.transfers.is_up(number):
+                    self.transfers.link(number).cancel(request_id)
+        return None
+
+    # --- a copy for this node ---------------------------------------------------------------------
+
+    async def hold(self, info: BlobInfo) -> None:
+        """This node holds a verified copy. Errors of ``Transfers.fetch``."""
+        if self._store.has(info.blob):
+            try:
+                await self._service.in_pool(
+                    lambda: self._store.verify(info.blob, info.size, info.checksum)
+                )
+                return
+            except BlobError:
+                pass  # in quarantine now: it is fetched like one that was never here
+        task = self._fetching.get(info.blob)
+        if task is None:
+            task = self._loop.create_task(self._fetch(info))
+            self._fetching[info.blob] = task
+            task.add_done_callback(lambda _: self._fetching.pop(info.blob))
+        # Two may wait for one fetch; one that gives up must not end it for the other.
+        await asyncio.shield(task)
+
+    async def _fetch(self, info: BlobInfo) -> None:
+        error: Exception | None = None
+        for source in self.transfers.sources(info.holders):
+            try:
+                await self.transfers.fetch(source, info, self._service.in_pool, self._throttle)
+                return
+            except (UnavailableError, BlobError) as exc:
+                _log.info("blob %s from node %d: %s", blob_name(info.blob), source, exc)
+                error = exc
+        raise BlobMissingError(f"no holder of blob {blob_name(info.blob)} can give it") from error
+
+    async def _throttle(self, length: int) -> None:
+        """Returns when that many bytes may be fetched."""
+        rate = self._service.tree.settings()["repair_bytes_per_s"]
+        now_s = self._loop.time()
+        start_s = max(self._throttle_free_s, now_s)
+        self._throttle_free_s = start_s + length / rate
+        if start_s > now_s:
+            await asyncio.sleep(start_s - now_s)
+
+
+class Copies:
+    """The copies of one blob on other nodes, growing while it is written here.
+
+    One method at a time, in the order of the blob's requests. None of them raises: a copy that
+    fails is left out.
+    """
+
+    def __init__(self, replication: Replication, blob: BlobId) -> None:
+        self._replication = replication
+        self._transfers = replication.transfers
+        self._blob = blob
+        self._loop = asyncio.get_running_loop()
+        self._relays: list[Relay] | None = None  # None before the first write
+        self._wanted = 0
+
+    async def write(self, offset: int, payload: bytes) -> None:
+        await self._each(lambda relay: relay.write(offset, payload))
+
+    async def truncate(self, size: int) -> None:
+        await self._each(lambda relay: relay.truncate(size))
+
+    async def seal(
+        self, stored: asyncio.Future[BlobSeal], size: int, checksum: bytes | None
+    ) -> BlobInfo:
+        """The blob with all that hold it.
+
+        stored  the seal on this node, under way. Its errors come through.
+        """
+        seal = BlobSeal(size, checksum) if checksum else await asyncio.shield(stored)
+        started_s = self._loop.time()
+
+        async def begin_seal(relay: Relay) -> None:
+            relay.begin_seal(seal.size, seal.checksum)
+
+        await self._each(begin_seal)
+        await stored
+        # Where syncing takes long here, it takes long there.
+        stall_s = STALL_S + self._loop.time() - started_s
+        await self._each(lambda relay: relay.finish(stall_s))
+        holders = {self._replication._node}
+        holders |= {relay.number for relay in self._relays or ()}
+        info = BlobInfo(self._blob, seal.size, seal.checksum, tuple(sorted(holders)))
+        return await self._complete(info)
+
+    def abort(self) -> None:
+        """The copies are dropped."""
+        for relay in self._relays or ():
+            relay.abort()
+        self._relays = []
+
+    async def _each(self, work: Callable[[Relay], Awaitable[None]]) -> None:
+        if self._relays is None:
+            await self._begin()
+        assert self._relays is not None
+        await asyncio.gather(*[self._try(relay, work) for relay in self._relays])
+
+    async def _try(self, relay: Relay, work: Callable[[Relay], Awaitable[None]]) -> None:
+        assert self._relays is not None
+        try:
+            await work(relay)
+        except (PydiError, OSError) as exc:
+            _log.info("the copy of blob %s on node %d is given up: %s",
+                      blob_name(self._blob), relay.number, exc)  # fmt: skip
+            relay.abort()
+            self._relays = [kept for kept in self._relays if kept is not relay]
+
+    async def _begin(self) -> None:
+        replication = self._replication
+        self._relays = []
+        self._wanted = replication._copies_elsewhere()
+        nodes = replication._candidates(0)
+        until_s = self._loop.time() + STALL_S
+
+        async def begin(number: NodeNumber) -> None:
+            relay = Relay(self._transfers, number, self._blob)
+            try:
+                await relay.begin()
+            except BaseException:
+                relay.abort()
+                raise
+            assert self._relays is not None
+            self._relays.append(relay)
+
+        await asyncio.gather(
+            *[
+                replication._on_one_of(nodes, begin, until_s)
+                for _ in range(min(self._wanted, len(nodes)))
+            ]
+        )
+
+    async def _complete(self, info: BlobInfo) -> BlobInfo:
+        """Copies that failed on their way are made elsewhere, if that takes no longer than a
+        writer can wait."""
+        replication = self._replication
+        missing = self._wanted + 1 - len(info.holders)
+        if missing <= 0 or info.size > SUBSTITUTE_MAX_BYTES:
+            return info
+        nodes = deque(n for n in replication._candidates(info.size) if n not in info.holders)
+        until_s = self._loop.time() + STALL_S
+
+        async def copy(number: NodeNumber) -> None:
+            try:
+                async with asyncio.timeout_at(until_s):
+                    await self._transfers.request(number, BlobCopy(info), until_s)
+            except TimeoutError as exc:
+                raise DeadlineError("the copy takes too long") from exc
+
+        made = await asyncio.gather(
+            *[replication._on_one_of(nodes, copy, until_s) for _ in range(min(missing, len(nodes)))]
+        )
+        holders = {*info.holders, *[number for number in made if number is not None]}
+        return info._replace(holders=tuple(sorted(holders)))

@@ -1,0 +1,385 @@
+"""Content on its way between nodes: links of their own, what each node reports, copies that grow.
+
+Made by node.py; replication.py and repairing.py move content through it. Each node keeps one link
+to every other member beside the one for consensus, so that a gigabyte under way delays no
+heartbeat. Over it the others also report how full they are, which is all that placement knows of
+them: a node that has not reported since its link broke takes no copy.
+
+Nothing here waits without an end. Who makes no progress for STALL_S is given up, and avoided for a
+while; the caller goes on with other nodes, or with fewer copies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from pydi_node.blobs.placement import NodeState
+from pydi_node.blobs.store import BlobStore, Usage, Writer
+from pydi_node.errors import (
+    BlobCorruptError,
+    DeadlineError,
+    DisconnectedError,
+    PydiError,
+    RemoteProtocolError,
+)
+from pydi_node.ids import BlobId, NodeNumber, blob_name
+from pydi_node.records import BlobInfo
+from pydi_node.runtime.peers import Link, Peers
+from pydi_node.runtime.service import Request
+from pydi_node.wire.messages import (
+    Admin,
+    BlobAbort,
+    BlobRead,
+    BlobSeal,
+    BlobTruncate,
+    BlobVerify,
+    BlobWrite,
+    ReplicaCreate,
+    ReplicaPut,
+)
+from pydi_node.wire.messages import Request as Message
+
+_log = logging.getLogger(__name__)
+
+STALL_S = 2.0  # the longest that a slow node holds up a writer
+AVOID_S = 10.0  # who stalled gets no new copies for so long
+REPORT_PERIOD_S = 2.0
+REPORT_TIMEOUT_S = 2.0
+MEMBERS_PERIOD_S = 0.2  # how soon a new member is noticed
+RECONNECT_MIN_S = 0.1
+RECONNECT_MAX_S = 2.0
+REQUEST_DEADLINE_S = 300.0  # for the other side; who waits here looks at the progress
+CHUNK_BYTES = 1 << 20  # of a fetch
+FETCH_WINDOW = 4  # chunks on their way at once: hides the round trip, bounds memory
+RELAY_WINDOW_BYTES = 4 << 20  # of one growing copy, sent and not confirmed
+LINK_WINDOW_BYTES = 32 << 20  # of all on one link; beyond it each write waits for its own answer
+
+
+class _Node:
+    """Another node that is connected and has reported."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.usage = Usage(0, 0, 0, 0)
+        self.latency_s = 0.0  # of a small request, averaged
+        self.relayed_bytes = 0  # sent by relays and not confirmed
+
+
+class Transfers:
+    """See the module's text."""
+
+    def __init__(self, peers: Peers, store: BlobStore, node: NodeNumber) -> None:
+        self.node = node
+        self._peers = peers
+        self._store = store
+        self._loop = asyncio.get_running_loop()
+        self._nodes: dict[NodeNumber, _Node] = {}
+        self._tasks: dict[NodeNumber, asyncio.Task[None]] = {}
+        self._avoided_until_s: dict[NodeNumber, float] = {}
+        self._arrived = asyncio.Event()
+        self.admin: dict[str, Callable[[Request, dict[str, Any]], Any]] = {
+            "store-usage": lambda _, __: list(store.usage()),
+            "content-links": lambda _, __: sorted(self._nodes),
+        }
+
+    # --- what is known of the others --------------------------------------------------------------
+
+    def states(self, *, for_new: bool = True) -> list[NodeState]:
+        """Every member, this node too, as placement wants to see it; by number.
+
+        for_new  whoever stalled a while ago counts as down: a writer would wait for it.
+        """
+        tree = self._peers.driver.replica.tree
+        books = {info.number: info for info in tree.nodes()}
+        now_s = self._loop.time()
+        states = []
+        for number in sorted(self._peers.members | {self.node}):
+            other = self._nodes.get(number)
+            usage = self._store.usage() if number == self.node else other and other.usage
+            info = books.get(number)
+            states.append(
+                NodeState(
+                    number,
+                    up=usage is not None
+                    and not (for_new and self._avoided_until_s.get(number, 0.0) > now_s),
+                    draining=info is not None and info.state != "up",
+                    witness=info is not None and info.witness,
+                    stored_bytes=usage.stored if usage else 0,
+                    free_bytes=usage.free if usage else 0,
+                    total_bytes=usage.total if usage else 0,
+                    files=usage.files if usage else 0,
+                )
+            )
+        return states
+
+    def is_up(self, number: NodeNumber) -> bool:
+        """Whether it can be asked for content now."""
+        return number == self.node or number in self._nodes
+
+    def sources(self, holders: tuple[NodeNumber, ...]) -> list[NodeNumber]:
+        """Those of the holders, this node left out, that can be asked; the fastest first."""
+        now_s = self._loop.time()
+        return sorted(
+            (number for number in holders if number in self._nodes),
+            key=lambda n: (
+                self._avoided_until_s.get(n, 0.0) > now_s,
+                self._nodes[n].latency_s,
+                n,
+            ),
+        )
+
+    async def wait_arrival(self, timeout_s: float) -> None:
+        """Until another node can be asked that could not before, at most so long."""
+        self._arrived.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._arrived.wait()
+        except TimeoutError:
+            pass  # the caller looks again at what there is
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def begin(
+        self, number: NodeNumber, request: Message, payload: bytes = b""
+    ) -> tuple[int, asyncio.Future[Any]]:
+        """Sends it, after what was sent there before; its id and the future of its answer.
+
+        DisconnectedError, BusyError  nothing was sent.
+        """
+        deadline_s = self._loop.time() + REQUEST_DEADLINE_S
+        return self.link(number).begin(request, deadline_s, payload)
+
+    def link(self, number: NodeNumber) -> Link:
+        """Its link. DisconnectedError."""
+        node = self._nodes.get(number)
+        if node is None:
+            raise DisconnectedError(f"node {number} is not connected")
+        return node.link
+
+    async def answer(
+        self, number: NodeNumber, answer: asyncio.Future[Any], stall_s: float = STALL_S
+    ) -> Any:
+        """The answer, however long it takes as long as there is progress.
+
+        DeadlineError  no byte went out for ``stall_s``: the node is avoided for a while.
+        The node's own errors; DisconnectedError.
+        """
+        link = self.link(number)
+        while not answer.done():
+            taken_bytes = link.taken_bytes
+            await asyncio.wait([answer], timeout=stall_s)
+            if not answer.done() and link.taken_bytes == taken_bytes:
+                self._avoided_until_s[number] = self._loop.time() + AVOID_S
+                raise DeadlineError(f"node {number} made no progress for {stall_s:.1f} s")
+        return answer.result()
+
+    async def request(self, number: NodeNumber, request: Message, deadline_s: float) -> Any:
+        """The answer to a request that takes its time. DeadlineError, DisconnectedError, its own
+        errors."""
+        return await self.link(number).request(request, deadline_s)
+
+    async def push(self, number: NodeNumber, info: BlobInfo, payload: bytes) -> None:
+        """That node holds a durable, verified copy. UnavailableError, BlobError, NoSpaceError."""
+        _, answer = self.begin(number, ReplicaPut(info), payload)
+        await self.answer(number, answer)
+
+    async def fetch(
+        self,
+        source: NodeNumber,
+        info: BlobInfo,
+        in_pool: Callable[[Callable[[], Any]], Awaitable[Any]],
+        throttle: Callable[[int], Awaitable[None]],
+    ) -> None:
+        """This node holds a durable, verified copy, got from ``source``.
+
+        BlobMissingError, BlobCorruptError  the source has no good copy; it looks at it again.
+        UnavailableError  it can't be asked. NoSpaceError.
+        """
+        writer: Writer = await in_pool(
+            lambda: self._store.receive(info.blob, info.size, info.checksum)
+        )
+        try:
+            await self._pull(source, info, writer, in_pool, throttle)
+            await in_pool(writer.seal)
+        except Exception as exc:
+            await in_pool(writer.abort)
+            if isinstance(exc, BlobCorruptError) and self.is_up(source):
+                self.begin(source, BlobVerify(info.blob))  # its disk is damaged there
+            raise
+
+    async def _pull(
+        self,
+        source: NodeNumber,
+        info: BlobInfo,
+        writer: Writer,
+        in_pool: Callable[[Callable[[], Any]], Awaitable[Any]],
+        throttle: Callable[[int], Awaitable[None]],
+    ) -> None:
+        coming: deque[tuple[int, int, asyncio.Future[Any]]] = deque()
+        asked = 0
+        while asked < info.size or coming:
+            while asked < info.size and len(coming) < FETCH_WINDOW:
+                length = min(CHUNK_BYTES, info.size - asked)
+                await throttle(length)
+                _, answer = self.begin(source, BlobRead(info.blob, asked, length))
+                coming.append((asked, length, answer))
+                asked += length
+            offset, length, answer = coming.popleft()
+            data: bytes = await self.answer(source, answer)
+            if len(data) != length:
+                raise BlobCorruptError(
+                    f"node {source} has {len(data)} bytes instead of {length}"
+                    f" of blob {blob_name(info.blob)} at {offset}"
+                )
+            await in_pool(lambda offset=offset, data=data: writer.write(offset, data))  # type: ignore[misc]  # bound now
+
+    # --- life -------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keeps a link to every member."""
+        try:
+            while True:
+                members = self._peers.members
+                for number in sorted(members - self._tasks.keys()):
+                    self._tasks[number] = self._loop.create_task(self._attend(number))
+                for number in sorted(self._tasks.keys() - members):
+                    self._tasks.pop(number).cancel()
+                for task in self._tasks.values():
+                    if task.done():
+                        task.result()  # ends only by what nobody foresaw
+                await asyncio.sleep(MEMBERS_PERIOD_S)
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _attend(self, number: NodeNumber) -> None:
+        """Connects to a member and asks for its reports, again and again."""
+        delay_s = RECONNECT_MIN_S
+        while True:
+            try:
+                link = await self._peers.open_link(number)
+            except (OSError, PydiError, TimeoutError) as exc:
+                _log.debug("no link for content to node %d: %s", number, exc)
+            else:
+                node = _Node(link)
+                try:
+                    await self._follow_reports(number, node)
+                except (PydiError, ValueError) as exc:
+                    _log.debug("link for content to node %d: %s", number, exc)
+                finally:
+                    link.close()
+                    if self._nodes.pop(number, None) is not None:
+                        delay_s = RECONNECT_MIN_S
+                        _log.info("node %d takes and gives no content now", number)
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, RECONNECT_MAX_S)
+
+    async def _follow_reports(self, number: NodeNumber, node: _Node) -> None:
+        while True:
+            asked_s = self._loop.time()
+            report = await node.link.request(Admin("store-usage"), asked_s + REPORT_TIMEOUT_S)
+            node.usage = _usage(report)
+            latency_s = self._loop.time() - asked_s
+            node.latency_s += (latency_s - node.latency_s) / (4 if node.latency_s else 1)
+            if number not in self._nodes:
+                self._nodes[number] = node
+                self._avoided_until_s.pop(number, None)
+                self._arrived.set()
+                _log.info("node %d takes and gives content", number)
+            await asyncio.wait([node.link.lost], timeout=REPORT_PERIOD_S)
+
+
+class Relay:
+    """One copy that grows on another node while its blob is being written here.
+
+    Every method may raise UnavailableError, BlobError or NoSpaceError; then this copy is lost, and
+    ``abort`` is all that may follow.
+    """
+
+    def __init__(self, transfers: Transfers, number: NodeNumber, blob: BlobId) -> None:
+        self.number = number
+        self._transfers = transfers
+        self._node = transfers._nodes.get(number)
+        self._blob = blob
+        self._sent: deque[tuple[int, asyncio.Future[Any]]] = deque()  # bytes, answer
+        self._sent_bytes = 0
+        self._aborted = False
+
+    async def begin(self) -> None:
+        """The other node is ready to write."""
+        self._send(ReplicaCreate(self._blob))
+        await self._settle(0)
+
+    async def write(self, offset: int, payload: bytes) -> None:
+        """On its way, after all writes before; returns when there is room for more."""
+        self._send(BlobWrite(self._blob, offset), payload)
+        assert self._node is not None
+        crowded = self._node.relayed_bytes > LINK_WINDOW_BYTES
+        await self._settle(0 if crowded else RELAY_WINDOW_BYTES)
+
+    async def truncate(self, size: int) -> None:
+        self._send(BlobTruncate(self._blob, size))
+
+    def begin_seal(self, size: int, checksum: bytes) -> None:
+        """Lets it become durable there; ``finish`` waits for it."""
+        self._send(BlobSeal(self._blob, size, checksum))
+
+    async def finish(self, stall_s: float) -> None:
+        """All that was sent is done."""
+        await self._settle(0, stall_s)
+
+    def abort(self) -> None:
+        """The other node forgets it."""
+        self._aborted = True
+        for length, _ in self._sent:
+            self._confirm(length)
+        self._sent.clear()
+        if self._is_current:
+            try:
+                self._transfers.begin(self.number, BlobAbort(self._blob))
+            except PydiError:
+                pass  # it forgets unfinished blobs by itself when the link breaks
+
+    @property
+    def _is_current(self) -> bool:
+        # After a reconnect the other node knows nothing of this copy any more.
+        return self._node is not None and self._transfers._nodes.get(self.number) is self._node
+
+    def _send(self, request: Message, payload: bytes = b"") -> None:
+        if not self._is_current:
+            raise DisconnectedError(f"the link to node {self.number} broke")
+        assert self._node is not None
+        _, answer = self._transfers.begin(self.number, request, payload)
+        self._sent.append((len(payload), answer))
+        self._sent_bytes += len(payload)
+        self._node.relayed_bytes += len(payload)
+
+    async def _settle(self, left_bytes: int, stall_s: float = STALL_S) -> None:
+        """Waits for the oldest answers until no more than that is unconfirmed."""
+        while self._sent and (left_bytes == 0 or self._sent_bytes > left_bytes):
+            length, answer = self._sent[0]
+            await self._transfers.answer(self.number, answer, stall_s)
+            if self._aborted:
+                return
+            self._sent.popleft()
+            self._confirm(length)
+
+    def _confirm(self, length: int) -> None:
+        self._sent_bytes -= length
+        assert self._node is not None
+        self._node.relayed_bytes -= length
+
+
+def _usage(report: Any) -> Usage:
+    if (
+        not isinstance(report, (list, tuple))
+        or len(report) != len(Usage._fields)
+        or any(type(value) is not int or value < 0 for value in report)
+    ):
+        raise RemoteProtocolError("a malformed report")
+    return Usage(*report)
