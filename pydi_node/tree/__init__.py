@@ -59,6 +59,7 @@ House-keeping queries, always of now:
     tree.blob(blob: BlobId) -> BlobInfo                   FileError(ENOENT) when unknown
     tree.blobs(after: BlobId, limit: int) -> list[BlobInfo]          all, ascending
     tree.blobs_of_node(node: NodeNumber, after: BlobId, limit: int) -> list[BlobInfo]
+    tree.last_counter_of(node: NodeNumber) -> int         of the blobs that node named; 0: none
     tree.garbage_blobs(limit: int, after: BlobId = BlobId(0)) -> list[BlobInfo]
         No row of present or history names them: ForgetBlobs may drop them.
     tree.under_replicated(copies: int, limit: int,

@@ -14,7 +14,17 @@ import stat
 from typing import Any, Final
 
 from pydi_node.errors import FileError
-from pydi_node.ids import ROOT_INO, BlobId, Ino, LogIndex, NodeNumber, TimeNs
+from pydi_node.ids import (
+    BLOB_COUNTER_MAX,
+    ROOT_INO,
+    BlobId,
+    Ino,
+    LogIndex,
+    NodeNumber,
+    TimeNs,
+    blob_counter,
+    blob_id,
+)
 from pydi_node.records import (
     HOLE,
     Attr,
@@ -283,6 +293,14 @@ class Queries:
             f"{_BLOB} WHERE refs = 0 AND blob > ? ORDER BY blob LIMIT ?", (after, limit)
         )
         return [_blob_info(row) for row in rows.fetchall()]
+
+    def last_counter_of(self, node: NodeNumber) -> int:
+        """The highest counter among the blobs that ``node`` named; 0 when there is none."""
+        first, last = blob_id(node, 1), blob_id(node, BLOB_COUNTER_MAX)
+        (found,) = self._connection.execute(
+            "SELECT max(blob) FROM blob WHERE blob BETWEEN ? AND ?", (first, last)
+        ).fetchone()
+        return 0 if found is None else blob_counter(BlobId(found))
 
     def under_replicated(
         self, copies: int, limit: int, after: tuple[int, BlobId] = (-1, HOLE)

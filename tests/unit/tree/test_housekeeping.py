@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pydi_node import commands as c
-from pydi_node.ids import ROOT_INO, BlobId, Ino, LogIndex, NodeNumber, TimeNs
+from pydi_node.ids import ROOT_INO, BlobId, Ino, LogIndex, NodeNumber, TimeNs, blob_node
 from pydi_node.records import HOLDERS_MAX, BlobTotal, Counters, Extent, NodeInfo, Touched
 from pydi_node.tree.settings import SETTINGS, parse_setting
 from tests.unit.tree.driver import EPOCH, ROOT, Driver, blob, blob_info, extent, file_error
@@ -205,3 +205,10 @@ def test_trimming_never_reaches_into_the_future(fs: Driver, file: Ino) -> None:
     floor = fs.index
     fs.ok(c.TrimHistory(LogIndex(1), 10))
     assert fs.tree.history_floor == floor
+
+
+def test_the_last_counter_is_of_the_node_that_named_the_blob(fs: Driver, file: Ino) -> None:
+    """Names go on behind it when a node has lost its own books; others' names don't count."""
+    fs.write(file, extent(0, 100, 7))
+    assert fs.tree.last_counter_of(blob_node(blob(7))) == 7
+    assert fs.tree.last_counter_of(NodeNumber(blob_node(blob(7)) + 1)) == 0
