@@ -66,6 +66,16 @@ def test_a_files_change_time_is_that_of_its_time(fs: Driver) -> None:
     assert fs.tree.getattr(file, then) == changed
 
 
+def test_a_directorys_mode_and_owner_have_history(fs: Driver) -> None:
+    """Only its times are kept as of now; who could enter it then can be asked."""
+    sub = fs.mkdir(b"d", mode=0o755)
+    then = fs.index
+    fs.ok(c.SetAttr(ROOT, sub, mode=0o700, mtime_ns=TimeNs(5)))
+    fs.ok(c.SetAttr(ROOT, sub, uid=7))
+    past = [fs.tree.getattr(sub, LogIndex(then + i)) for i in range(3)]
+    assert [(attr.mode & 0o777, attr.uid) for attr in past] == [(0o755, 0), (0o700, 0), (0o700, 7)]
+
+
 def test_directory_times_and_access_times_leave_no_history(fs: Driver) -> None:
     """A directory's entries tell when it changed: thousands of creates make no row of it."""
     file = fs.create(b"f")

@@ -212,6 +212,9 @@ def test_in_a_sticky_directory_only_owners_remove(fs: Driver) -> None:
     assert fs.errno(c.Rename(EVE, top, b"e", top, b"f", 0)) == errno.EPERM
     fs.ok(c.Unlink(ALICE, top, b"f"))
     fs.ok(c.Unlink(ROOT, top, b"e"))
+    fs.create(b"g", top, caller=EVE)
+    fs.ok(c.SetAttr(ROOT, top, uid=ALICE.uid))
+    fs.ok(c.Unlink(ALICE, top, b"g"))  # the directory's owner
 
 
 @pytest.mark.parametrize(
