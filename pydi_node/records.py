@@ -198,9 +198,9 @@ class NodeInfo(NamedTuple):
 
 
 class BlobTotal(NamedTuple):
-    """How many blobs, of those that some version names, have this number of copies."""
+    """How many blobs, of those that some version names, are held by exactly these nodes."""
 
-    copies: int  # holders; 0 means lost
+    holders: tuple[NodeNumber, ...]  # ascending; none means lost
     blobs: int
     bytes: int
 

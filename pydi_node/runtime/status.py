@@ -94,9 +94,9 @@ class Status:
         reachable = max(1, sum(part is not None for part in parts))
         blobs = {
             "total": sum(t.blobs for t in totals),
-            "under_replicated": sum(t.blobs for t in totals if 0 < t.copies < copies),
-            "endangered": sum(t.blobs for t in totals if t.copies == 1 and copies > 1),
-            "missing": sum(t.blobs for t in totals if t.copies == 0),
+            "under_replicated": sum(t.blobs for t in totals if 0 < len(t.holders) < copies),
+            "endangered": sum(t.blobs for t in totals if len(t.holders) == 1 and copies > 1),
+            "missing": sum(t.blobs for t in totals if len(t.holders) == 0),
         }
         return {
             "cluster": self._service.cluster,

@@ -62,11 +62,11 @@ House-keeping queries, always of now:
     tree.last_counter_of(node: NodeNumber) -> int         of the blobs that node named; 0: none
     tree.garbage_blobs(limit: int, after: BlobId = BlobId(0)) -> list[BlobInfo]
         No row of present or history names them: ForgetBlobs may drop them.
-    tree.under_replicated(copies: int, limit: int,
-                          after: tuple[int, BlobId] = (-1, BlobId(0))) -> list[BlobInfo]
-        Named blobs with fewer than ``copies`` holders, fewest first; ``after`` is (number of
-        holders, blob) of the last one seen.
-    tree.blob_totals() -> list[BlobTotal]                 (copies, blobs, bytes), named blobs only
+    tree.blob_totals() -> list[BlobTotal]                 (holders, blobs, bytes), named blobs only
+    tree.blobs_held_by(holders: tuple[NodeNumber, ...], limit: int,
+                       after: BlobId = BlobId(0)) -> list[BlobInfo]
+        Named blobs with exactly these holders, ascending: with ``blob_totals``, how repair finds
+        what lacks copies without looking at every blob.
     tree.settings() -> dict[str, int]                     every known name, default or set
     tree.nodes() -> list[NodeInfo]                        ascending by number
     tree.counters() -> Counters                           (files, bytes) for statfs

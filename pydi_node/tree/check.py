@@ -257,16 +257,16 @@ _RULES: Final[tuple[Rule, ...]] = (
         " AS named ON named.blob = blob.blob WHERE refs <> coalesce(n, 0) ORDER BY blob.blob",
     ),
     Rule(
-        "blob {0}: size {1}, checksum or number of holders impossible",
+        "blob {0}: size {1} or checksum impossible",
         f"SELECT blob, size FROM blob WHERE size < 0 OR length(checksum) <> {CHECKSUM_BYTES}"
-        " OR length(holders) <> 2 * copies ORDER BY blob",
+        " ORDER BY blob",
     ),
     Rule(
-        "tally of {0} copies: {1} blobs with {2} bytes counted, {3} with {4} there",
-        "SELECT copies, sum(c), sum(s), sum(n), sum(t) FROM (SELECT copies, blobs AS c,"
-        " bytes AS s, 0 AS n, 0 AS t FROM tally UNION ALL SELECT copies, 0, 0, 1, size FROM blob"
-        " WHERE refs > 0) GROUP BY copies HAVING sum(c) <> sum(n) OR sum(s) <> sum(t)"
-        " OR sum(c) = 0 ORDER BY copies",
+        "tally of holders {0}: {1} blobs with {2} bytes counted, {3} with {4} there",
+        "SELECT hex(holders), sum(c), sum(s), sum(n), sum(t) FROM (SELECT holders, blobs AS c,"
+        " bytes AS s, 0 AS n, 0 AS t FROM tally UNION ALL SELECT holders, 0, 0, 1, size FROM blob"
+        " WHERE refs > 0) GROUP BY holders HAVING sum(c) <> sum(n) OR sum(s) <> sum(t)"
+        " OR sum(c) = 0 ORDER BY holders",
     ),
     # sessions, settings, nodes, ticks
     Rule(

@@ -39,7 +39,7 @@ from pydi_node.records import (
 )
 from pydi_node.tree.schema import TABLES
 from pydi_node.tree.settings import SETTINGS
-from pydi_node.tree.store import unpack_holders
+from pydi_node.tree.store import pack_holders, unpack_holders
 
 NANOSECONDS_PER_TICK: Final = 1_000_000_000  # table tick has the first index of each second
 
@@ -302,22 +302,20 @@ class Queries:
         ).fetchone()
         return 0 if found is None else blob_counter(BlobId(found))
 
-    def under_replicated(
-        self, copies: int, limit: int, after: tuple[int, BlobId] = (-1, HOLE)
+    def blobs_held_by(
+        self, holders: tuple[NodeNumber, ...], limit: int, after: BlobId = HOLE
     ) -> list[BlobInfo]:
-        """Named blobs with fewer than ``copies`` holders, those with the fewest first, then
-        ascending; going on after (number of holders, blob)."""
+        """Named blobs with exactly these holders (ascending), ascending after ``after``."""
         rows = self._connection.execute(
-            f"{_BLOB} WHERE refs > 0 AND copies < ? AND (copies, blob) > (?, ?)"
-            " ORDER BY copies, blob LIMIT ?",
-            (copies, *after, limit),
+            f"{_BLOB} WHERE refs > 0 AND holders = ? AND blob > ? ORDER BY blob LIMIT ?",
+            (pack_holders(holders), after, limit),
         )
         return [_blob_info(row) for row in rows.fetchall()]
 
     def blob_totals(self) -> list[BlobTotal]:
-        """Named blobs by their number of copies, ascending."""
-        rows = self._connection.execute("SELECT copies, blobs, bytes FROM tally ORDER BY copies")
-        return [BlobTotal(*row) for row in rows.fetchall()]
+        """Named blobs by their holders, in the order of these."""
+        rows = self._connection.execute("SELECT holders, blobs, bytes FROM tally ORDER BY holders")
+        return [BlobTotal(unpack_holders(row[0]), *row[1:]) for row in rows.fetchall()]
 
     def settings(self) -> dict[str, int]:
         """Every known setting with its value, set or default, by name."""

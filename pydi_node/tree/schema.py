@@ -22,7 +22,8 @@ from pydi_node.errors import CorruptionError, NoSpaceError
 from pydi_node.ids import ROOT_INO
 
 APPLICATION_ID: Final = 0x50794469  # "PyDi" in the header of the file
-SCHEMA_VERSION: Final = 1  # a change of any table is a new number and a migration
+# 1: tally by number of copies. 2: by holders.
+SCHEMA_VERSION: Final = 2  # a change of any table is a new number and a migration
 
 # The root is everybody's, like /tmp: a mount made by an ordinary user has to be able to begin, and
 # nobody there could chown it. Whoever mounts as root can restrict it.
@@ -163,16 +164,17 @@ CREATE TABLE blob (
     size       INTEGER NOT NULL,     -- bytes
     checksum   BLOB NOT NULL,        -- BLAKE3, 32 bytes
     holders    BLOB NOT NULL,        -- node numbers, ascending, 2 bytes each, big-endian
-    copies     INTEGER NOT NULL,     -- how many holders: for the index
     refs       INTEGER NOT NULL      -- rows of extent and extent_history that name it
 );
-CREATE INDEX blob_copies ON blob (copies) WHERE refs > 0;
+CREATE INDEX blob_holders ON blob (holders) WHERE refs > 0;
 CREATE INDEX blob_garbage ON blob (refs) WHERE refs = 0;
-CREATE TABLE tally (                 -- blobs with refs > 0, counted: status must not scan
-    copies     INTEGER PRIMARY KEY,
+-- Blobs with refs > 0, counted by who holds them: status and repair ask which of these sets of
+-- nodes are in trouble, some tens, instead of looking at every blob.
+CREATE TABLE tally (
+    holders    BLOB PRIMARY KEY,     -- as in table blob
     blobs      INTEGER NOT NULL,     -- > 0
     bytes      INTEGER NOT NULL      -- sum of blob.size
-);
+) WITHOUT ROWID;
 
 CREATE TABLE orphan (                -- exactly the inodes with nlink 0
     ino        INTEGER PRIMARY KEY,
@@ -220,7 +222,7 @@ TABLES: Final[dict[str, str]] = {
     "extent": "ino, file_offset",
     "extent_history": "ino, file_offset, until",
     "blob": "blob",
-    "tally": "copies",
+    "tally": "holders",
     "orphan": "ino",
     "session": "client",
     "session_result": "client, slot",
@@ -251,6 +253,7 @@ def prepare(connection: sqlite3.Connection) -> None:
             _set_pragmas(connection)
             _create(connection)
         else:
+            _migrate(connection)
             verify_header(connection)
             _set_pragmas(connection)
 
@@ -289,6 +292,43 @@ def verify_header(connection: sqlite3.Connection) -> None:
     if missing or rows != 1:
         what = f"lacks {', '.join(missing)}" if missing else "lacks its meta row"
         raise CorruptionError(f"the tree database {what}; {_WHAT_TO_DO}")
+
+
+# From each older version to the next one.
+_MIGRATIONS: Final = {
+    1: """
+DROP INDEX blob_copies;
+ALTER TABLE blob DROP COLUMN copies;
+CREATE INDEX blob_holders ON blob (holders) WHERE refs > 0;
+DROP TABLE tally;
+CREATE TABLE tally (
+    holders    BLOB PRIMARY KEY,
+    blobs      INTEGER NOT NULL,
+    bytes      INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO tally SELECT holders, count(*), sum(size) FROM blob WHERE refs > 0 GROUP BY holders;
+""",
+}
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """A tree of an older version is one of this version; anything else is left as it is."""
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application_id != APPLICATION_ID or version not in _MIGRATIONS:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        while version in _MIGRATIONS:
+            for statement in _MIGRATIONS[version].split(";\n"):
+                if statement.strip():
+                    connection.execute(statement)
+            version += 1
+        connection.execute(f"PRAGMA user_version = {version}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
 
 
 _TABLE_NAMES: Final = "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"

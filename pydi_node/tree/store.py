@@ -55,11 +55,11 @@ _INSERT_EXTENT: Final = (
     " VALUES (?, ?, ?, ?, ?, ?)"
 )
 _WRITE_BLOB: Final = (
-    "REPLACE INTO blob (blob, size, checksum, holders, copies, refs) VALUES (?, ?, ?, ?, ?, ?)"
+    "REPLACE INTO blob (blob, size, checksum, holders, refs) VALUES (?, ?, ?, ?, ?)"
 )
 _ADD_TALLY: Final = (
-    "INSERT INTO tally (copies, blobs, bytes) VALUES (:copies, :blobs, :bytes)"
-    " ON CONFLICT (copies) DO UPDATE SET blobs = blobs + :blobs, bytes = bytes + :bytes"
+    "INSERT INTO tally (holders, blobs, bytes) VALUES (:holders, :blobs, :bytes)"
+    " ON CONFLICT (holders) DO UPDATE SET blobs = blobs + :blobs, bytes = bytes + :bytes"
 )
 _WRITE_META: Final = (
     "UPDATE meta SET applied_index = ?, applied_term = ?, membership_index = ?, membership = ?,"
@@ -146,10 +146,16 @@ class Blob:
     checksum: bytes
     holders: tuple[NodeNumber, ...]  # ascending
     refs: int
-    tallied: int | None  # copies under which table tally counts it; None: not counted
+    tallied: (
+        tuple[NodeNumber, ...] | None
+    )  # as in table tally; None: not counted
 
     def info(self) -> BlobInfo:
         return BlobInfo(self.blob, self.size, self.checksum, self.holders)
+
+
+# Holders before, holders after, bytes.
+_Move = tuple[tuple[NodeNumber, ...] | None, tuple[NodeNumber, ...] | None, int]
 
 
 def pack_holders(holders: Sequence[NodeNumber]) -> bytes:
@@ -429,7 +435,7 @@ class Store:
             if row is None:
                 return None
             holders = unpack_holders(row[3])
-            tallied = len(holders) if row[4] else None
+            tallied = holders if row[4] else None
             blob = Blob(row[0], row[1], row[2], holders, row[4], tallied)
             self._blobs[blob_id] = blob
         return blob
@@ -466,32 +472,32 @@ class Store:
         dirty = self._dirty_blobs.values()
         self.connection.executemany(
             _WRITE_BLOB,
-            [
-                (b.blob, b.size, b.checksum, pack_holders(b.holders), len(b.holders), b.refs)
-                for b in dirty
-            ],
+            [(b.blob, b.size, b.checksum, pack_holders(b.holders), b.refs) for b in dirty],
         )
         moves = []
         for blob in dirty:
-            counted = len(blob.holders) if blob.refs else None
+            counted = blob.holders if blob.refs else None
             moves.append((blob.tallied, counted, blob.size))
             blob.tallied = counted
         self._move_tally(moves)
         self._dirty_blobs = {}
 
-    def _move_tally(self, moves: Iterable[tuple[int | None, int | None, int]]) -> None:
-        """Blobs of some size go from one number of copies to another; None: not counted."""
-        change: dict[int, list[int]] = {}
+    def _move_tally(self, moves: Iterable[_Move]) -> None:
+        """Blobs of some size go from some holders to others; None: not counted."""
+        change: dict[tuple[NodeNumber, ...], list[int]] = {}
         for before, after, size in moves:
             if before == after:
                 continue
-            for copies, sign in ((before, -1), (after, 1)):
-                if copies is not None:
-                    total = change.setdefault(copies, [0, 0])
+            for holders, sign in ((before, -1), (after, 1)):
+                if holders is not None:
+                    total = change.setdefault(holders, [0, 0])
                     total[0] += sign
                     total[1] += sign * size
-        for copies, (blobs, size_bytes) in sorted(change.items()):
-            self._execute(_ADD_TALLY, {"copies": copies, "blobs": blobs, "bytes": size_bytes})
+        for holders, (blobs, size_bytes) in sorted(change.items()):
+            self._execute(
+                _ADD_TALLY,
+                {"holders": pack_holders(holders), "blobs": blobs, "bytes": size_bytes},
+            )
         if change:
             self._execute("DELETE FROM tally WHERE blobs = 0")
 

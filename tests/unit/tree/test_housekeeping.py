@@ -48,43 +48,44 @@ def test_the_last_holder_stays_unless_the_blob_is_lost(fs: Driver, file: Ino) ->
     fs.ok(holders(fs, 1, too_many[:-1], ()))
     lost = c.SetHolders(blob(1), (), _nodes(tuple(range(1, HOLDERS_MAX + 1))), True)
     assert fs.ok(lost).holders == ()
-    assert fs.tree.blob_totals() == [BlobTotal(0, 1, 100)]
+    assert fs.tree.blob_totals() == [BlobTotal((), 1, 100)]
 
 
-def test_totals_count_named_blobs_by_copies(fs: Driver, file: Ino) -> None:
-    """status reads them: kept while blobs come, get copies, and lose their last name."""
+def test_totals_count_named_blobs_by_holders(fs: Driver, file: Ino) -> None:
+    """status and repair read them: kept while blobs come, get copies, and lose their last name."""
     fs.write(file, extent(100, 10, 2), extent(110, 10, 3))
     fs.ok(holders(fs, 2, (), (2,)))
     fs.ok(holders(fs, 3, (5,), ()))
     assert fs.tree.blob_totals() == [
-        BlobTotal(1, 1, 100),
-        BlobTotal(2, 1, 100),
-        BlobTotal(3, 1, 100),
+        BlobTotal(_nodes((1,)), 1, 100),
+        BlobTotal(_nodes((1, 2)), 1, 100),
+        BlobTotal(_nodes((1, 2, 5)), 1, 100),
     ]
     fs.ok(c.SetAttr(ROOT, file, size=0))
     fs.ok(c.TrimHistory(fs.index, 1000))
     assert fs.tree.blob_totals() == []
 
 
-def test_under_replicated_blobs_most_endangered_first(fs: Driver, file: Ino) -> None:
-    """Fewest holders first, ascending; pages go on after (copies, blob); garbage is not listed."""
+def test_blobs_are_found_by_their_holders(fs: Driver, file: Ino) -> None:
+    """Exactly those, ascending, in pages; garbage is not listed."""
     for counter in range(2, 7):
         fs.write(file, extent(counter * 100, 10, counter))
     for counter in (5, 3):
         fs.ok(holders(fs, counter, (), (2,)))
     fs.ok(holders(fs, 6, (7,), ()))
 
-    def listed(copies: int, limit: int, after: tuple[int, BlobId] = (-1, BlobId(0))) -> list[int]:
-        found = fs.tree.under_replicated(copies, limit, after)
-        return [info.blob & 0xFF for info in found]
+    def listed(nodes: tuple[int, ...], limit: int = 9, after: BlobId = BlobId(0)) -> list[int]:  # noqa: B008
+        return [i.blob & 0xFF for i in fs.tree.blobs_held_by(_nodes(nodes), limit, after)]
 
-    assert listed(2, 9) == [3, 5]
-    assert listed(3, 9) == [3, 5, 1, 2, 4]
-    assert listed(3, 3) == [3, 5, 1]
-    assert listed(3, 3, (2, blob(1))) == [2, 4]
+    assert listed((1,)) == [3, 5]
+    assert listed((1, 2)) == [1, 2, 4]
+    assert listed((1, 2), 2) == [1, 2]
+    assert listed((1, 2), 2, blob(2)) == [4]
+    assert listed((1, 2, 7)) == [6]
+    assert listed((2,)) == listed(()) == []
     fs.ok(c.SetAttr(ROOT, file, size=0))
     fs.ok(c.TrimHistory(fs.index, 1000))
-    assert listed(9, 9) == []
+    assert listed((1, 2)) == []
 
 
 def test_garbage_is_what_no_kept_version_names(fs: Driver, file: Ino) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from pydi_node import commands as c
 from pydi_node.errors import CorruptionError
-from pydi_node.ids import ROOT_INO
+from pydi_node.ids import ROOT_INO, NodeNumber
 from pydi_node.tree import schema
-from tests.unit.tree.driver import Driver, open_tree
+from pydi_node.tree.check import check
+from tests.unit.tree.driver import Driver, blob, extent, open_tree
 
 
 def test_a_new_tree_is_a_root_directory() -> None:
@@ -91,6 +93,30 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     connection.execute("PRAGMA user_version = 99")
     connection.close()
     assert "version 99" in refusal(path)
+
+
+def test_the_first_version_becomes_this_one(tmp_path: Path) -> None:
+    """Its totals by number of copies become totals by holders; everything else stays."""
+    path = tmp_path / "tree.db"
+    driver = Driver(str(path))
+    ino = driver.create(b"f")
+    driver.write(ino, extent(0, 10, 1), extent(10, 10, 2), extent(20, 10, 3))
+    driver.ok(c.SetHolders(blob(2), (NodeNumber(5),), ()))
+    digest, totals = driver.tree.digest(), driver.tree.blob_totals()
+    assert len(totals) == 2
+    driver.connection.executescript(
+        "DROP INDEX blob_holders; ALTER TABLE blob ADD COLUMN copies INTEGER NOT NULL DEFAULT 0;"
+        "UPDATE blob SET copies = length(holders) / 2;"
+        "CREATE INDEX blob_copies ON blob (copies) WHERE refs > 0; DROP TABLE tally;"
+        "CREATE TABLE tally (copies INTEGER PRIMARY KEY, blobs INTEGER, bytes INTEGER);"
+        "INSERT INTO tally SELECT copies, count(*), sum(size) FROM blob GROUP BY copies;"
+        "PRAGMA user_version = 1"
+    )
+    driver.connection.close()
+    connection, tree = open_tree(str(path))
+    assert (tree.digest(), tree.blob_totals()) == (digest, totals)
+    assert check(connection) == []
+    connection.close()
 
 
 @pytest.mark.parametrize("statement", ["DROP TABLE extent_history", "DELETE FROM meta"])
