@@ -47,8 +47,13 @@ def choose(
     then number of files, then node number.
     """
     eligible = [c for c in candidates if c.number not in exclude and can_take(c, size)]
-    eligible.sort(key=lambda c: (c.number != first, _fill(c), c.files, c.number))
+    eligible.sort(key=lambda c: (c.number != first, emptiness(c)))
     return [candidate.number for candidate in eligible[: max(0, count)]]
+
+
+def emptiness(node: NodeState) -> tuple[int, int, NodeNumber]:
+    """The order in which nodes should get copies: smaller first."""
+    return _fill(node), node.files, node.number
 
 
 def can_take(node: NodeState, size: int) -> bool:

@@ -146,9 +146,7 @@ class Blob:
     checksum: bytes
     holders: tuple[NodeNumber, ...]  # ascending
     refs: int
-    tallied: (
-        tuple[NodeNumber, ...] | None
-    )  # as in table tally; None: not counted
+    tallied: tuple[NodeNumber, ...] | None  # as in table tally; None: not counted
 
     def info(self) -> BlobInfo:
         return BlobInfo(self.blob, self.size, self.checksum, self.holders)
