@@ -20,7 +20,7 @@ from pydi_node.errors import EXIT_USAGE, UserError
 DRIVERS = ("auto", "kernel", "fusepy")
 CONFIG_FILE_NAME = "mount.toml"  # looked for in the data directory when no other file is named
 
-CACHE_SIZE_DEFAULT = 64 << 20  # memory: a source tree's worth, unnoticed on any machine
+CACHE_SIZE_DEFAULT = 32 << 20  # memory: read-ahead of several streams, and small files again
 CACHE_SIZE_MIN = 1 << 20
 # Longer than two leader elections of about 2 s; shorter than a person's patience.
 DEADLINE_DEFAULT_S = 10.0
@@ -139,7 +139,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("token-file", "token_file", str, "FILE", "like --token, read from a file"),
     Option("driver", "driver", _driver, "DRIVER", f"{' '.join(DRIVERS)} (auto)"),
     Option("cache-dir", "cache_dir", str, "DIR", "folder for written content and the log"),
-    Option("cache-size", "cache_size", parse_size, "SIZE", "memory for remote content (64M)"),
+    Option("cache-size", "cache_size", parse_size, "SIZE", "memory for remote content (32M)"),
     Option(
         "deadline", "deadline_s", _seconds, "SECONDS",
         f"an operation that can't be answered fails after this time ({DEADLINE_DEFAULT_S:g})",

@@ -15,8 +15,10 @@ from pydi_node.ids import Ino
 from pydi_node.records import Attr
 
 ABSENT: Final = Ino(0)  # value of a name that is known not to exist
-ATTRS_MAX = 65536  # about 400 bytes each: 26 MB
-NAMES_MAX = 131072  # about 200 bytes each: 26 MB
+# Small on purpose: the kernel's own caches come first, and a daemon's memory must not follow the
+# size of the tree that passes through it.
+ATTRS_MAX = 8192  # about 600 bytes each: 5 MB
+NAMES_MAX = 16384  # about 250 bytes each: 4 MB
 
 
 class NameCache:

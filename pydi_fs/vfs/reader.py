@@ -22,7 +22,7 @@ READ_AHEAD_CHUNKS = 4  # keeps the link busy; more only fills the cache with wha
 class BlobReader:
     """Chunks of blobs, fetched once. ``cache_bytes_max`` bounds what is kept."""
 
-    def __init__(self, client: Client, cache_bytes_max: int = 64 << 20) -> None:
+    def __init__(self, client: Client, cache_bytes_max: int = 32 << 20) -> None:
         self._client = client
         self._cache_bytes_max = cache_bytes_max
         self._cache: OrderedDict[tuple[BlobId, int], bytes] = OrderedDict()

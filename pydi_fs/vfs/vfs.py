@@ -89,7 +89,7 @@ class VfsConfig:
     """
 
     staging_dir: Path
-    read_cache_bytes: int = 64 << 20
+    read_cache_bytes: int = 32 << 20
 
 
 @dataclass(slots=True)

@@ -234,7 +234,7 @@ class BlobStore:
         return self._writer(blob, BlobSeal(size, checksum), received=True)
 
     def follow(self, blob: BlobId) -> Writer:
-        """A writer of this node's copy of a blob that another node is still writing: as ``receive``,
+        """A writer of this node's copy of a blob that another node still writes: as ``receive``,
         but size and checksum are what ``seal`` is told, and it must be told them.
 
         NoSpaceError  the disk is full.

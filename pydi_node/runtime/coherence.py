@@ -1,8 +1,8 @@
 """Nobody hears of a change before every cache that it makes stale has dropped it.
 
 A command is applied; each subscriber but its originator gets a push; the originator's answer is
-held until all of them have acknowledged. So when `close` or `rename` returns on one mount, `stat` on
-another cannot find the old state in a cache. Made by server.py, used in the loop only.
+held until all of them have acknowledged. So when `close` or `rename` returns on one mount, `stat`
+on another cannot find the old state in a cache. Made by server.py, used in the loop only.
 
     pushed ──acknowledged by all──► released (the answer, if it came meanwhile, leaves)
        └── LEASE_S passed ──► whoever is silent is disconnected; a client that loses its connection
