@@ -21,9 +21,9 @@ from typing import Final, NamedTuple
 from pydi_node.ids import BlobId, Ino, LogIndex, NodeNumber, Term, TimeNs
 from pydi_node.records import Attr, BlobInfo, Extent
 
-# Rows kept between batches; ~700 bytes each, so about 12 MB and 3 MB at most.
-INODES_CACHED_MAX: Final = 16384
-BLOBS_CACHED_MAX: Final = 8192
+# Rows kept between batches; ~700 bytes each, so about 3 MB and 1 MB at most.
+INODES_CACHED_MAX: Final = 4096
+BLOBS_CACHED_MAX: Final = 2048
 
 INODE_COLUMNS: Final = (
     "ino, mode, uid, gid, nlink, rdev, size, allocated, atime_ns, mtime_ns, ctime_ns, btime_ns,"
