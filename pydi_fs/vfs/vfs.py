@@ -484,6 +484,7 @@ class Vfs:
             del self._files[file.ino]
             if file.dirty:
                 log.error("ino=%d: content lost, close() had reported the error", file.ino)
+                self.on_invalidate((file.ino,), (), False)  # the kernel shows it still
             await file.discard()
         self._later(self._tell_release(file.ino))
 

@@ -258,6 +258,9 @@ class Connection(asyncio.Protocol):
         if inspect.isawaitable(answer):
             task = self._server.loop.create_task(self._finish(request_id, answer, deadline_s))
             self._tasks[request_id] = task
+            if inspect.iscoroutine(answer):
+                # A task that is cancelled before its first step never begins to await it.
+                task.add_done_callback(lambda _: answer.close())
         else:
             self._answer(request_id, answer)
             if type(message) is messages.Subscribe:
