@@ -40,7 +40,7 @@ DEADLINE_S = 0.02
 
 # Inodes whose attributes were sent lately. It must exceed what can be in flight: programs waiting
 # at a time, and one READDIRPLUS answer of 1 MiB (6,500 entries).
-HANDED_OUT_MAX = 65536
+HANDED_OUT_MAX = 16384
 
 # The mount is gone; nothing is left to invalidate.
 _GONE = frozenset((errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED, errno.EBADF, errno.EPERM))

@@ -12,9 +12,9 @@ from collections import OrderedDict
 
 from pydi_node.ids import Ino, LogIndex
 
-# Files remembered; one that falls out loses its pages at the next open. The kernel rarely keeps
-# more inodes with pages than this, and it is some 30 MB at the worst.
-FILES_MAX = 65536
+# Files remembered, some 500 bytes each; one that falls out loses its pages at the next open. Enough
+# for what is opened again and again; a copy of many files must not make the daemon grow.
+FILES_MAX = 8192
 
 
 class _Pages:

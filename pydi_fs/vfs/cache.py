@@ -17,8 +17,8 @@ from pydi_node.records import Attr
 ABSENT: Final = Ino(0)  # value of a name that is known not to exist
 # Small on purpose: the kernel's own caches come first, and a daemon's memory must not follow the
 # size of the tree that passes through it.
-ATTRS_MAX = 8192  # about 600 bytes each: 5 MB
-NAMES_MAX = 16384  # about 250 bytes each: 4 MB
+ATTRS_MAX = 4096  # about 600 bytes each: 2.5 MB
+NAMES_MAX = 8192  # about 250 bytes each: 2 MB
 
 
 class NameCache:

@@ -16,6 +16,7 @@ from pydi_node.records import BlobInfo
 from pydi_node.wire.messages import BlobRead
 
 CHUNK_BYTES = 1 << 20  # aligned pieces that are fetched and cached whole
+DIRECT_BYTES_MAX = 128 * 1024  # a read up to this size, out of order, is fetched by itself
 READ_AHEAD_CHUNKS = 4  # keeps the link busy; more only fills the cache with what may not be read
 
 
@@ -38,6 +39,12 @@ class BlobReader:
         """
         assert 0 < length <= info.size - offset, (offset, length, info.size)
         first, last = offset // CHUNK_BYTES, (offset + length - 1) // CHUNK_BYTES
+        if not ahead and length <= DIRECT_BYTES_MAX and info.size > CHUNK_BYTES:
+            key = (info.blob, first)
+            if first != last or (key not in self._cache and key not in self._fetching):
+                # Reading here and there in a large blob: a whole chunk would be fetched for a page,
+                # and push out another that is as likely to be read.
+                return await self._fetch(info, offset, length)
         tasks = [self._chunk(info, index) for index in range(first, last + 1)]
         if ahead:
             chunks = (info.size + CHUNK_BYTES - 1) // CHUNK_BYTES
@@ -59,14 +66,14 @@ class BlobReader:
             return cached
         task = self._fetching.get(key)
         if task is None:
-            task = asyncio.get_running_loop().create_task(self._fetch(info, index))
+            offset = index * CHUNK_BYTES
+            length = min(CHUNK_BYTES, info.size - offset)
+            task = asyncio.get_running_loop().create_task(self._fetch(info, offset, length))
             self._fetching[key] = task
             task.add_done_callback(lambda done: self._fetched(key, done))
         return task
 
-    async def _fetch(self, info: BlobInfo, index: int) -> bytes:
-        offset = index * CHUNK_BYTES
-        length = min(CHUNK_BYTES, info.size - offset)
+    async def _fetch(self, info: BlobInfo, offset: int, length: int) -> bytes:
         data: bytes = await self._client.call(BlobRead(info.blob, offset, length))
         if len(data) != length:
             raise PydiError(f"blob {blob_name(info.blob)}: {len(data)} bytes instead of {length}")

@@ -163,7 +163,7 @@ class Config:
     committed_bytes_max: int = 4 * MIB  # committed entries of one Ready: bounds a transaction
     # Entries that compact() leaves in the log, so that a short absence needs no snapshot;
     # whichever of the two bounds is reached first.
-    trailing_entries: int = 10_000
+    trailing_entries: int = 4_000
     trailing_bytes_max: int = 16 * MIB
     snapshot_chunk_bytes: int = 512 * KIB
 

@@ -29,9 +29,9 @@ SCHEMA_VERSION: Final = 2  # a change of any table is a new number and a migrati
 # nobody there could chown it. Whoever mounts as root can restrict it.
 ROOT_MODE: Final = stat.S_IFDIR | 0o1777
 
-# 16 MiB of pages, whatever the size of the tree: a million inodes with names and blobs are about
+# 8 MiB of pages, whatever the size of the tree: a million inodes with names and blobs are about
 # 400 MB, and the kernel's page cache holds the rest (a page from there costs 1-2 us).
-_CACHE_KIB: Final = 16 * 1024
+_CACHE_KIB: Final = 8 * 1024
 
 # A checkpoint copies the WAL into the database with two fsyncs, in the thread that applies. At
 # 4096 pages (16 MiB) that is one pause per some ten thousand commands, the WAL stays bounded,

@@ -40,7 +40,7 @@ def test_preparing_again_keeps_the_tree(tmp_path: Path) -> None:
     assert pragmas == {
         "journal_mode": "wal",
         "synchronous": 1,
-        "cache_size": -16 * 1024,
+        "cache_size": -8 * 1024,
         "temp_store": 2,
     }
     connection.close()
