@@ -30,6 +30,7 @@ import pytest
 
 TOKEN_VARIABLE = "PYDI_TEST_SUITE"  # inherited by every process that the suite starts
 SCRATCH_VARIABLE = "PYDI_TEST_SCRATCH"  # the suite's directory, known to the xdist workers by it
+SWITCHES = ("PYDI_VENV", "PYDI_ORDERS")  # what a developer tells the suite itself
 LEFTOVER_GRACE_S = 5.0  # how long after the last test a process may still be busy with its exit
 
 _leftovers = pytest.StashKey[list[str]]()
@@ -53,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
     else:
         # Variables of a developer's own cluster must not lead a test to it.
         for name in [name for name in os.environ if name.startswith("PYDI_")]:
-            if name != "PYDI_VENV":
+            if name not in SWITCHES:
                 del os.environ[name]
         if config.option.seed is None:
             config.option.seed = secrets.randbelow(1 << 32)
