@@ -158,17 +158,23 @@ def plan(
     return Plan(copies, removals)
 
 
-def health(totals: Sequence[BlobTotal], up: Collection[NodeNumber], factor: int) -> Health:
-    """How the blobs are, by the copies that can be reached now."""
-    counts: dict[int, int] = {}
+def health(
+    totals: Sequence[BlobTotal], up: Collection[NodeNumber], factor: int, gone: int = 0
+) -> Health:
+    """How the blobs are, by the copies that can be reached now.
+
+    gone  blobs whose only holder is up and has found that its copy is not there any more.
+    """
+    gone = min(gone, sum(t.blobs for t in totals if len(t.holders) == 1))
+    counts: dict[int, int] = {1: -gone, 0: gone}
     for total in totals:
         copies = sum(number in up for number in total.holders)
         counts[copies] = counts.get(copies, 0) + total.blobs
     return Health(
         total=sum(counts.values()),
         under_replicated=sum(count for copies, count in counts.items() if 0 < copies < factor),
-        endangered=counts.get(1, 0) if factor > 1 else 0,
-        missing=counts.get(0, 0),
+        endangered=counts[1] if factor > 1 else 0,
+        missing=counts[0],
     )
 
 

@@ -38,7 +38,9 @@ from pydi_node.runtime.driver import Driver
 from pydi_node.runtime.housekeeping import Housekeeping
 from pydi_node.runtime.locking import Locking
 from pydi_node.runtime.logs import LogContext, configure_logging
+from pydi_node.runtime.ownstore import OwnStore
 from pydi_node.runtime.peers import Peers, join_cluster
+from pydi_node.runtime.repairing import Repairing
 from pydi_node.runtime.replication import Replication
 from pydi_node.runtime.server import Server
 from pydi_node.runtime.service import Service
@@ -114,7 +116,9 @@ class _Node:
             opened.callback(tree_files.close)
             log, state = self._open_log(identity, tree_files)
             store = BlobStore(self._folder.blobs, identity.number)
-            await loop.run_in_executor(None, store.recover)
+            # Names that the tree knows are never given out again, even if blobs/ was emptied.
+            floor = tree_files.tree.last_counter_of(identity.number)
+            await loop.run_in_executor(None, store.recover, floor)
             if identity.phase != "member":
                 self._folder.save_identity(identity._replace(phase="member"))
             return await self._serve(identity, token, tree_files, log, state, store)
@@ -256,12 +260,15 @@ class _Node:
         service.locking = Locking(peers, identity.number)
         transfers = Transfers(peers, store, identity.number)
         service.replication = Replication(service, transfers)
+        own_store = OwnStore(service, transfers, service.replication)
+        repairing = Repairing(service, transfers, own_store)
         admission = Admission(credentials, identity.number, service, peers)
         server = Server(service, admission, peers.receive)
         status = Status(service, server, peers)
         housekeeping = Housekeeping(service, peers, store, server)
         service.admin |= status.admin | peers.admin(service) | housekeeping.admin
         service.admin |= service.locking.admin | transfers.admin
+        service.admin |= own_store.admin
         if raft.membership.voters == (identity.number,):
             raft.campaign()  # nobody else could win: no need to wait for the time-out
         driver.start()
@@ -278,6 +285,8 @@ class _Node:
                     ("housekeeping", housekeeping.run()),
                     ("locks", service.locking.run()),
                     ("transfers", transfers.run()),
+                    ("own store", own_store.run()),
+                    ("repair", repairing.run()),
                     ("certificates", peers.renew_certificates(server)),
                 )
             ]

@@ -30,6 +30,7 @@ from pydi_node.errors import (
     BlobError,
     BlobMissingError,
     DeadlineError,
+    DisconnectedError,
     FileError,
     NoSpaceError,
     PydiError,
@@ -81,6 +82,7 @@ class Replication:
         # A copy that the tree counts on is not here, or damaged; repairing.py sees to it.
         self.on_lost: Callable[[BlobInfo], None] = lambda info: None
         self.on_doubt: Callable[[BlobInfo], None] = lambda info: None
+        self.gone: set[BlobId] = set()  # the only copy was here, and is not any more
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -302,10 +304,25 @@ class Replication:
                     self.transfers.link(number).cancel(request_id)
         return None
 
+    async def verify(self, info: BlobInfo) -> None:
+        """The copy here is sound. BlobMissingError, BlobCorruptError: it will be replaced."""
+        try:
+            await self._service.in_pool(
+                lambda: self._store.verify(info.blob, info.size, info.checksum)
+            )
+        except BlobError:
+            if self._node in info.holders:
+                self.on_lost(info)
+            raise
+
     # --- a copy for this node ---------------------------------------------------------------------
 
     async def hold(self, info: BlobInfo) -> None:
-        """This node holds a verified copy. Errors of ``Transfers.fetch``."""
+        """This node holds a verified copy.
+
+        BlobMissingError   none of the other holders has a good one.
+        DisconnectedError  none that can be asked; another may come back. NoSpaceError.
+        """
         if self._store.has(info.blob):
             try:
                 await self._service.in_pool(
@@ -323,7 +340,8 @@ class Replication:
         await asyncio.shield(task)
 
     async def _fetch(self, info: BlobInfo) -> None:
-        error: Exception | None = None
+        error: PydiError | None = None
+        can_wait = len(self.transfers.sources(info.holders)) < len(set(info.holders) - {self._node})
         for source in self.transfers.sources(info.holders):
             try:
                 await self.transfers.fetch(source, info, self._service.in_pool, self._throttle)
@@ -331,7 +349,9 @@ class Replication:
             except (UnavailableError, BlobError) as exc:
                 _log.info("blob %s from node %d: %s", blob_name(info.blob), source, exc)
                 error = exc
-        raise BlobMissingError(f"no holder of blob {blob_name(info.blob)} can give it") from error
+                can_wait |= isinstance(exc, UnavailableError)
+        sentence = f"no holder of blob {blob_name(info.blob)} can give it"
+        raise (DisconnectedError if can_wait else BlobMissingError)(sentence) from error
 
     async def _throttle(self, length: int) -> None:
         """Returns when that many bytes may be fetched."""
@@ -382,6 +402,8 @@ class Copies:
         # Where syncing takes long here, it takes long there.
         stall_s = STALL_S + self._loop.time() - started_s
         await self._each(lambda relay: relay.finish(stall_s))
+        for relay in self._relays or ():
+            self._transfers.note_copy(relay.number, seal.size)
         holders = {self._replication._node}
         holders |= {relay.number for relay in self._relays or ()}
         info = BlobInfo(self._blob, seal.size, seal.checksum, tuple(sorted(holders)))

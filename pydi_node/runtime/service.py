@@ -346,7 +346,7 @@ class Service:
         if request.session.role is Role.NODE:
             # It asks each holder itself: passing its question on could go round in circles.
             read = self.replication.read_here(
-                message.blob, self._known_blob(message.blob), message.offset, message.length
+                message.blob, self.known_blob(message.blob), message.offset, message.length
             )
         else:
             read = self.replication.read(
@@ -354,15 +354,15 @@ class Service:
             )
         return Content(await read)
 
-    def _known_blob(self, blob: BlobId) -> BlobInfo | None:
+    def known_blob(self, blob: BlobId) -> BlobInfo | None:
+        """What the tree says of it; None when it doesn't know it."""
         try:
             return self.tree.blob(blob)
         except FileError:
             return None
 
     async def _blob_verify(self, request: Request) -> None:
-        info = self.tree.blob(request.message.blob)
-        await self.in_pool(lambda: self.store.verify(info.blob, info.size, info.checksum))
+        await self.replication.verify(self.tree.blob(request.message.blob))
 
     async def _blob_copy(self, request: Request) -> None:
         await self.replication.hold(request.message.info)

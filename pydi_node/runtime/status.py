@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from pydi_node.blobs.repair import health
 from pydi_node.errors import PydiError
 from pydi_node.ids import NodeNumber
 from pydi_node.runtime.peers import Peers
@@ -43,6 +44,7 @@ class Status:
             "free_bytes": usage.free,
             "total_bytes": usage.total,
             "files": usage.files,
+            "gone_blobs": len(self._service.replication.gone),
             "mounts": [
                 {
                     "id": f"{self._service.node}.{session.number}",
@@ -90,14 +92,9 @@ class Status:
             )  # fmt: skip
             mounts += part["mounts"] if part else []
         copies = tree.settings()["replicas"]
-        totals = tree.blob_totals()
-        reachable = max(1, sum(part is not None for part in parts))
-        blobs = {
-            "total": sum(t.blobs for t in totals),
-            "under_replicated": sum(t.blobs for t in totals if 0 < len(t.holders) < copies),
-            "endangered": sum(t.blobs for t in totals if len(t.holders) == 1 and copies > 1),
-            "missing": sum(t.blobs for t in totals if len(t.holders) == 0),
-        }
+        reachable = {n for n, part in zip(numbers, parts, strict=True) if part is not None}
+        gone = sum(int(part.get("gone_blobs", 0)) for part in parts if part is not None)
+        blobs = health(tree.blob_totals(), reachable, copies, gone)._asdict()
         return {
             "cluster": self._service.cluster,
             "leader": raft.leader,
@@ -108,7 +105,7 @@ class Status:
             "nodes": nodes,
             "blobs": blobs,
             "mounts": mounts,
-            "advice": self._advice(nodes, blobs, quorum, copies, reachable),
+            "advice": self._advice(nodes, blobs, quorum, copies),
         }
 
     async def _part(self, number: NodeNumber, deadline_s: float) -> dict[str, Any] | None:
@@ -126,7 +123,6 @@ class Status:
         blobs: dict[str, int],
         quorum: bool,
         copies: int,
-        reachable: int,
     ) -> list[str]:
         advice = []
         down = [str(node["number"]) for node in nodes if node["state"] == "down"]

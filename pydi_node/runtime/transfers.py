@@ -186,6 +186,17 @@ class Transfers:
         """That node holds a durable, verified copy. UnavailableError, BlobError, NoSpaceError."""
         _, answer = self.begin(number, ReplicaPut(info), payload)
         await self.answer(number, answer)
+        self.note_copy(number, info.size)
+
+    def note_copy(self, number: NodeNumber, size: int) -> None:
+        """That node took a blob of so many bytes: until its next report, who places the next one
+        should know. Else all that is written between two reports goes to one node."""
+        node = self._nodes.get(number)
+        if node is not None:
+            usage = node.usage
+            node.usage = usage._replace(
+                stored=usage.stored + size, files=usage.files + 1, free=max(0, usage.free - size)
+            )
 
     async def fetch(
         self,

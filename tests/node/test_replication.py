@@ -24,13 +24,14 @@ from pydi_node.wire.messages import (
     BlobRead,
     BlobSeal,
     BlobWrite,
+    Execute,
     ExecutePut,
     GetFile,
     Lookup,
     Request,
 )
 from tests.harness.procs import NodeProcess, WireClient, wait_until
-from tests.node.test_cluster import create_until_done, start_cluster
+from tests.node.test_cluster import create_until_done, start_cluster, status
 
 MakeNode = Callable[..., NodeProcess]
 
@@ -101,7 +102,9 @@ def save_stream(client: WireClient, name: bytes, content: bytes) -> BlobInfo:
     info: BlobInfo = client.call(BlobSeal(blob, len(content), blake3(content).digest()))
     extents = (Extent(0, len(content), info.blob, 0),)
     commit = Commit(ROOT_CALLER, ino, None, None, len(content), False, extents, (info,))
-    assert client.execute(commit).errno == 0
+    client.serial += 1
+    execute = Execute(client.client, Serial(client.serial), commit)
+    assert patiently(client, execute).errno == 0
     return info
 
 
@@ -181,7 +184,10 @@ def test_dead_second_node_stalls_nobody(
         assert len(holders(client, b"before")) == 3
         blob = client.call(BlobCreate())
         client.call(BlobWrite(blob, 0), content[:CHUNK_BYTES])
-        victim.send_signal(how)
+        if how is signal.SIGKILL:
+            nodes[2].kill()
+        else:
+            victim.send_signal(how)
         started_s = time.monotonic()
         put: BlobInfo = client.call(BlobPut(), b"put while a node is gone")
         for at in range(CHUNK_BYTES, len(content), CHUNK_BYTES):
@@ -192,4 +198,158 @@ def test_dead_second_node_stalls_nobody(
     if how is signal.SIGSTOP:
         victim.send_signal(signal.SIGCONT)
     else:
-        victim.wait()
+        nodes[2].start()
+    with nodes[0].connect() as client:
+        commit_blob(client, b"put", put)
+        commit_blob(client, b"sealed", sealed)
+        wait_until(lambda: len(holders(client, b"put")) == 3, "the put blob is healed", 60)
+        wait_until(lambda: len(holders(client, b"sealed")) == 3, "the stream is healed", 60)
+    wait_healthy(nodes[0])
+    for other in nodes[:2]:
+        other.kill()
+    with nodes[2].connect() as client:
+        assert read(client, b"sealed") == content
+        assert read(client, b"put") == b"put while a node is gone"
+
+
+def test_lost_node_is_replaced_and_its_return_leaves_no_surplus(
+    make_node: MakeNode, seed: int
+) -> None:
+    """Away longer than the grace time: everything it held is copied elsewhere. When it comes back,
+    what is too many is removed, from the books and from the disks."""
+    nodes = storing_cluster(make_node, 3)
+    set_setting(nodes[0], "grace_s", 10)
+    source = random.Random(seed)
+    manifest = {b"f%d" % number: source.randbytes(5000) for number in range(12)}
+    with nodes[0].connect() as client:
+        for name, content in manifest.items():
+            save(client, name, content)
+        on_third = [name for name in manifest if nodes[2].run["number"] in holders(client, name)]
+        assert 0 < len(on_third) < len(manifest)
+    nodes[2].kill()
+    wait_until(lambda: status(nodes[0])["blobs"]["under_replicated"] == len(on_third), "is told")
+    wait_healthy(nodes[0])
+    with nodes[1].connect() as client:
+        assert all(len(holders(client, name)) == 3 for name in on_third)
+        assert all(read(client, name) == content for name, content in manifest.items())
+    nodes[2].start()
+    with nodes[0].connect() as client:
+        wait_until(
+            lambda: all(len(holders(client, name)) == 2 for name in manifest), "no surplus", 60
+        )
+        infos = [version(client, name).blobs[0] for name in manifest]
+        by_number = numbered(nodes)
+
+        def files_fit() -> bool:
+            return all(
+                blob_file(node, info).exists() == (number in info.holders)
+                for number, node in by_number.items()
+                for info in infos
+            )
+
+        wait_until(files_fit, "each file is where the books say", 60)
+        assert all(read(client, name) == content for name, content in manifest.items())
+
+
+@pytest.mark.parametrize("damage", ["deleted", "flipped", "cut"])
+def test_damaged_file_is_served_right_and_repaired(
+    make_node: MakeNode, seed: int, damage: str
+) -> None:
+    """A blob's file is deleted, a bit of it flipped, or its end missing: the very next read through
+    that node gives the right bytes, and soon the file is whole again."""
+    nodes = storing_cluster(make_node, 2)
+    contents = {
+        b"small": random.Random(seed).randbytes(3000),
+        b"large": random.Random(seed + 1).randbytes(3 * CHUNK_BYTES + 5),
+    }
+    with nodes[0].connect() as client:
+        for name, content in contents.items():
+            save_stream(client, name, content)
+            assert read(client, name) == content
+        infos = {name: version(client, name).blobs[0] for name in contents}
+        for name, content in contents.items():
+            path = blob_file(nodes[0], infos[name])
+            if damage == "deleted":
+                path.unlink()
+            else:
+                path.chmod(0o600)
+                with open(path, "r+b") as file:
+                    if damage == "cut":
+                        file.truncate(len(content) - 1)
+                    else:
+                        file.seek(len(content) // 2)
+                        file.write(bytes([content[len(content) // 2] ^ 1]))
+            assert read(client, name) == content
+            wait_until(
+                lambda path=path, content=content: path.exists() and path.read_bytes() == content,
+                f"{path} is whole again", 60,
+            )  # fmt: skip
+    nodes[1].kill()
+    with nodes[0].connect() as client:
+        assert all(read(client, name) == content for name, content in contents.items())
+
+
+def test_files_deleted_while_stopped_come_back(make_node: MakeNode, seed: int) -> None:
+    """All blob files of a stopped node are removed: it fetches them at its start, unasked."""
+    nodes = storing_cluster(make_node, 2)
+    source = random.Random(seed)
+    manifest = {b"f%d" % number: source.randbytes(4000) for number in range(10)}
+    with nodes[0].connect() as client:
+        for name, content in manifest.items():
+            save(client, name, content)
+        infos = [version(client, name).blobs[0] for name in manifest]
+    nodes[1].kill()
+    paths = [blob_file(nodes[1], info) for info in infos]
+    for path in paths:
+        path.unlink()
+    nodes[1].start()
+    wait_until(lambda: all(path.exists() for path in paths), "all files are back", 60)
+    wait_storing(nodes[1], 1)
+    assert [path.read_bytes() for path in paths] == list(manifest.values())
+
+
+def test_nobody_left_to_ask_is_told_by_number(make_node: MakeNode) -> None:
+    """With all holders down the error names them, within the deadline."""
+    nodes = storing_cluster(make_node, 3)
+    set_setting(nodes[0], "replicas", 1)
+    with nodes[0].connect() as client:
+        save(client, b"f", b"content")
+        (holder,) = holders(client, b"f")
+    nodes[0].kill()
+    with nodes[1].connect() as client:
+        started_s = time.monotonic()
+        with pytest.raises(BlobMissingError, match=f"node {holder}: not reachable"):
+            read(client, b"f")
+        assert time.monotonic() - started_s < QUICK_S
+    wait_until(lambda: status(nodes[1])["blobs"]["missing"] == 1, "status tells it")
+    nodes[0].start()
+    with nodes[1].connect() as client:
+        wait_until(lambda: read_or_none(client, b"f") == b"content", "it can be read again", 60)
+
+
+def read_or_none(client: WireClient, name: bytes) -> bytes | None:
+    try:
+        return read(client, name)
+    except PydiError:
+        return None
+
+
+def commit_blob(client: WireClient, name: bytes, info: BlobInfo) -> None:
+    """A file whose content is that blob."""
+    create_until_done(client, name)
+    ino = client.call(Lookup(ROOT_INO, name)).ino
+    extents = (Extent(0, info.size, info.blob, 0),)
+    client.serial += 1
+    commit = Commit(ROOT_CALLER, ino, None, None, info.size, False, extents, (info,))
+    result = patiently(client, Execute(client.client, Serial(client.serial), commit))
+    assert result.errno == 0
+
+
+def wait_healthy(node: NodeProcess) -> None:
+    """Until every blob has all its copies within reach."""
+
+    def is_healthy() -> bool:
+        blobs = status(node)["blobs"]
+        return not (blobs["under_replicated"] or blobs["missing"])
+
+    wait_until(is_healthy, "every blob has all its copies", 90)

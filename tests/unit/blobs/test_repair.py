@@ -124,6 +124,7 @@ def test_health_counts_what_can_be_reached() -> None:
     assert health(totals, {one}, 2) == Health(5, 3, 3, 2)
     assert health(totals, {one, two}, 3) == Health(5, 3, 1, 2)
     assert health(totals, {one, two}, 1) == Health(5, 0, 0, 2)
+    assert health(totals, {one, two}, 2, gone=1) == Health(5, 0, 0, 3)
 
 
 # --- any state ------------------------------------------------------------------------------------
