@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+from collections import deque
 from pathlib import Path
 
 from blake3 import blake3
@@ -240,21 +241,18 @@ class Stage:
             await self._send_new(until)
 
     async def _send_new(self, until: int) -> None:
-        outstanding: set[asyncio.Task[None]] = set()
+        outstanding: deque[asyncio.Task[None]] = deque()
         try:
             while self._claimed < until:
                 length = min(CHUNK_BYTES, until - self._claimed)
-                task = asyncio.ensure_future(self._send_chunk(self._claimed, length))
+                outstanding.append(asyncio.ensure_future(self._send_chunk(self._claimed, length)))
                 self._claimed += length
-                outstanding.add(task)
                 if len(outstanding) >= WINDOW_CHUNKS:
-                    done, outstanding = await asyncio.wait(
-                        outstanding, return_when=asyncio.FIRST_COMPLETED
-                    )
-                    for finished in done:
-                        finished.result()
-            for task in outstanding:
-                await task
+                    await outstanding.popleft()
+            while outstanding:
+                # The oldest first: when one fails the node refuses those behind it for another
+                # reason (the blob is gone), and the first reason is the one to tell.
+                await outstanding.popleft()
         finally:
             for task in outstanding:
                 task.cancel()
