@@ -53,6 +53,7 @@ VERIFY_FIRST_MAX_BYTES = 64 << 20
 VERIFIED_MAX = 1 << 16  # files remembered as hashed, some 200 bytes each
 # A large blob that lost a copy on its way is copied by repair: its writer can't wait so long.
 SUBSTITUTE_MAX_BYTES = 64 << 20
+FETCHES_AT_ONCE = 8  # each holds a few chunks in memory
 
 # inode, size, time of the last change of content and of anything: a file that has the same is the
 # one that was hashed.
@@ -78,6 +79,7 @@ class Replication:
         self._loop = asyncio.get_running_loop()
         self._verified: OrderedDict[BlobId, _Identity] = OrderedDict()
         self._fetching: dict[BlobId, asyncio.Task[None]] = {}
+        self._fetch_slots = asyncio.Semaphore(FETCHES_AT_ONCE)
         self._throttle_free_s = 0.0  # when the next fetched byte may come
         # A copy that the tree counts on is not here, or damaged; repairing.py sees to it.
         self.on_lost: Callable[[BlobInfo], None] = lambda info: None
@@ -165,7 +167,7 @@ class Replication:
             number = nodes.popleft()
             try:
                 await copy(number)
-            except (UnavailableError, BlobError, NoSpaceError, OSError) as exc:
+            except (PydiError, OSError) as exc:
                 _log.info("no copy on node %d: %s", number, exc)
             else:
                 return number
@@ -344,7 +346,8 @@ class Replication:
         can_wait = len(self.transfers.sources(info.holders)) < len(set(info.holders) - {self._node})
         for source in self.transfers.sources(info.holders):
             try:
-                await self.transfers.fetch(source, info, self._service.in_pool, self._throttle)
+                async with self._fetch_slots:
+                    await self.transfers.fetch(source, info, self._service.in_pool, self._throttle)
                 return
             except (UnavailableError, BlobError) as exc:
                 _log.info("blob %s from node %d: %s", blob_name(info.blob), source, exc)

@@ -39,6 +39,8 @@ CHUNK_BYTES = 1 << 20
 # A dead second node holds a writer up for 2 s, and the machine may be busy; without the bound it
 # would be the deadline of the client.
 QUICK_S = 12.0
+# A frozen node is noticed by its silence, no sooner than this after it froze.
+NOTICED_DEAD_MS = 1900
 
 
 def storing_cluster(make_node: MakeNode, count: int) -> list[NodeProcess]:
@@ -325,6 +327,57 @@ def test_nobody_left_to_ask_is_told_by_number(make_node: MakeNode) -> None:
     nodes[0].start()
     with nodes[1].connect() as client:
         wait_until(lambda: read_or_none(client, b"f") == b"content", "it can be read again", 60)
+
+
+def test_frozen_holder_is_not_waited_for(make_node: MakeNode, seed: int) -> None:
+    """A reader whose node holds nothing gets the content from the other holder, soon, while the
+    first one is frozen; whichever of the two that is."""
+    nodes = storing_cluster(make_node, 3)
+    content = random.Random(seed).randbytes(2 * CHUNK_BYTES)
+    with nodes[0].connect() as client:
+        info = save_stream(client, b"f", content)
+        by_number = numbered(nodes)
+        (reader,) = (node for number, node in by_number.items() if number not in info.holders)
+    for number in info.holders:
+        frozen = by_number[number].process
+        assert frozen is not None
+        frozen.send_signal(signal.SIGSTOP)
+        with reader.connect() as client:
+            request_id, buffers = client.session.send_request(
+                BlobRead(info.blob, 5, CHUNK_BYTES), deadline_ms=NOTICED_DEAD_MS
+            )
+            client.sock.sendall(b"".join(buffers))
+            assert client.wait(request_id) == content[5 : 5 + CHUNK_BYTES]
+        frozen.send_signal(signal.SIGCONT)
+        wait_storing(reader, 2)
+
+
+def test_acknowledged_content_survives_churn(make_node: MakeNode, seed: int) -> None:
+    """Files are saved through two nodes while the third is killed and started again and again.
+    Healed in the end, everything acknowledged is there without any one of the nodes."""
+    nodes = storing_cluster(make_node, 3)
+    source = random.Random(seed)
+    manifest: dict[bytes, bytes] = {}
+    with nodes[0].connect() as a, nodes[1].connect() as b:
+        for number in range(36):
+            if number % 12 == 4:
+                nodes[2].kill()
+            if number % 12 == 8:
+                nodes[2].start()
+            name, content = b"f%d" % number, source.randbytes(1 + source.randrange(100_000))
+            if number % 3:
+                save((a, b)[number % 2], name, content)
+            else:
+                save_stream((a, b)[number % 2], name, content)
+            manifest[name] = content
+    wait_healthy(nodes[0])
+    assert len(manifest) == 36
+    for victim, reader in ((0, 1), (1, 2), (2, 0)):
+        nodes[victim].kill()
+        with nodes[reader].connect() as client:
+            assert all(read(client, name) == content for name, content in manifest.items())
+        nodes[victim].start()
+        wait_healthy(nodes[reader])
 
 
 def read_or_none(client: WireClient, name: bytes) -> bytes | None:
