@@ -158,7 +158,8 @@ class SnapshotInstalled(NamedTuple):
 
 
 class SnapshotRefused(NamedTuple):
-    """Answer to a SnapshotInstall effect: the file is not what its id says."""
+    """Answer to a SnapshotInstall effect: the file is not what its id says; to a SnapshotWrite: the
+    disk is full."""
 
     snapshot_id: bytes
 

@@ -97,7 +97,8 @@ Signatures (pydi_node.consensus.raft; records in .types, bytes and plain tuples 
         def snapshot_partial(self, snapshot_id: bytes, offset: int) -> None   # found at start
         def snapshot_written(self, write: SnapshotWrite) -> None
         def snapshot_installed(self, install: SnapshotInstall) -> None
-        def snapshot_refused(self, snapshot_id: bytes) -> None     # checksum wrong: start over
+        def snapshot_refused(self, snapshot_id: bytes) -> None
+            # checksum wrong, or a piece can't be written: start over
 
         # outputs
         def has_ready(self) -> bool

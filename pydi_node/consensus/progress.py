@@ -40,6 +40,7 @@ class Progress:
 
     __slots__ = (
         "_inflight",
+        "answered",
         "caught_up",
         "check_wanted",
         "commit_sent",
@@ -65,6 +66,7 @@ class Progress:
         self.next_index = next_index
         # A new leader counts everyone as just heard, which gives them one time-out to answer.
         self.silent_ticks = 0
+        self.answered = False  # this leader, at least once
         self.commit_sent = NO_INDEX  # highest commit index it was told in an append
         self.probe_sent = False  # PROBE: wait for the answer, or for a heartbeat's
         self.check_wanted = False  # REPLICATE: send an append even if it would be empty

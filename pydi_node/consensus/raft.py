@@ -304,7 +304,15 @@ class Raft:
         if change.kind is ChangeKind.PROMOTE and not self._is_caught_up(lead.peers[change.number]):
             raise BusyError(f"node {change.number} has not caught up yet")
         if change.kind is not ChangeKind.ADD_LEARNER:
-            active = sum(1 for voter in membership.voters if self._is_voter_active(lead, voter))
+            # Heard of for certain: what a new leader grants everyone for a time-out is not enough to
+            # give a vote away for. With one of three lost for good, another one's leaving would
+            # leave two of whom one never answers, and no way back.
+            active = sum(
+                1
+                for voter in membership.voters
+                if self._is_voter_active(lead, voter)
+                and (voter == self.node or lead.peers[voter].answered)
+            )
             if active < majority(len(membership.voters)):
                 raise NoQuorumError(
                     f"only {active} of the {len(membership.voters)} voters it leaves answer"
@@ -439,8 +447,14 @@ class Raft:
             self._acknowledge = (chunk.sender, chunk.session, install.meta.index)
 
     def snapshot_refused(self, snapshot_id: bytes) -> None:
-        """The complete file is not what its id says; it is gone, and asked for anew."""
-        assert self._installing is not None, snapshot_id
+        """The complete file is not what its id says, or a piece of it can't be written: it is gone,
+        and asked for anew."""
+        if self._installing is None:
+            # Not complete, so the disk is full. Nothing is answered: the leader sends its piece
+            # again after a while, and only then the transfer begins anew.
+            if self._incoming is not None and self._incoming.snapshot_id == snapshot_id:
+                self._incoming = None
+            return
         assert self._installing.snapshot_id == snapshot_id, (self._installing, snapshot_id)
         self._installing = self._incoming = None
         self._answer_chunk(snapshot_id, 0)
@@ -865,6 +879,7 @@ class Raft:
         if progress is None or progress.member.session != message.session:
             return None
         progress.silent_ticks = 0
+        progress.answered = True
         return progress
 
     # --- replication

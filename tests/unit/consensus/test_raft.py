@@ -29,7 +29,7 @@ from pydi_node.consensus.types import (
     SnapshotMeta,
     VoteResponse,
 )
-from pydi_node.errors import BusyError, NotLeaderError, RemoteProtocolError
+from pydi_node.errors import BusyError, NoQuorumError, NotLeaderError, RemoteProtocolError
 from pydi_node.ids import NodeNumber
 
 FRONT = SnapshotMeta(0, 0, Membership.founding(1, 2, 3))
@@ -329,6 +329,37 @@ def test_a_sixth_voter_is_not_made() -> None:
         raft.step(AppendResponse(number, 1, 1, 0, 2))
     raft.tick()
     assert raft.membership.voters == (1, 2, 3, 4, 6)
+
+
+def test_a_new_leader_gives_no_vote_away_on_trust() -> None:
+    """A new leader counts everyone as just heard. That keeps it in office for a time-out, but must
+    not let it demote a voter: if the other one is lost for good, the rest could never commit."""
+    raft = leader()
+    raft.step(AppendResponse(2, 1, raft.term, 0, raft.last_index))
+    demotion = MembershipChange(ChangeKind.DEMOTE, NodeNumber(2))
+    with pytest.raises(NoQuorumError, match="only 1 of the 2"):
+        raft.propose_membership(demotion)
+    raft.step(HeartbeatResponse(3, 1, raft.term, 0, 0))
+    raft.propose_membership(demotion)
+    assert raft.membership.voters == (1, 3)
+
+
+def test_a_snapshot_that_finds_no_room_begins_anew() -> None:
+    """A piece that can't be written ends the transfer; it is not asked for at once, but when the
+    leader tries again the follower wants it from its beginning."""
+    raft = follower(term=1)
+    meta = SnapshotMeta(9, 1, FRONT.membership)
+    raft.step(SnapshotChunk(2, 1, 1, 0, b"id", meta, 5, 0, b"ab"))
+    (write,) = raft.ready().snapshot_writes
+    raft.snapshot_written(write)
+    drive(raft)
+    second = SnapshotChunk(2, 1, 1, 0, b"id", meta, 5, 2, b"cde")
+    raft.step(second)
+    drive(raft)
+    raft.snapshot_refused(b"id")
+    assert drive(raft) == []
+    raft.step(second)
+    assert drive(raft) == [SnapshotAck(1, 2, 1, 0, b"id", 0)]
 
 
 def test_a_snapshot_found_complete_at_start_is_installed() -> None:
