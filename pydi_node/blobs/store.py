@@ -23,7 +23,7 @@ import re
 import threading
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +32,13 @@ from typing import NamedTuple, Self
 from blake3 import blake3
 
 from pydi_node.blobs.files import Data, Files, OsFiles, Space, load, save
-from pydi_node.errors import BlobCorruptError, BlobMissingError, CorruptionError, NoSpaceError
+from pydi_node.errors import (
+    BlobCorruptError,
+    BlobMissingError,
+    CorruptionError,
+    NoSpaceError,
+    UnavailableError,
+)
 from pydi_node.ids import (
     BlobId,
     NodeNumber,
@@ -114,6 +120,7 @@ class BlobStore:
         self._reserve_bytes = reserve_bytes
         self._reserve_percent = reserve_percent
 
+        self._stopping = False
         self._lock = threading.Lock()  # guards the next five
         self._stored = 0  # bytes
         self._count = 0
@@ -287,10 +294,11 @@ class BlobStore:
         Reads all of it, through a buffer of HASH_CHUNK_BYTES.
         BlobMissingError  no copy here.
         BlobCorruptError  it was something else, or unreadable: now in quarantine.
+        UnavailableError  ``stop`` was called: nobody knows.
         """
         fd = self.open(blob)
         try:
-            found = _hash_rest(self._files, fd, blake3(), 0)
+            found = _hash_rest(self._files, fd, blake3(), 0, self._check_running)
         except OSError as exc:
             raise self._unreadable(blob, exc) from exc
         finally:
@@ -299,6 +307,14 @@ class BlobStore:
             reason = "size" if found.size != size else "checksum"
             self.quarantine(blob, reason)
             raise BlobCorruptError(f"blob {blob_name(blob)}: wrong {reason}, quarantined")
+
+    def stop(self) -> None:
+        """Checks that are under way end: a node that stops can't wait for a large file."""
+        self._stopping = True
+
+    def _check_running(self) -> None:
+        if self._stopping:
+            raise UnavailableError("the node stops")
 
     def names(self) -> Iterator[BlobId]:
         """All blobs here in ascending order.
@@ -645,9 +661,19 @@ def _fanout(blob: BlobId) -> str:
     return _FANOUT_NAMES[blob_counter(blob) % FANOUT_COUNT]
 
 
-def _hash_rest(files: Files, fd: int, hasher: blake3, offset: int) -> BlobSeal:
-    """Size and checksum of a file whose bytes below ``offset`` are in ``hasher`` already."""
+def _hash_rest(
+    files: Files,
+    fd: int,
+    hasher: blake3,
+    offset: int,
+    check_running: Callable[[], None] = lambda: None,
+) -> BlobSeal:
+    """Size and checksum of a file whose bytes below ``offset`` are in ``hasher`` already.
+
+    check_running  called before each chunk; what it raises comes through.
+    """
     while data := files.pread(fd, HASH_CHUNK_BYTES, offset):
+        check_running()
         hasher.update(data)
         offset += len(data)
     return BlobSeal(offset, hasher.digest())

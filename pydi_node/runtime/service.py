@@ -160,6 +160,7 @@ class Service:
         """Blobs under way are finished or dropped; no handler runs any more."""
         for session in list(self.sessions.values()):
             self.end(session)
+        self.store.stop()
         await self._loop.run_in_executor(None, self._pool.shutdown)
 
     # --- holds ------------------------------------------------------------------------------------

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from pydi_node.blobs import store as store_module
 from pydi_node.blobs.files import OsFiles, Space
 from pydi_node.blobs.store import NAMES_JUMP, NAMES_STRIDE, BlobSeal, BlobStore
-from pydi_node.errors import BlobCorruptError, BlobMissingError, CorruptionError, NoSpaceError
+from pydi_node.errors import (
+    BlobCorruptError,
+    BlobMissingError,
+    CorruptionError,
+    NoSpaceError,
+    UnavailableError,
+)
 from pydi_node.ids import BlobId, NodeNumber, blob_counter, blob_id, blob_name, blob_node
 from tests.harness.disk_sim import SimulatedDisk
 
@@ -426,3 +432,29 @@ def test_writers_in_many_threads_do_not_disturb_each_other(
     names = list(store.names())
     assert names == sorted(kept) + foreign
     assert store.usage()[:2] == (sum(map(store.size, names)), len(names))
+
+
+def test_a_stopping_store_checks_nothing_more(store: BlobStore) -> None:
+    """A node that stops can't wait for a large file to be hashed; nothing is said against it."""
+    blob, seal = store.put(b"content")
+    store.stop()
+    with pytest.raises(UnavailableError):
+        store.verify(blob, *seal)
+    assert store.read(blob, 0, 9) == b"content"
+
+
+def test_a_followed_blob_is_sealed_as_what_it_should_be(store: BlobStore) -> None:
+    """A copy that was written while the original was: the right content is stored, and once more
+    changes nothing; other content is refused and leaves nothing behind."""
+    blob = blob_id(OTHER, 5)
+    for _ in range(2):
+        with store.follow(blob) as writer:
+            writer.write(0, b"cont")
+            writer.write(4, b"ent")
+            assert writer.seal(*seal_of(b"content")) == seal_of(b"content")
+    other = blob_id(OTHER, 6)
+    with store.follow(other) as writer:
+        writer.write(0, b"Content")
+        with pytest.raises(BlobCorruptError):
+            writer.seal(*seal_of(b"content"))
+    assert (store.read(blob, 0, 9), store.has(other), store.usage().files) == (b"content", False, 1)
