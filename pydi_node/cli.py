@@ -40,6 +40,11 @@ def build_parser() -> argparse.ArgumentParser:
     for option in OPTIONS:
         if option.name == "data-dir":
             parser.add_argument("data-dir", nargs="?", metavar="DATA_DIR", help=option.help)
+        elif option.is_switch:
+            parser.add_argument(
+                f"--{option.name}", dest=option.name, help=option.help, action="store_const",
+                const="yes",
+            )  # fmt: skip
         else:
             parser.add_argument(
                 f"--{option.name}", dest=option.name, metavar=option.metavar, help=option.help,

@@ -57,6 +57,9 @@ class NodeConfig:
     token_file: Path | None = None
     # One of LOG_LEVELS.
     log_level: str = "info"
+    # Vote and keep the log and the tree, but never content. Kept in DATA_DIR from the first start
+    # with it on; a node that holds content refuses it.
+    witness: bool = False
 
     def validate(self) -> None:
         """UserError naming the option, or the two that clash."""
@@ -110,6 +113,7 @@ class Option(NamedTuple):
     metavar: str
     help: str
     repeatable: bool = False
+    is_switch: bool = False  # as a flag it takes no value
 
     @property
     def variable(self) -> str:
@@ -126,6 +130,14 @@ def _number(text: str) -> NodeNumber:
     return NodeNumber(int(text))
 
 
+def _switch(text: str) -> bool:
+    if text.lower() not in _SWITCH_TEXTS:
+        raise ValueError("expected yes or no")
+    return _SWITCH_TEXTS[text.lower()]
+
+
+_SWITCH_TEXTS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+
 OPTIONS: tuple[Option, ...] = (
     Option("data-dir", "data_dir", Path, "DIR", "folder of everything this node keeps"),
     Option("number", "number", _number, "N", "node number to take at the first start"),
@@ -136,6 +148,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("peer", "peers", _listen, "HOST:PORT", "another node's address (repeatable)", True),
     Option("join", "join_token", str, "TOKEN", "join the cluster that this token belongs to"),
     Option("token-file", "token_file", Path, "FILE", "like --join, the token read from a file"),
+    Option("witness", "witness", _switch, "", "vote and keep the tree, but no content",
+           is_switch=True),
     Option("log-level", "log_level", str, "LEVEL", f"{' '.join(LOG_LEVELS)} (info)"),
 )  # fmt: skip
 
@@ -216,8 +230,10 @@ def _read_file(named: Path | None, default: Path) -> dict[str, tuple[str, list[s
         if key not in known:
             raise _usage(f"{path}: unknown option {key!r}")
         items = value if isinstance(value, list) and known[key].repeatable else [value]
-        if not all(isinstance(item, (str, int)) and not isinstance(item, bool) for item in items):
-            raise _usage(f"{path}: option {key!r} takes a text or a number")
+        is_bool = any(isinstance(item, bool) for item in items)
+        if is_bool != known[key].is_switch or not all(isinstance(i, (str, int)) for i in items):
+            what = "true or false" if known[key].is_switch else "a text or a number"
+            raise _usage(f"{path}: option {key!r} takes {what}")
         given[key] = (f"{path}: {key}", [str(item) for item in items])
     return given
 

@@ -274,7 +274,10 @@ class Client:
         for member in members:
             host, _, port = member.address.rpartition(":")
             address = (host.strip("[]"), int(port) if port.isdigit() else 0)
-            if member.state == "forgotten" or not all(address) or address in self._members:
+            # A witness takes no content, and reads of it go a way longer.
+            if member.state == "forgotten" or member.witness or not all(address):
+                continue
+            if address in self._members:
                 continue
             self._members.add(address)
             self._endpoints.append(self._endpoint_of(*address))

@@ -5,7 +5,7 @@ for the running node. It must never overwrite a file that it can't read or doesn
 such case is one sentence for a person (UserError), and the folder stays as it was.
 
     lock        flock of the running node, with its process id
-    node.json   format version, node number, cluster id: written once
+    node.json   format version, node number, cluster id, whether it is a witness
     token       the cluster's token, mode 0600: written once
     run.json    what the running node serves on; says nothing while no node holds the lock
     node.sock   unix socket; accepting connections means ready
@@ -38,6 +38,7 @@ class Identity(NamedTuple):
     # "founding" or "joining" until log and tree are there, then "member". After that a missing log
     # is a loss, and a node that forgot its votes must not go on as if it were new.
     phase: str
+    witness: bool = False  # votes, but holds no content; once True, for ever
 
 
 PHASES = ("founding", "joining", "member")
@@ -116,12 +117,13 @@ class DataDir:
             or not isinstance(cluster, str)
             or not cluster
             or phase not in PHASES
+            or not isinstance(record.get("witness", False), bool)
         ):
             raise UserError(
                 f"{path} is damaged: restore it from a backup, or start with an empty data"
                 " directory to rejoin as a new node"
             )
-        return Identity(NodeNumber(number), cluster, phase)
+        return Identity(NodeNumber(number), cluster, phase, record.get("witness", False))
 
     def save_identity(self, identity: Identity) -> None:
         """Durable when it returns."""
@@ -130,6 +132,7 @@ class DataDir:
             "number": identity.number,
             "cluster": identity.cluster,
             "phase": identity.phase,
+            "witness": identity.witness,
         }
         self._save(self.path / "node.json", record)
 

@@ -115,6 +115,8 @@ class Housekeeping:
         tree = self._service.tree
         age_ns = tree.settings()["retention_s"] * 1_000_000_000
         until = tree.index_at(TimeNs(max(0, time.time_ns() - age_ns)))
+        if self._service.witness:
+            return until  # what fills its disk is not content
         usage = self._store.usage()
         if usage.free * 100 < usage.total * SHORT_PERCENT:
             # A tenth of what is kept, each round, until there is room again or nothing left.

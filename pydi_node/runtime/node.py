@@ -30,6 +30,7 @@ from pydi_node.consensus.types import Config, Membership, SnapshotMeta
 from pydi_node.effects import Now
 from pydi_node.errors import EXIT_FAILED, EXIT_OK, CorruptionError, PydiError, UserError
 from pydi_node.ids import NodeNumber, TimeNs
+from pydi_node.records import HOLE
 from pydi_node.replica import Replica, ReplicaConfig
 from pydi_node.runtime.admission import Admission
 from pydi_node.runtime.datadir import DataDir, Identity
@@ -119,6 +120,10 @@ class _Node:
             # Names that the tree knows are never given out again, even if blobs/ was emptied.
             floor = tree_files.tree.last_counter_of(identity.number)
             await loop.run_in_executor(None, store.recover, floor)
+            if self._config.witness and not identity.witness:
+                _require_empty(identity, store, tree_files)
+                identity = identity._replace(witness=True)
+                self._folder.save_identity(identity)
             if identity.phase != "member":
                 self._folder.save_identity(identity._replace(phase="member"))
             return await self._serve(identity, token, tree_files, log, state, store)
@@ -164,8 +169,8 @@ class _Node:
             given = _parse(kept, folder.path / "token")  # put there by a person
         if given is None:
             return self._found()
-        number = await join_cluster(given, config.peers, config.number)
-        identity = Identity(number, given.cluster, "joining")
+        number = await join_cluster(given, config.peers, config.number, config.witness)
+        identity = Identity(number, given.cluster, "joining", config.witness)
         folder.save_token(given.text())
         folder.save_identity(identity)
         _log.info("joined cluster %s as node %d", identity.cluster, number)
@@ -175,6 +180,9 @@ class _Node:
         if self._config.peers:
             raise UserError("--peer names a cluster, but without --join or --token-file this node"
                             " can't prove that it belongs there")  # fmt: skip
+        if self._config.witness:
+            raise UserError("--witness: a new cluster's first node must be one that holds content;"
+                            " name the cluster to join with --peer and --token-file")  # fmt: skip
         token = NodeToken.new(os.urandom(CLUSTER_ID_BYTES + SECRET_BYTES))
         identity = Identity(self._config.number or NodeNumber(1), token.cluster, "founding")
         self._folder.save_identity(identity)
@@ -241,7 +249,7 @@ class _Node:
         )
         replica = Replica(raft, tree_files.tree, ReplicaConfig(), clock.now())
         credentials = credentials_of(token)
-        peers = Peers(identity.number, credentials, self._config.peers)
+        peers = Peers(identity.number, credentials, self._config.peers, identity.witness)
         driver = Driver(
             replica,
             log,
@@ -256,7 +264,7 @@ class _Node:
             peer_broke=peers.on_broke,
         )
         peers.driver = driver
-        service = Service(driver, store, identity.number, identity.cluster)
+        service = Service(driver, store, identity.number, identity.cluster, identity.witness)
         service.locking = Locking(peers, identity.number)
         transfers = Transfers(peers, store, identity.number)
         service.replication = Replication(service, transfers)
@@ -378,6 +386,16 @@ def _port_before(replica: Replica, number: NodeNumber) -> int | None:
         if info.number == number and info.address:
             return parse_address(info.address).port
     return None
+
+
+def _require_empty(identity: Identity, store: BlobStore, tree_files: TreeFiles) -> None:
+    """UserError when this node holds content, or is counted on for some."""
+    files = store.usage().files
+    if files or tree_files.tree.blobs_of_node(identity.number, HOLE, 1):
+        raise UserError(
+            f"--witness: node {identity.number} holds content ({files} blobs), and a witness holds"
+            " none: start it without --witness, or as a new node with an empty data directory"
+        )
 
 
 def _given_token(config: NodeConfig) -> NodeToken | None:

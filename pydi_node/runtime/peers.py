@@ -216,9 +216,14 @@ class Peers:
     """All links of this node, and what it knows of the others' whereabouts."""
 
     def __init__(
-        self, node: NodeNumber, credentials: Credentials, seeds: Sequence[Address]
+        self,
+        node: NodeNumber,
+        credentials: Credentials,
+        seeds: Sequence[Address],
+        witness: bool = False,
     ) -> None:
         self._node = node
+        self._witness = witness
         self._credentials = credentials
         self._seeds = tuple(seeds)
         self._loop = asyncio.get_running_loop()
@@ -422,19 +427,19 @@ class Peers:
         return await _open(address, hello, tls.client_context(self._leaf), self._credentials)
 
     async def _register(self) -> None:
-        """The books say where this node is, once a leader takes the entry."""
+        """The books say where and what this node is, once a leader takes the entry."""
         replica = self.driver.replica
         if replica.raft.leader is None or replica.raft.membership.member(self._node) is None:
             return
         address = str(self._advertised())
         for info in replica.tree.nodes():
             if info.number == self._node:
-                if info.address == address:
+                if (info.address, info.witness) == (address, self._witness):
                     return
-                command = SetNode(self._node, address, info.state, info.witness)
+                command = SetNode(self._node, address, info.state, self._witness)
                 break
         else:
-            command = SetNode(self._node, address, "up", False)
+            command = SetNode(self._node, address, "up", self._witness)
         try:
             await self.housekeep(command, self._loop.time() + 5.0)
         except PydiError as exc:
@@ -473,12 +478,13 @@ class Peers:
                     raft.leader, Admin("join", arguments), request.deadline_s
                 )
                 return answer
-            return {"number": await self._add(service, wanted, request.deadline_s)}
+            witness = arguments.get("witness") is True
+            return {"number": await self._add(service, wanted, witness, request.deadline_s)}
 
         return {"join": join}
 
     async def _add(
-        self, service: Service, wanted: NodeNumber | None, deadline_s: float
+        self, service: Service, wanted: NodeNumber | None, witness: bool, deadline_s: float
     ) -> NodeNumber:
         if not await self.driver.wait_current(deadline_s):
             raise NotLeaderError(None)
@@ -490,7 +496,7 @@ class Peers:
         number = wanted or NodeNumber(max(taken) + 1)
         self._joining.add(number)
         try:
-            await service.housekeep(SetNode(number, "", "up", False), deadline_s)
+            await service.housekeep(SetNode(number, "", "up", witness), deadline_s)
             await self.driver.add_member(number, deadline_s)
         finally:
             self._joining.discard(number)
@@ -499,7 +505,7 @@ class Peers:
 
 
 async def join_cluster(
-    token: NodeToken, addresses: Sequence[Address], wanted: NodeNumber | None
+    token: NodeToken, addresses: Sequence[Address], wanted: NodeNumber | None, witness: bool
 ) -> NodeNumber:
     """The number under which the cluster took this node in; waits until somebody there answers.
 
@@ -520,7 +526,9 @@ async def join_cluster(
                 link = await _open(address, hello, tls.client_context(leaf), credentials)
                 try:
                     await link.welcomed
-                    arguments = {} if wanted is None else {"number": wanted}
+                    arguments: dict[str, Any] = {"witness": witness}
+                    if wanted is not None:
+                        arguments["number"] = wanted
                     deadline_s = loop.time() + JOIN_DEADLINE_S
                     answer = await link.request(Admin("join", arguments), deadline_s)
                 finally:

@@ -20,6 +20,8 @@ from pydi_node.commands import CLIENT_COMMANDS, COMMAND_CODES, Command, SetSetti
 from pydi_node.errors import (
     BlobMissingError,
     FileError,
+    NoSpaceError,
+    PydiError,
     UserError,
 )
 from pydi_node.ids import BlobId, ClientId, Ino, NodeNumber, Serial
@@ -88,8 +90,16 @@ Handler = Callable[["Service", Request], Any]
 class Service:
     """Answers requests out of tree, replica, blob store and lock table."""
 
-    def __init__(self, driver: Driver, store: BlobStore, node: NodeNumber, cluster: str) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        store: BlobStore,
+        node: NodeNumber,
+        cluster: str,
+        witness: bool = False,
+    ) -> None:
         self.driver = driver
+        self.witness = witness
         self.store = store
         self.node = node
         self.cluster = cluster
@@ -132,7 +142,16 @@ class Service:
         spec = messages.REQUEST_OF_CLASS[type(request.message)]
         if spec.mutates and request.session.read_only:
             raise FileError(errno.EROFS, "this token may only read")
+        if self.witness and isinstance(request.message, _BRINGS_CONTENT):
+            raise self._refusal(request.session)
         return _HANDLERS[type(request.message)](self, request)
+
+    def _refusal(self, session: Session) -> PydiError:
+        """Why a witness takes no content, so that another node tries the next one at once."""
+        sentence = f"node {self.node} is a witness, which takes no content"
+        if session.role is Role.NODE:
+            return NoSpaceError(sentence)
+        return FileError(errno.EROFS, f"{sentence}: connect to another node")
 
     def execute_nowait(self, request: Request, callback: Callable[[Outcome], None]) -> None:
         """The hot path of Execute: no task, no future."""
@@ -438,6 +457,16 @@ def _query(ask: Callable[[Service, Tree, Any], Any]) -> Handler:
 
     return handle
 
+
+# With each of these content would come to lie on this node.
+_BRINGS_CONTENT = (
+    messages.ExecutePut,
+    messages.BlobCreate,
+    messages.BlobPut,
+    messages.BlobCopy,
+    messages.ReplicaPut,
+    messages.ReplicaCreate,
+)
 
 _OPEN_QUERY = _query(lambda _, tree, m: tree.file_version(m.ino))
 

@@ -82,6 +82,7 @@ class Status:
                     "address": str(address) if address else "",
                     "state": state,
                     "role": _role(info, member),
+                    "witness": info is not None and info.witness,
                     **{
                         key: part[key] if part else 0
                         for key in (
@@ -133,10 +134,12 @@ class Status:
             )
         elif down:
             advice.append(f"start these nodes, or forget them if they are gone: {', '.join(down)}")
-        if len(nodes) < copies:
+        storing = sum(not node["witness"] for node in nodes)
+        if storing < copies:
             advice.append(
                 f"each blob should have {copies} copies but there"
-                f" {'is one node' if len(nodes) == 1 else f'are {len(nodes)} nodes'}: add nodes"
+                f" {'is one node' if storing == 1 else f'are {storing} nodes'} for content:"
+                " add nodes"
             )
         if blobs["missing"]:
             advice.append(

@@ -127,7 +127,7 @@ def test_every_option_is_a_flag_that_reaches_the_config(tmp_path: Path) -> None:
         Path("/f"),
         "debug",  # type: ignore[arg-type]
     )
-    assert texts.keys() | {"join", "data-dir"} == {option.name for option in OPTIONS}
+    assert texts.keys() | {"join", "data-dir", "witness"} == {option.name for option in OPTIONS}
     assert parse_config([str(tmp_path), "--join", "T"]).join_token == "T"
 
 
@@ -144,3 +144,19 @@ def test_flags_may_not_be_shortened() -> None:
     """A later option must not change what a script's shortened flag means."""
     with pytest.raises(UserError):
         parse_config(["--num", "1"])
+
+
+def test_switches(tmp_path: Path) -> None:
+    """--witness takes no value; the variable and the file say yes or no; a flag wins over both."""
+    assert parse_config([str(tmp_path), "--witness"]).witness is True
+    assert parse_config([str(tmp_path)]).witness is False
+    assert load(environ={"PYDI_WITNESS": "1"}).witness is True
+    file = tmp_path / "c.toml"
+    file.write_text("witness = true\n")
+    assert load(file=file).witness is True
+    assert load(environ={"PYDI_WITNESS": "no"}, file=file).witness is False
+    with pytest.raises(UserError, match="yes or no"):
+        load(environ={"PYDI_WITNESS": "perhaps"})
+    file.write_text("witness = 1\n")
+    with pytest.raises(UserError, match="true or false"):
+        load(file=file)
