@@ -57,6 +57,7 @@ log = logging.getLogger("pydi.client")
 DEADLINE_DEFAULT_S = 10.0  # several leader elections; shorter than a person's patience
 RECONNECT_MIN_S = 0.05  # a restarting node is back within a second
 RECONNECT_MAX_S = 1.0
+HEAD_START_S = 0.25  # of one node before the next is asked too; a live one takes milliseconds
 MIND_PERIOD_S = 5.0  # a new member is known, and a returned nearest node used, after this
 
 # They name a blob that only the node of the present connection knows.
@@ -224,24 +225,64 @@ class Client:
     async def _connect(self, once: bool) -> Connection:
         pause_s = RECONNECT_MIN_S
         while True:
-            failure: PydiError | None = None
-            for _ in range(len(self._endpoints)):
-                # The one that worked last comes first; a failed one goes to the end.
-                try:
-                    return await self._connect_to(self._endpoints[0])
-                except (UnavailableError, UserError) as exc:
-                    failure = exc
-                    self._endpoints.append(self._endpoints.pop(0))
-            assert failure is not None
-            if once:
-                raise failure
-            log.debug("no node reachable: %s", failure)
+            try:
+                return await self._connect_to_any()
+            except (UnavailableError, UserError) as exc:
+                if once:
+                    raise
+                log.debug("no node reachable: %s", exc)
             # Jitter: many mounts that lost one node must not come to the next in step.
             await asyncio.sleep(pause_s * (0.5 + random.random()))
             pause_s = min(pause_s * 2, RECONNECT_MAX_S)
 
-    async def _connect_to(self, endpoint: Endpoint) -> Connection:
-        connection = await open_connection(endpoint, self._hello, self._on_push, self._on_lost)
+    async def _connect_to_any(self) -> Connection:
+        """The first to say welcome. Each is asked a little after the one before, or at once when
+        that one failed: a node that hangs takes connections and says nothing, and one node may be
+        there under several endpoints."""
+        loop = asyncio.get_running_loop()
+        unasked = len(self._endpoints)
+        attempts: dict[asyncio.Task[Connection], Endpoint] = {}
+        failure: PydiError | None = None
+        try:
+            while unasked or attempts:
+                if unasked:
+                    unasked -= 1
+                    # Whoever is asked goes to the end: next time the others come first ...
+                    endpoint = self._endpoints.pop(0)
+                    self._endpoints.append(endpoint)
+                    attempts[loop.create_task(self._open_to(endpoint))] = endpoint
+                done, _ = await asyncio.wait(
+                    attempts,
+                    timeout=HEAD_START_S if unasked else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for attempt in done:
+                    endpoint = attempts.pop(attempt)
+                    try:
+                        connection = await self._use(attempt.result())
+                    except (UnavailableError, UserError) as exc:
+                        failure = exc
+                    else:
+                        # ... but the one that worked comes before them.
+                        self._endpoints.remove(endpoint)
+                        self._endpoints.insert(0, endpoint)
+                        return connection
+        finally:
+            for attempt in attempts:
+                attempt.cancel()
+            for late in await asyncio.gather(*attempts, return_exceptions=True):
+                if isinstance(late, Connection):
+                    late.close()
+        assert failure is not None
+        raise failure
+
+    async def _open_to(self, endpoint: Endpoint) -> Connection:
+        return await open_connection(endpoint, self._hello, self._on_push, self._on_lost)
+
+    async def _use(self, connection: Connection) -> Connection:
+        """From now on requests go there. DisconnectedError when it is gone already."""
+        if connection.closed:
+            raise DisconnectedError(f"{connection.endpoint} went away")
         left = self._connection
         if left is not None:
             # Before anything is answered here: nothing of the old stream may enter a cache any
@@ -252,7 +293,7 @@ class Client:
         self._connection = connection
         self.epoch += 1
         welcome = connection.welcome.result()
-        log.info("connected to node=%d (%s)", welcome.number, endpoint)
+        log.info("connected to node=%d (%s)", welcome.number, connection.endpoint)
         if self._subscribed:
             # Before any other request: no answer may enter a cache that nobody would invalidate.
             await connection.request(Subscribe(), b"", self.deadline_s, None, None)
@@ -287,7 +328,7 @@ class Client:
         if connection is None or connection.endpoint is self._nearest or not self._nearest.local:
             return
         try:
-            await self._connect_to(self._nearest)
+            await self._use(await self._open_to(self._nearest))
         except (UnavailableError, UserError):
             pass  # it is still away
 

@@ -339,6 +339,10 @@ async def open_connection(
         if connection is not None:
             connection.close()
         raise DisconnectedError(f"{endpoint} does not answer") from exc
+    except asyncio.CancelledError:
+        if connection is not None:
+            connection.close()
+        raise
     except OSError as exc:
         raise DisconnectedError(f"{endpoint}: {exc.strerror or exc}") from exc
     return connection

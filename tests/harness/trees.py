@@ -1,7 +1,8 @@
 """Looks into the trees of nodes from outside: what their databases hold, running or stopped.
 
-Used by tests that start, stop and cut off nodes. Reading a running node's database is safe: SQLite's
-WAL lets a reader see one committed state beside the writer. Nothing here ever writes to a node.
+Used by tests that start, stop and cut off nodes. Reading a running node's database is safe: the WAL
+of SQLite lets a reader see one committed state beside the writer. Nothing here ever writes to a
+node.
 """
 
 from __future__ import annotations

@@ -11,15 +11,15 @@ from __future__ import annotations
 import itertools
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from pydi_node.errors import PydiError
-from pydi_node.ids import ROOT_INO, Serial
-from pydi_node.wire.messages import Execute, Lookup
+from pydi_node.ids import Serial
+from pydi_node.wire.messages import Execute
 from tests.harness.procs import NodeProcess, WireClient, wait_until
 from tests.harness.trees import assert_stopped_tree_sound, wait_one_tree
 from tests.node.test_cluster import create_until_done, names, start_cluster, voters
@@ -182,8 +182,8 @@ def cluster(clusters: list[Cluster], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_any_order_of_stops_and_starts(cluster: Cluster, case: Case, rng: random.Random) -> None:
-    """Between the steps changes are made wherever a majority is up, and nowhere else; when all three
-    are back they hold one complete tree."""
+    """Between the steps changes are made wherever a majority is up, and nowhere else; when all
+    three are back they hold one complete tree."""
     cluster.is_sound = False
     for number, how in zip(case.stop, case.how, strict=True):
         cluster.change(rng.choice(sorted(cluster.up)))
