@@ -9,77 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydi_fs.mountpoints import mounted_at
+from tests.harness.procs import ROOT, STOP_DEADLINE_S, NodeProcess, environment, wait_until
 
-ROOT = Path(__file__).parent.parent.parent
-START_DEADLINE_S = 60.0  # two cores shared with other tests
-STOP_DEADLINE_S = 30.0
 COMMAND_DEADLINE_S = 120.0
-POLL_S = 0.02
 LOG_LINES_SHOWN = 60
-
-
-def wait_until(condition: Callable[[], bool], what: str, deadline_s: float) -> None:
-    """Returns when ``condition`` holds; AssertionError naming ``what`` when it does not in time."""
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {deadline_s:g} s: {what}"
-        time.sleep(POLL_S)
-
-
-def environment() -> dict[str, str]:
-    """What daemons and commands run with: this checkout, and no option from outside."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYDI_") or "TEST" in k}
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return {**clean, "PYTHONPATH": path}
-
-
-class NodeProcess:
-    """One node, alone in its cluster."""
-
-    def __init__(self, directory: Path) -> None:
-        self.data_dir = directory / "node"
-        self.log = directory / "node.log"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Returns when it accepts connections; on any start but the first with what it had."""
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "pydi_node", str(self.data_dir), "--listen", "127.0.0.1:0"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, env=environment(),
-            )  # fmt: skip
-        wait_until(self._accepts, f"node accepts connections\n{tail(self.log)}", START_DEADLINE_S)
-
-    def stop(self) -> int:
-        """SIGTERM; its exit code."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(STOP_DEADLINE_S)
-
-    def kill(self) -> None:
-        """As a power cut does it to a process: no goodbye, nothing flushed."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(STOP_DEADLINE_S)
-
-    def _accepts(self) -> bool:
-        assert self.process is not None
-        code = self.process.poll()
-        assert code is None, f"the node ended with exit code {code}\n{tail(self.log)}"
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(str(self.data_dir / "node.sock"))
-            except OSError:
-                return False
-        return True
 
 
 class MountProcess:

@@ -27,7 +27,8 @@ import pytest
 
 from pydi_fs.mountpoints import mounted_at
 from tests.harness.memory_vfs import BLOCK_BYTES
-from tests.harness.mounts import ROOT, environment, wait_until, why_unusable
+from tests.harness.mounts import why_unusable
+from tests.harness.procs import ROOT, environment, wait_until
 
 DEADLINE_S = 30.0
 

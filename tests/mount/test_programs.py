@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.mounts import ROOT, run
+from tests.harness.mounts import run
+from tests.harness.procs import ROOT
 
 SOURCE = Path("/usr/share/doc")
 SOURCE_PACKAGES = 60  # of some hundred: enough for links, empty and compressed files

@@ -11,15 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.mounts import (
-    ROOT,
-    STOP_DEADLINE_S,
-    MountProcess,
-    World,
-    environment,
-    pydi_mount,
-    wait_until,
-)
+from tests.harness.mounts import MountProcess, World, pydi_mount
+from tests.harness.procs import ROOT, STOP_DEADLINE_S, environment, wait_until
 
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.mounts import COMMAND_DEADLINE_S, START_DEADLINE_S, World, run, wait_until
+from tests.harness.mounts import COMMAND_DEADLINE_S, World, run
+from tests.harness.procs import START_DEADLINE_S, wait_until
 
 # Writes files until it is told to stop or a write fails, and says which were acknowledged: a line
 # of the manifest is written only after close(2), or fsync(2), returned without an error.

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.mounts import World, wait_until
+from tests.harness.mounts import World
+from tests.harness.procs import wait_until
 
 SIZE_MIB = 160  # two log segments and the reserve, and room for some files
 
