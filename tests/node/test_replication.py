@@ -310,6 +310,26 @@ def test_files_deleted_while_stopped_come_back(make_node: MakeNode, seed: int) -
     assert [path.read_bytes() for path in paths] == list(manifest.values())
 
 
+def test_surplus_goes_only_when_the_others_really_have_it(make_node: MakeNode) -> None:
+    """Three copies in the books, two of their files deleted by hand, then two are enough: the one
+    good file is not the one that goes, and in the end both holders have theirs."""
+    nodes = storing_cluster(make_node, 3)
+    set_setting(nodes[0], "replicas", 3)
+    with nodes[0].connect() as client:
+        save(client, b"f", b"content")
+        (info,) = version(client, b"f").blobs
+        assert len(info.holders) == 3
+        for node in nodes[1:]:
+            blob_file(node, info).unlink()
+        set_setting(nodes[0], "replicas", 2)
+        wait_until(lambda: len(holders(client, b"f")) == 2, "one is removed from the books", 60)
+        by_number = numbered(nodes)
+        assert all(blob_file(by_number[n], info).exists() for n in holders(client, b"f"))
+    wait_until(
+        lambda: sum(blob_file(node, info).exists() for node in nodes) == 2, "its file goes, too"
+    )
+
+
 def test_nobody_left_to_ask_is_told_by_number(make_node: MakeNode) -> None:
     """With all holders down the error names them, within the deadline."""
     nodes = storing_cluster(make_node, 3)
