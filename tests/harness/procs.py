@@ -70,12 +70,14 @@ def environment(**more: str) -> dict[str, str]:
 class NodeProcess:
     """One node in a directory of its own; start it again as often as you like."""
 
-    def __init__(self, directory: Path, *flags: str) -> None:
-        """flags: more of the command line; ``--listen`` is any free port unless given."""
+    def __init__(self, directory: Path, *flags: str, inside: Sequence[str] = ()) -> None:
+        """flags: more of the command line; ``--listen`` is any free port unless given.
+        inside: what stands before the command line, to run it in another namespace."""
         directory.mkdir(parents=True, exist_ok=True)
         self.data_dir = directory / "node"
         self.log = directory / "node.log"
         self.flags = list(flags)
+        self.inside = list(inside)
         self.process: subprocess.Popen[bytes] | None = None
 
     def launch(self) -> None:
@@ -83,7 +85,7 @@ class NodeProcess:
         flags = self.flags if "--listen" in self.flags else ["--listen", "127.0.0.1:0", *self.flags]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                node_command(self.data_dir, *flags), stdin=subprocess.DEVNULL,
+                [*self.inside, *node_command(self.data_dir, *flags)], stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, cwd=ROOT, env=environment(),
             )  # fmt: skip
 
