@@ -67,6 +67,17 @@ WRITE_HIGH_BYTES = 8 << 20  # answers a slow peer hasn't taken: no more of its r
 # Pushes that a peer doesn't take would grow without end; past this it is disconnected, and when it
 # comes back it drops its caches.
 WRITE_MAX_BYTES = 64 << 20
+# A machine that vanished (its cable, its power) says no goodbye, and a node only listens to most of
+# its connections: the kernels ask each other, and after some 10 s without an answer it is gone, and
+# what its sessions held is free. As long as `locking` waits for a whole node.
+VANISHED_AFTER_MS = 10_000
+_TCP_OPTIONS = (
+    (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 4),
+    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 2),
+    (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+    (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", VANISHED_AFTER_MS),
+)
 BACKLOG = 256
 PORTS_TRIED_MAX = 100
 
@@ -123,6 +134,8 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self._identity = _identify(transport, self._is_unix)
+        if not self._is_unix:
+            _watch_for_vanishing(transport.get_extra_info("socket"))
         if not self._server.add(self):
             transport.abort()
             return
@@ -591,6 +604,12 @@ def _identify(transport: asyncio.Transport, is_unix: bool) -> PeerIdentity:
     host = peer[0] if peer else None
     name = f"{peer[0]}:{peer[1]}" if peer else "a peer"
     return PeerIdentity(name, host, transport.get_extra_info("ssl_object"), None)
+
+
+def _watch_for_vanishing(sock: socket.socket) -> None:
+    for level, option, value in _TCP_OPTIONS:
+        if hasattr(socket, option):  # not every platform has all of them
+            sock.setsockopt(level, getattr(socket, option), value)
 
 
 async def _bind_tcp(wanted: Address) -> socket.socket:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from pydi_node.errors import NoQuorumError, PydiError, errno_of
-from pydi_node.ids import ROOT_INO, Serial
-from pydi_node.wire.messages import Admin, Execute, Lookup
+from pydi_node.ids import INT64_MAX, ROOT_INO, Serial
+from pydi_node.wire.messages import Admin, Execute, LockKind, Lookup, Role, SetLock
 from tests.harness import networks
 from tests.harness.networks import Network
-from tests.harness.procs import NodeProcess, WireClient, wait_until
+from tests.harness.procs import ROOT, NodeProcess, WireClient, environment, wait_until
 from tests.harness.trees import wait_one_tree
 from tests.node.test_cluster import create_until_done, names, start_cluster, status, voters
 from tests.node.test_life import create_command
@@ -209,3 +211,57 @@ def test_nothing_is_lost_while_the_network_flaps(machines: Machines, rng: random
     assert [writer.failure for writer in writers] == [None, None, None]
     machines.heal()
     machines.assert_there({name for writer in writers for name in writer.acknowledged})
+
+
+# A mount as its machine sees it: takes the lock, says so, and lives until its machine is gone.
+HOLDER = """
+import sys
+from pathlib import Path
+from pydi_node.wire.messages import Role
+from tests.harness.procs import WireClient
+from tests.node.test_partition import whole_file_lock
+address, token_file = sys.argv[1:]
+with WireClient.tls(address, Path(token_file).read_text().strip(), Role.MOUNT) as client:
+    assert client.call(whole_file_lock()) is True
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def whole_file_lock(wait: bool = False) -> SetLock:
+    return SetLock(ROOT_INO, 7, LockKind.EXCLUSIVE, 0, INT64_MAX, True, wait, 0)
+
+
+def test_locks_of_a_vanished_machine_are_free_again(machines: Machines) -> None:
+    """A mount holds a lock, and its machine is gone without a word (a pulled cable): whoever waits
+    for the lock gets it."""
+    node = machines.nodes[1]
+    holder = subprocess.Popen(
+        [*machines.network.inside(3), sys.executable, "-c", HOLDER, node.address,
+         node.data_dir / "token"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment(),
+    )  # fmt: skip
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"locked\n"
+        with node.connect(Role.MOUNT) as other:
+            assert other.call(whole_file_lock()) is False
+            waiting = other.send(whole_file_lock(wait=True))
+            machines.network.cut((1, 2), (3,))
+            assert other.wait(waiting) is True
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_locks_held_through_a_vanished_node_are_free_again(machines: Machines) -> None:
+    """The same, where the mount is connected to the node of its own machine."""
+    leader = machines.leader()
+    gone = next(number for number in machines.nodes if number != leader)
+    with machines.nodes[gone].connect(Role.MOUNT) as holder:
+        assert holder.call(whole_file_lock()) is True
+        with machines.nodes[leader].connect(Role.MOUNT) as other:
+            assert other.call(whole_file_lock()) is False
+            waiting = other.send(whole_file_lock(wait=True))
+            machines.network.cut((gone,), sorted(machines.nodes.keys() - {gone}))
+            assert other.wait(waiting) is True
