@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 from pydi_fs import commands_copy, commands_files, commands_status, mount_config
 from pydi_fs.client import Client
 from pydi_fs.commands_connect import endpoints_of
+from pydi_fs.commands_offline import OFFLINE
 from pydi_fs.commands_session import Progress, Session, warn
 from pydi_fs.vfs.vfs import Vfs, VfsConfig
 from pydi_node import __version__
@@ -154,6 +155,12 @@ def build_parser() -> argparse.ArgumentParser:
         )
         for argument in spec.arguments:
             command.add_argument(*argument.names, **argument.options)
+    for name, offline in OFFLINE.items():
+        command = commands.add_parser(
+            name, help=offline.help, description=offline.help, parents=[common], allow_abbrev=False
+        )
+        for names, options in offline.arguments:
+            command.add_argument(*names, **options)
     return parser
 
 
@@ -203,6 +210,19 @@ def connection_config(
     return mount_config.build("", picked, environ, os.geteuid())
 
 
+def run_offline(arguments: argparse.Namespace) -> int:
+    """Runs a command on a stopped node's data directory; the exit code."""
+    given = {k: v for k, v in vars(arguments).items() if k not in ("token", "token_file")}
+    if "node" in given:
+        raise UserError(
+            f"{arguments.command} works on files of this machine: no --node", EXIT_USAGE
+        )
+    if arguments.directory is not None:
+        given["data_dir"] = arguments.directory
+    data_dir = connection_config(given, os.environ).data_dir
+    return OFFLINE[arguments.command].run(Path(data_dir), arguments)
+
+
 def _staging_parent() -> str | None:
     """Where content waits for its close: on disk, for /tmp may be memory. None: as TMPDIR says."""
     return None if "TMPDIR" in os.environ or not os.path.isdir(DISK_TMP) else DISK_TMP
@@ -222,7 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = build_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
         if parsed.command in _NEEDS_TARGET and len(parsed.path) < 2:
             raise UserError(f"{parsed.command}: SOURCE and TARGET are needed", EXIT_USAGE)
-        exit_code = asyncio.run(run(parsed))
+        is_offline = parsed.command in OFFLINE
+        exit_code = run_offline(parsed) if is_offline else asyncio.run(run(parsed))
         sys.stdout.flush()
         return exit_code
     except UserError as exc:

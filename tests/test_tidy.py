@@ -63,6 +63,8 @@ ROOMS = (
     Room(("pydi_fs/fuse/*",), _BINDING),
     Room(("pydi_fs/fusepy_binding.py",), _BINDING),
     Room(("pydi_fs/mount_options.py", "pydi_fs/mountpoints.py"), _FOUNDATION),
+    # Works on a stopped node's files, so it shares the code that reads them.
+    Room(("pydi_fs/commands_offline.py",), ("pydi_fs", "pydi_node")),
     Room(
         ("pydi_fs/*.py",),  # the commands, and what they share
         ("pydi_fs", "pydi_node.__version__", *_CLIENT),

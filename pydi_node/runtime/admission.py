@@ -10,6 +10,7 @@ import itertools
 import time
 
 from pydi_node.ids import NodeNumber
+from pydi_node.runtime.histories import HISTORY_KEY, Relation, relation, unpack
 from pydi_node.runtime.peers import Peers
 from pydi_node.runtime.server import PeerIdentity, make_session
 from pydi_node.runtime.service import Service, Session
@@ -17,6 +18,11 @@ from pydi_node.wire import tls
 from pydi_node.wire.events import Hello, Refusal
 from pydi_node.wire.messages import Role
 from pydi_node.wire.trust import Credentials, MountLimits, TrustError
+
+REJOIN = (
+    "Let it join again as a new node with an empty data directory; docs/operating.md says how to"
+    " take its content along"
+)
 
 
 class Admission:
@@ -48,10 +54,45 @@ class Admission:
             limits = identity.limits
         if hello.cluster not in ("", cluster):
             return Refusal.CLUSTER, f"this is cluster {cluster}"
-        if hello.role is Role.NODE and hello.number == self._node:
-            return Refusal.NUMBER_IN_USE, f"this is node {self._node} already"
+        if hello.role is Role.NODE:
+            if hello.number == self._node:
+                return Refusal.NUMBER_IN_USE, f"this is node {self._node} already"
+            refused = self._check_past(hello)
+            if refused is not None:
+                return refused
         if limits is not None and limits.directory != b"/":
             return Refusal.ROLE, "this version can't keep a mount below one directory"
+        return self._welcome(hello, peer, limits)
+
+    def _check_past(self, hello: Hello) -> tuple[Refusal, str] | None:
+        """Whether the cluster has gone on without that node; its certificate is a node's."""
+        number = hello.number
+        match relation(unpack(hello.about.get(HISTORY_KEY)), self._peers.histories):
+            case Relation.SAME:
+                pass
+            case Relation.OLDER:
+                return Refusal.LEFT_BEHIND, (
+                    f"the cluster was recovered without node {number}: what it holds is of before"
+                    f" that. {REJOIN}"
+                )
+            case Relation.NEWER:
+                self._peers.on_left_behind(
+                    f"node {number} says that the cluster was recovered without this node. {REJOIN}"
+                )
+                return Refusal.OTHER, f"node {self._node} is of before the recovery"
+            case Relation.APART:
+                return Refusal.OTHER, (
+                    f"node {number} and node {self._node} were recovered apart: empty the data"
+                    " directory of the one whose changes may go, and let it join the other"
+                )
+        books = {info.number: info for info in self._service.tree.nodes()}
+        if number in books and books[NodeNumber(number)].state == "forgotten":
+            return Refusal.LEFT_BEHIND, (
+                f"node {number} was forgotten (pydi forget) and does not come back. {REJOIN}"
+            )
+        return None
+
+    def _welcome(self, hello: Hello, peer: PeerIdentity, limits: MountLimits | None) -> Session:
         session = make_session(next(self._numbers), hello)
         session.read_only = limits is not None and limits.read_only
         if session.node is not None:

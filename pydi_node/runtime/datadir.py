@@ -39,6 +39,9 @@ class Identity(NamedTuple):
     # is a loss, and a node that forgot its votes must not go on as if it were new.
     phase: str
     witness: bool = False  # votes, but holds no content; once True, for ever
+    # A name for each recovery (``pydi recover``) that this node's history went through, oldest
+    # first. Nodes of different histories don't speak: see runtime/histories.py.
+    histories: tuple[str, ...] = ()
 
 
 PHASES = ("founding", "joining", "member")
@@ -110,6 +113,7 @@ class DataDir:
                 f" {FORMAT_VERSION}): update PyDi on this machine"
             )
         number, cluster, phase = record.get("number"), record.get("cluster"), record.get("phase")
+        histories = record.get("histories", [])
         if (
             version != FORMAT_VERSION
             or not isinstance(number, int)
@@ -118,12 +122,15 @@ class DataDir:
             or not cluster
             or phase not in PHASES
             or not isinstance(record.get("witness", False), bool)
+            or not isinstance(histories, list)
+            or not all(isinstance(name, str) for name in histories)
         ):
             raise UserError(
                 f"{path} is damaged: restore it from a backup, or start with an empty data"
                 " directory to rejoin as a new node"
             )
-        return Identity(NodeNumber(number), cluster, phase, record.get("witness", False))
+        witness = record.get("witness", False)
+        return Identity(NodeNumber(number), cluster, phase, witness, tuple(histories))
 
     def save_identity(self, identity: Identity) -> None:
         """Durable when it returns."""
@@ -133,6 +140,7 @@ class DataDir:
             "cluster": identity.cluster,
             "phase": identity.phase,
             "witness": identity.witness,
+            "histories": list(identity.histories),
         }
         self._save(self.path / "node.json", record)
 

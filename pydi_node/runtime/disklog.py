@@ -403,6 +403,21 @@ class DiskLog:
 # --- reading --------------------------------------------------------------------------------------
 
 
+def read_log(path: Path) -> LoadedState:
+    """What ``DiskLog.open`` would give; nothing is changed, not even a torn end.
+
+    CorruptionError  damaged, or no log at all.
+    """
+    files = OsFiles()
+    forms = [_SEGMENT_NAME.fullmatch(name) for name in sorted(files.names(path))]
+    segments = [_Segment(path / form[0], int(form[1], 16)) for form in forms if form]
+    if not segments:
+        raise CorruptionError(f"{path} is empty: the log is lost, and with it this node's votes")
+    loaded = _load(files, segments)
+    entries = [e for e in loaded.entries if e.index > loaded.state.meta.index]
+    return LoadedState(loaded.state.hard_state, loaded.state.meta, entries)
+
+
 @dataclass(slots=True)
 class _Loaded:
     """What the files hold; grows while they are replayed."""

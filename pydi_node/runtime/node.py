@@ -169,8 +169,8 @@ class _Node:
             given = _parse(kept, folder.path / "token")  # put there by a person
         if given is None:
             return self._found()
-        number = await join_cluster(given, config.peers, config.number, config.witness)
-        identity = Identity(number, given.cluster, "joining", config.witness)
+        number, histories = await join_cluster(given, config.peers, config.number, config.witness)
+        identity = Identity(number, given.cluster, "joining", config.witness, histories)
         folder.save_token(given.text())
         folder.save_identity(identity)
         _log.info("joined cluster %s as node %d", identity.cluster, number)
@@ -249,7 +249,13 @@ class _Node:
         )
         replica = Replica(raft, tree_files.tree, ReplicaConfig(), clock.now())
         credentials = credentials_of(token)
-        peers = Peers(identity.number, credentials, self._config.peers, identity.witness)
+        peers = Peers(
+            identity.number,
+            credentials,
+            self._config.peers,
+            identity.witness,
+            identity.histories,
+        )
         driver = Driver(
             replica,
             log,
@@ -309,6 +315,8 @@ class _Node:
                 _log.info("more nodes: pydi-node --peer %s --token-file FILE, with a copy of %s",
                           address, self._folder.path / "token")  # fmt: skip
             failed = await self._wait_end(driver, background)
+            if isinstance(failed, UserError):
+                raise failed
             if failed is not None:
                 _log.error("node stops: %s", failed, exc_info=failed)
                 return EXIT_FAILED

@@ -37,6 +37,7 @@ from pydi_node.errors import (
 )
 from pydi_node.ids import NODE_NUMBER_MAX, NodeNumber
 from pydi_node.runtime.driver import Driver
+from pydi_node.runtime.histories import HISTORY_KEY, pack, unpack
 from pydi_node.runtime.server import Server
 from pydi_node.runtime.service import Request, Service, Session
 from pydi_node.wire import messages, tls
@@ -49,6 +50,7 @@ from pydi_node.wire.events import (
     GoodbyeReceived,
     Hello,
     PingReceived,
+    Refusal,
     RefuseReceived,
     WelcomeReceived,
 )
@@ -74,6 +76,10 @@ JOIN_DEADLINE_S = 10.0
 JOIN_RETRY_S = 1.0
 REGISTER_PERIOD_S = 1.0
 WILDCARDS = ("0.0.0.0", "::")
+
+
+class LeftBehindError(UserError):
+    """The cluster has gone on without this node for good: it stops."""
 
 
 class Link(asyncio.Protocol):
@@ -122,8 +128,9 @@ class Link(asyncio.Protocol):
             case WelcomeReceived(welcome):
                 if not self.welcomed.done():
                     self.welcomed.set_result(NodeNumber(welcome.number))
-            case RefuseReceived(_, sentence):
-                self._end(UserError(sentence))
+            case RefuseReceived(refusal, sentence):
+                left = refusal is Refusal.LEFT_BEHIND
+                self._end(LeftBehindError(sentence) if left else UserError(sentence))
             case PingReceived(token):
                 self._transport.writelines(self._wire.send_pong(token))
             case GoodbyeReceived() | ConnectionEnded():
@@ -221,9 +228,11 @@ class Peers:
         credentials: Credentials,
         seeds: Sequence[Address],
         witness: bool = False,
+        histories: tuple[str, ...] = (),
     ) -> None:
         self._node = node
         self._witness = witness
+        self.histories = histories
         self._credentials = credentials
         self._seeds = tuple(seeds)
         self._loop = asyncio.get_running_loop()
@@ -266,6 +275,10 @@ class Peers:
                 f"node {session.node} sent a message from {decoded.sender} to {decoded.to}"
             )
         self.driver.submit(FromPeer(decoded))
+
+    def on_left_behind(self, sentence: str) -> None:
+        """A node of this cluster has proof of it: whatever this one still decided would be lost."""
+        self.driver.fail(LeftBehindError(sentence))
 
     def on_hello(self, number: NodeNumber, about: dict[str, Any], host: str | None) -> None:
         """Another node connected: where it says that it serves is where to find it."""
@@ -389,6 +402,8 @@ class Peers:
                 try:
                     link = await self._connect(address)
                     number = await link.welcomed
+                except LeftBehindError as exc:
+                    self.on_left_behind(f"{address}: {exc}")
                 except (OSError, PydiError) as exc:
                     _log.debug("no connection to %s: %s", address, exc)
                 else:
@@ -422,7 +437,8 @@ class Peers:
     async def _connect(self, address: Address) -> Link:
         hello = Hello(
             wire.PROTOCOL_VERSIONS, Role.NODE, self._credentials.cluster, self._node,
-            socket.gethostname(), {"address": str(self.address)},
+            socket.gethostname(),
+            {"address": str(self.address), HISTORY_KEY: pack(self.histories)},
         )  # fmt: skip
         return await _open(address, hello, tls.client_context(self._leaf), self._credentials)
 
@@ -462,7 +478,7 @@ class Peers:
         """Verbs about nodes."""
         self.housekeep = service.housekeep
 
-        async def join(request: Request, arguments: dict[str, Any]) -> dict[str, int]:
+        async def join(request: Request, arguments: dict[str, Any]) -> dict[str, Any]:
             match arguments.get("number"):
                 case None:
                     wanted = None
@@ -474,12 +490,13 @@ class Peers:
             if not self.driver.replica.is_leader:
                 if raft.leader is None:
                     raise NotLeaderError(None)
-                answer: dict[str, int] = await self.request(
+                answer: dict[str, Any] = await self.request(
                     raft.leader, Admin("join", arguments), request.deadline_s
                 )
                 return answer
             witness = arguments.get("witness") is True
-            return {"number": await self._add(service, wanted, witness, request.deadline_s)}
+            number = await self._add(service, wanted, witness, request.deadline_s)
+            return {"number": number, HISTORY_KEY: pack(self.histories)}
 
         return {"join": join}
 
@@ -506,8 +523,9 @@ class Peers:
 
 async def join_cluster(
     token: NodeToken, addresses: Sequence[Address], wanted: NodeNumber | None, witness: bool
-) -> NodeNumber:
-    """The number under which the cluster took this node in; waits until somebody there answers.
+) -> tuple[NodeNumber, tuple[str, ...]]:
+    """The number under which the cluster took this node in, and the cluster's recoveries; waits
+    until somebody there answers.
 
     UserError  no address is known, or the cluster doesn't want it (number in use, wrong token).
     """
@@ -533,13 +551,29 @@ async def join_cluster(
                     answer = await link.request(Admin("join", arguments), deadline_s)
                 finally:
                     link.close()
-                return NodeNumber(int(answer["number"]))
+                return NodeNumber(int(answer["number"])), unpack(answer.get(HISTORY_KEY))
             except (OSError, UnavailableError, RemoteProtocolError) as exc:
                 if not told:
                     _log.warning("waiting for %s: %s", address, exc)
                 _log.debug("join through %s: %s", address, exc)
         told = True
         await asyncio.sleep(JOIN_RETRY_S)
+
+
+async def who_answers(address: Address, token: NodeToken) -> NodeNumber | None:
+    """The number of the node of this cluster that is served there; None when none is."""
+    credentials = credentials_of(token)
+    leaf = make_leaf(credentials, 0, int(time.time()), os.urandom(SEED_BYTES))
+    hello = Hello(wire.PROTOCOL_VERSIONS, Role.CLIENT, token.cluster, 0, socket.gethostname())
+    try:
+        link = await _open(address, hello, tls.client_context(leaf), credentials)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                return await link.welcomed
+        finally:
+            link.close()
+    except (OSError, PydiError, TimeoutError):
+        return None
 
 
 async def _open(

@@ -24,6 +24,9 @@ class Refusal(enum.IntEnum):
     NUMBER_IN_USE = 4  # another node has this number
     BUSY = 5  # too many connections; come back later, or go to another node
     STOPPING = 6  # this node is about to leave; go to another
+    # The cluster goes on without this node for good: it was forgotten, or the cluster recovered
+    # without it. It stops, for whatever it still decides would be a second truth.
+    LEFT_BEHIND = 7
 
 
 @dataclass(frozen=True, slots=True)
