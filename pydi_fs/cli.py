@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from pydi_fs import commands_copy, commands_files, commands_status, mount_config
+from pydi_fs import commands_cluster, commands_copy, commands_files, commands_status, mount_config
 from pydi_fs.client import Client
 from pydi_fs.commands_connect import endpoints_of
 from pydi_fs.commands_offline import OFFLINE
@@ -121,6 +121,14 @@ COMMANDS: dict[str, CommandSpec] = {
         ),
     ),
     "status": CommandSpec(commands_status.status, "how the cluster is doing"),
+    "forget": CommandSpec(
+        commands_cluster.forget,
+        "take a node that is gone for ever out of the cluster",
+        (
+            _argument("number", type=int, metavar="N", help="of the node"),
+            _argument("--force", action="store_true", help="even if it runs, or has last copies"),
+        ),
+    ),
 }  # fmt: skip
 
 _NEEDS_TARGET = ("put", "get", "mv")

@@ -12,6 +12,7 @@ hellos of nodes that connect to this one.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -28,6 +29,7 @@ from pydi_node.errors import (
     BusyError,
     DeadlineError,
     DisconnectedError,
+    FileError,
     LocalProtocolError,
     NotLeaderError,
     PydiError,
@@ -75,6 +77,7 @@ WRITE_MAX_BYTES = 16 << 20  # of one link; messages beyond it are dropped
 JOIN_DEADLINE_S = 10.0
 JOIN_RETRY_S = 1.0
 REGISTER_PERIOD_S = 1.0
+FORGET_WAIT_S = 3.0  # for a running node to find out that it is forgotten: it looks each second
 WILDCARDS = ("0.0.0.0", "::")
 
 
@@ -450,6 +453,9 @@ class Peers:
         address = str(self._advertised())
         for info in replica.tree.nodes():
             if info.number == self._node:
+                if info.state == "forgotten":
+                    self.on_left_behind("this node was forgotten (pydi forget)")
+                    return
                 if (info.address, info.witness) == (address, self._witness):
                     return
                 command = SetNode(self._node, address, info.state, self._witness)
@@ -498,7 +504,24 @@ class Peers:
             number = await self._add(service, wanted, witness, request.deadline_s)
             return {"number": number, HISTORY_KEY: pack(self.histories)}
 
-        return {"join": join}
+        async def forget(request: Request, arguments: dict[str, Any]) -> dict[str, Any]:
+            if request.session.role is Role.MOUNT:
+                raise FileError(errno.EPERM, "a mount's token does not forget nodes")
+            number, force = arguments.get("number"), arguments.get("force") is True
+            if type(number) is not int or not 1 <= number <= NODE_NUMBER_MAX:
+                raise UserError("forget takes the number of a node")
+            raft = self.driver.replica.raft
+            if not self.driver.replica.is_leader:
+                if raft.leader is None:
+                    raise NotLeaderError(None)
+                answer: dict[str, Any] = await self.request(
+                    raft.leader, Admin("forget", arguments), request.deadline_s
+                )
+                return answer
+            await self._forget(service, NodeNumber(number), force, request.deadline_s)
+            return {"number": number}
+
+        return {"join": join, "forget": forget}
 
     async def _add(
         self, service: Service, wanted: NodeNumber | None, witness: bool, deadline_s: float
@@ -519,6 +542,40 @@ class Peers:
             self._joining.discard(number)
         _log.info("node %d was added", number)
         return number
+
+    async def _forget(
+        self, service: Service, number: NodeNumber, force: bool, deadline_s: float
+    ) -> None:
+        """The node is no member any more, and refused when it comes back. UserError."""
+        if not await self.driver.wait_current(deadline_s):
+            raise NotLeaderError(None)
+        tree = self.driver.replica.tree
+        books = {info.number: info for info in tree.nodes()}
+        membership = self.driver.replica.raft.membership
+        info = books.get(number)
+        if info is None or (info.state == "forgotten" and membership.member(number) is None):
+            raise UserError(f"node {number} is no member of this cluster")
+        if number == self._node:
+            raise UserError(f"node {number} leads the cluster: stop it, then forget it")
+        if membership.voters == (number,):
+            raise UserError(f"node {number} is the last voter")
+        if self.is_connected(number) and not force:
+            raise UserError(f"node {number} is running: stop it first, or forget it with --force")
+        alone = sum(total.blobs for total in tree.blob_totals() if total.holders == (number,))
+        if alone and not force:
+            raise UserError(
+                f"node {number} has the only copy of {alone} blobs: start it until they are"
+                " copied, or give them up with --force"
+            )
+        # First the books: a running node finds itself there and stops, which it would not hear of
+        # as no member. A forget that fails behind this is finished by another one.
+        command = SetNode(number, info.address, "forgotten", info.witness)
+        await service.housekeep(command, deadline_s)
+        if self.is_connected(number):
+            await asyncio.wait([self._links[number].lost], timeout=FORGET_WAIT_S)
+        if self.driver.replica.raft.membership.member(number) is not None:
+            await self.driver.remove_member(number, deadline_s)
+        _log.info("node %d was forgotten", number)
 
 
 async def join_cluster(

@@ -13,13 +13,13 @@ from typing import Any
 from pydi_node.blobs.repair import health
 from pydi_node.errors import PydiError
 from pydi_node.ids import NodeNumber
+from pydi_node.runtime.advice import advise
 from pydi_node.runtime.peers import Peers
 from pydi_node.runtime.server import Server
 from pydi_node.runtime.service import Request, Service
 from pydi_node.wire.messages import Admin, Role
 
 ASK_TIMEOUT_S = 1.0
-ADVICE_FREE_PERCENT = 5
 
 
 class Status:
@@ -96,6 +96,9 @@ class Status:
         reachable = {n for n, part in zip(numbers, parts, strict=True) if part is not None}
         gone = sum(int(part.get("gone_blobs", 0)) for part in parts if part is not None)
         blobs = health(tree.blob_totals(), reachable, copies, gone)._asdict()
+        advice = advise(nodes, blobs, quorum, copies)
+        if replica.space_is_short:
+            advice.append(f"the disk of node {self._service.node} is full: make room on it")
         return {
             "cluster": self._service.cluster,
             "leader": raft.leader,
@@ -106,7 +109,7 @@ class Status:
             "nodes": nodes,
             "blobs": blobs,
             "mounts": mounts,
-            "advice": self._advice(nodes, blobs, quorum, copies),
+            "advice": advice,
         }
 
     async def _part(self, number: NodeNumber, deadline_s: float) -> dict[str, Any] | None:
@@ -117,41 +120,6 @@ class Status:
         except PydiError:
             return None  # shown as down, which is all that is known
         return part if isinstance(part, dict) and part.keys() >= _PART_KEYS else None
-
-    def _advice(
-        self,
-        nodes: list[dict[str, Any]],
-        blobs: dict[str, int],
-        quorum: bool,
-        copies: int,
-    ) -> list[str]:
-        advice = []
-        down = [str(node["number"]) for node in nodes if node["state"] == "down"]
-        if not quorum:
-            advice.append(
-                "too few voters are reachable: writes are refused until more nodes are started"
-                + (f" (down: {', '.join(down)})" if down else "")
-            )
-        elif down:
-            advice.append(f"start these nodes, or forget them if they are gone: {', '.join(down)}")
-        storing = sum(not node["witness"] for node in nodes)
-        if storing < copies:
-            advice.append(
-                f"each blob should have {copies} copies but there"
-                f" {'is one node' if storing == 1 else f'are {storing} nodes'} for content:"
-                " add nodes"
-            )
-        if blobs["missing"]:
-            advice.append(
-                f"{blobs['missing']} blobs have no copy left: start the nodes that hold them"
-            )
-        for node in nodes:
-            total = node["total_bytes"]
-            if total and node["free_bytes"] * 100 < total * ADVICE_FREE_PERCENT:
-                advice.append(f"node {node['number']} is nearly full: delete files or add a node")
-        if self._service.driver.replica.space_is_short:
-            advice.append(f"the disk of node {self._service.node} is full: make room on it")
-        return advice
 
 
 _PART_KEYS = {"applied_index", "stored_bytes", "free_bytes", "total_bytes", "files", "mounts"}
