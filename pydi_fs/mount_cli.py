@@ -42,7 +42,14 @@ from pydi_fs.mount_options import MountOptions
 from pydi_fs.mountpoints import Mounted, mounted_at, unmount
 from pydi_fs.vfs.vfs import Vfs, VfsConfig
 from pydi_node import __version__
-from pydi_node.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, PydiError, UserError
+from pydi_node.errors import (
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    PydiError,
+    UserError,
+)
 from pydi_node.wire.messages import Role
 
 log = logging.getLogger("pydi.mount")
@@ -53,6 +60,9 @@ FUSE_CONF = "/etc/fuse.conf"
 LOG_BYTES_MAX = 8 << 20  # of one mount's log; at its start an older one is kept beside it
 ANSWER_TIMEOUT_S = 5.0  # a mount that does not answer stat(2) in this time hangs
 START_MARGIN_S = 30.0  # for all of the start but reaching the cluster
+# `pydi-node & pydi-mount`, in a script or at boot: a node takes a second or two until it listens.
+NODE_START_WAIT_S = 5.0
+NODE_START_POLL_S = 0.1
 # A mount makes few garbage cycles and holds many records: collecting often costs up to 2.4 times
 # the time of a request (measured: stat of 100,000 files), collecting never could grow for ever.
 GC_THRESHOLDS = (50_000, 20, 50)
@@ -270,8 +280,7 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report) -> int
     # For people: a mount point's name may be no text, a message's text always is.
     shown = os.fsencode(config.mountpoint).decode("utf-8", "replace")
     about = {"mountpoint": shown, "driver": config.driver, "passthrough": False}
-    client = Client(*endpoints_of(config), Role.MOUNT, config.deadline_s, about)
-    await client.connect()
+    client = await _connect(config, about)
     vfs = Vfs(client, VfsConfig(Path(config.cache_dir) / "staging", config.cache_size))
     await vfs.start()
     binding: Binding = binding_class(vfs, config.mountpoint, config.options)
@@ -291,6 +300,25 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report) -> int
     finally:
         code = await _leave(vfs, client)
     return code
+
+
+async def _connect(config: MountConfig, about: dict[str, Any]) -> Client:
+    """A connected client. A node that was started just before is waited for; UserError if there is
+    none after NODE_START_WAIT_S."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + NODE_START_WAIT_S
+    while True:
+        client: Client | None = None
+        try:
+            client = Client(*endpoints_of(config), Role.MOUNT, config.deadline_s, about)
+            await client.connect()
+            return client
+        except UserError as exc:
+            if client is not None:
+                await client.close()
+            if exc.exit_code != EXIT_UNREACHABLE or loop.time() >= end:
+                raise
+        await asyncio.sleep(NODE_START_POLL_S)
 
 
 async def _leave(vfs: Vfs, client: Client) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.mounts import MountProcess, World, pydi_mount
+from tests.harness.mounts import MountProcess, World, pydi_mount, why_unusable
 from tests.harness.procs import ROOT, STOP_DEADLINE_S, environment, wait_until
 
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
@@ -252,3 +252,17 @@ def _daemons_of(path: Path) -> list[int]:
         if b"--report-fd" in command and os.fsencode(path) in command:
             found.append(int(entry.name))
     return found
+
+
+def test_a_mount_started_just_before_its_node_waits_for_it(tmp_path: Path, driver: str) -> None:
+    """`pydi-node & pydi-mount` in a script works, whichever of the two is quicker."""
+    reason = why_unusable(driver)
+    if reason is not None:
+        pytest.skip(reason)
+    world = World(tmp_path, driver)
+    world.node.launch()
+    try:
+        assert world.mount.run().returncode == 0, world.mount.log_text
+        assert world.mount.is_mounted()
+    finally:
+        world.close()
