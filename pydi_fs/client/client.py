@@ -277,7 +277,9 @@ class Client:
         raise failure
 
     async def _open_to(self, endpoint: Endpoint) -> Connection:
-        return await open_connection(endpoint, self._hello, self._on_push, self._on_lost)
+        return await open_connection(
+            endpoint, self._hello, self._on_push, self._on_doubt, self._on_lost
+        )
 
     async def _use(self, connection: Connection) -> Connection:
         """From now on requests go there. DisconnectedError when it is gone already."""
@@ -331,6 +333,12 @@ class Client:
             await self._use(await self._open_to(self._nearest))
         except (UnavailableError, UserError):
             pass  # it is still away
+
+    def _on_doubt(self, connection: Connection) -> None:
+        """What the node pushes may not arrive: nothing cached can be trusted."""
+        if connection is self._connection:
+            log.debug("%s is silent", connection.endpoint)
+            self.on_reset()
 
     def _on_lost(self, connection: Connection) -> None:
         if connection is not self._connection:

@@ -42,14 +42,17 @@ from pydi_node.wire.events import (
     Welcome,
     WelcomeReceived,
 )
-from pydi_node.wire.messages import REQUEST_OF_CLASS, Push, Request
+from pydi_node.wire.messages import REQUEST_OF_CLASS, Push, Request, Subscribe
 from pydi_node.wire.session import DEADLINE_MAX_MS, Session
 
 log = logging.getLogger("pydi.client")
 
 CONNECT_TIMEOUT_S = 3.0  # a live node answers a hello within milliseconds, a loaded one within 1 s
-SILENCE_PING_S = 1.0  # nothing heard for so long while requests wait: ask whether it lives
-SILENCE_DEAD_S = 3.0  # still nothing: it hangs; another node can do better
+# Nothing heard for so long, while requests wait or caches rely on its invalidations:
+SILENCE_PING_S = 1.0  # ask whether it lives
+# Trust no cache: the node goes on without a silent mount after coherence.LEASE_S, which is 2 s.
+SILENCE_DOUBT_S = 1.75
+SILENCE_DEAD_S = 3.0  # it hangs, or its machine is gone; another node can do better
 
 Arrived = Callable[[Any], Any]
 Failed = Callable[[PydiError], None]
@@ -77,6 +80,7 @@ class Connection(asyncio.Protocol):
         endpoint: Endpoint,
         hello: Hello,
         on_push: Callable[[Connection, Push], None],
+        on_doubt: Callable[[Connection], None],
         on_lost: Callable[[Connection], None],
     ) -> None:
         self.endpoint = endpoint
@@ -84,6 +88,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._session = Session.connecting(hello)
         self._on_push = on_push
+        self._on_doubt = on_doubt
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._waiting: dict[int, _Waiting] = {}
@@ -94,7 +99,9 @@ class Connection(asyncio.Protocol):
         self._slot = asyncio.Event()  # fewer requests on their way than the session allows
         self._slot.set()
         self._heard_at = self._loop.time()
-        self._pinged = 0
+        self._pinged_at: float | None = None  # since it was last heard
+        self._doubted = False  # likewise
+        self._relied_on = False  # its silence matters also while nobody waits
         self._watchdog: asyncio.TimerHandle | None = None
         self.leaving = False  # the node said goodbye: ask another one from now on
         self.closed = False
@@ -127,9 +134,9 @@ class Connection(asyncio.Protocol):
             self._slot.clear()
         self._write(buffers)
         waiting = _Waiting(self._loop.create_future(), arrived, failed)
-        if not self._waiting:
-            self._heard_at = self._loop.time()  # idle silence says nothing about the node
-            self._pinged = 0
+        if not self._waiting and not self._relied_on:
+            self._hear()  # idle silence says nothing about the node
+        self._relied_on |= isinstance(request, Subscribe)
         self._waiting[request_id] = waiting
         if timeout_s < DEADLINE_MAX_MS / 1000:
             waiting.deadline = self._loop.call_later(timeout_s, self._expire, request_id)
@@ -202,8 +209,7 @@ class Connection(asyncio.Protocol):
         self._writable.set()
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = self._loop.time()
-        self._pinged = 0
+        self._hear()
         self._feed(lambda: self._session.receive_data(data))
 
     def eof_received(self) -> None:
@@ -299,25 +305,47 @@ class Connection(asyncio.Protocol):
 
     # --- is it alive? ----------------------------------------------------------------------------
 
+    def _hear(self) -> None:
+        self._heard_at = self._loop.time()
+        self._pinged_at = None
+        self._doubted = False
+
     def _watch(self) -> None:
-        """A node that hangs keeps its sockets open: only its silence tells."""
-        silence_s = self._loop.time() - self._heard_at
-        if self._waiting and silence_s > SILENCE_DEAD_S and self._pinged:
-            log.warning(
-                "%s has not answered for %.1f s, connection dropped", self.endpoint, silence_s
-            )
-            self.close()
+        """A node that hangs keeps its sockets open, and one whose machine vanished too: only its
+        silence tells."""
+        if not self._waiting and not self._relied_on:
+            self._watchdog = self._loop.call_later(SILENCE_PING_S, self._watch)
             return
-        if self._waiting and silence_s > SILENCE_PING_S and not self._pinged:
-            self._pinged = 1
+        now_s = self._loop.time()
+        silence_s = now_s - self._heard_at
+        if silence_s >= SILENCE_PING_S and self._pinged_at is None:
+            self._pinged_at = now_s
             self._write(self._session.send_ping(1))
-        self._watchdog = self._loop.call_later(SILENCE_PING_S / 2, self._watch)
+        if silence_s >= SILENCE_DOUBT_S and not self._doubted:
+            self._doubted = True
+            self._on_doubt(self)
+        if self._pinged_at is None:
+            next_s = SILENCE_PING_S - silence_s
+        else:
+            # Counted from the ping: after a pause of this process (SIGSTOP, a lid that was closed)
+            # the node still has to be asked.
+            next_s = self._pinged_at + SILENCE_DEAD_S - SILENCE_PING_S - now_s
+            if next_s <= 0:
+                log.warning(
+                    "%s has not answered for %.1f s, connection dropped", self.endpoint, silence_s
+                )
+                self.close()
+                return
+            if not self._doubted:
+                next_s = min(next_s, SILENCE_DOUBT_S - silence_s)
+        self._watchdog = self._loop.call_later(next_s, self._watch)
 
 
 async def open_connection(
     endpoint: Endpoint,
     hello: Hello,
     on_push: Callable[[Connection, Push], None],
+    on_doubt: Callable[[Connection], None],
     on_lost: Callable[[Connection], None],
 ) -> Connection:
     """A connection whose node said welcome.
@@ -328,7 +356,7 @@ async def open_connection(
     loop = asyncio.get_running_loop()
 
     def make() -> Connection:
-        return Connection(endpoint, hello, on_push, on_lost)
+        return Connection(endpoint, hello, on_push, on_doubt, on_lost)
 
     connection: Connection | None = None
     try:

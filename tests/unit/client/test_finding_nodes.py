@@ -1,78 +1,17 @@
-"""Which node a client ends up with when some are dead, hang, or refuse it.
-
-Nodes are stand-ins that do no more than to say welcome, over real unix sockets in the test's loop.
-"""
+"""Which node a client ends up with when some are dead, hang, or refuse it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pydi_fs.client import Client, UnixEndpoint, connection
 from pydi_node.errors import EXIT_UNREACHABLE, UserError
-from pydi_node.wire.events import HelloReceived, Refusal, Welcome
-from pydi_node.wire.session import Session
+from tests.unit.client.stand_ins import hangs, refuses, run, says_welcome, serving
 
 NEVER_S = 3600.0
-DEADLINE_S = 60.0  # of a test that hangs
-
-Answer = Callable[[Session], list[Any]]  # to a hello
-
-
-class Node:
-    """One stand-in and who has connected to it."""
-
-    def __init__(self, path: Path) -> None:
-        self.endpoint = UnixEndpoint(path)
-        self.connected = asyncio.Event()  # somebody connected, at any time
-        self.left = asyncio.Event()  # and went away again
-
-
-def says_welcome(session: Session) -> list[Any]:
-    return list(session.send_welcome(Welcome(1, "0" * 32, 1, "host")))
-
-
-def refuses(session: Session) -> list[Any]:
-    return list(session.send_refuse(Refusal.CLUSTER, "another cluster"))
-
-
-def hangs(_: Session) -> list[Any]:
-    return []
-
-
-@asynccontextmanager
-async def serving(path: Path, answer: Answer) -> AsyncIterator[Node]:
-    node = Node(path)
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        node.connected.set()
-        session = Session.accepting()
-        while data := await reader.read(1 << 16):
-            session.receive_data(data)
-            if any(isinstance(event, HelloReceived) for event in session.events()):
-                writer.writelines(answer(session))
-        node.left.set()
-        writer.close()
-
-    server = await asyncio.start_unix_server(serve, path)
-    try:
-        yield node
-    finally:
-        server.close()
-        await server.wait_closed()
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            await test
-
-    asyncio.run(bounded())
 
 
 def test_a_node_that_hangs_keeps_nobody_from_one_that_lives(
