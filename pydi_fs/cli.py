@@ -16,7 +16,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from pydi_fs import commands_cluster, commands_copy, commands_files, commands_status, mount_config
+from pydi_fs import (
+    commands_cluster,
+    commands_copy,
+    commands_files,
+    commands_history,
+    commands_status,
+    mount_config,
+)
 from pydi_fs.client import Client
 from pydi_fs.commands_connect import endpoints_of
 from pydi_fs.commands_offline import OFFLINE
@@ -120,6 +127,30 @@ COMMANDS: dict[str, CommandSpec] = {
             _argument("-f", "--force", action="store_true", help="what is missing is no error"),
         ),
     ),
+    "log": CommandSpec(
+        commands_history.log,
+        "every version of a path that is kept",
+        (
+            _argument("path", metavar="PATH"),
+            _argument("--at", metavar="TIME", help="look its directory up as of then"),
+        ),
+    ),
+    "restore": CommandSpec(
+        commands_history.restore,
+        "make an older version the present one",
+        (
+            _argument("path", metavar="PATH"),
+            _argument(
+                "--at", metavar="TIME|INDEX", required=True,
+                help="2026-03-01T12:30, 2h ago, or an index out of log",
+            ),
+        ),
+    ),
+    "undelete": CommandSpec(
+        commands_history.undelete,
+        "bring back what was removed, with all below it",
+        (_argument("path", metavar="PATH"),),
+    ),
     "status": CommandSpec(commands_status.status, "how the cluster is doing"),
     "forget": CommandSpec(
         commands_cluster.forget,
@@ -146,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
     for option in mount_config.OPTIONS:
         if option.name in _CONNECTION_OPTIONS:
             common.add_argument(f"--{option.name}", metavar=option.metavar, help=option.help)
-    common.add_argument("--json", action="store_true", help="for programs (ls, status)")
+    common.add_argument("--json", action="store_true", help="output for programs")
     parser = _Parser(
         prog=PROGRAM,
         description="Work with a PyDi cluster without a mount.",

@@ -24,7 +24,7 @@ from pydi_node.errors import (
     PydiError,
     UserError,
 )
-from pydi_node.ids import BlobId, ClientId, Ino, NodeNumber, Serial
+from pydi_node.ids import INT64_MAX, BlobId, ClientId, Ino, LogIndex, NodeNumber, Serial
 from pydi_node.records import BlobInfo, Result, Statfs
 from pydi_node.runtime.driver import Driver, Outcome
 from pydi_node.tree.machine import Tree
@@ -43,6 +43,7 @@ WRITERS_PER_SESSION_MAX = 1024  # open files being written by one mount; each co
 OPENS_PER_SESSION_MAX = 1 << 20
 # No caller of a command waits longer; a client that went away would leave its command waiting.
 COMMAND_WAIT_MAX_S = 120.0
+TIMES_PER_QUESTION_MAX = 4096  # each a row looked up: some 20 ms
 READ_WAIT_MAX_S = 5.0  # to learn whether this tree is current; without a leader it is served as is
 
 
@@ -110,6 +111,7 @@ class Service:
         self.admin: dict[str, Callable[[Request, dict[str, Any]], Any]] = {
             "settings": self._admin_settings,
             "set": self._admin_set,
+            "times": self._admin_times,
         }
         self._pool = ThreadPoolExecutor(BLOB_THREADS, "blobs")
         self._loop = asyncio.get_running_loop()
@@ -430,6 +432,18 @@ class Service:
                 if setting is None
                 else f"{name} takes a whole number {setting.low} .. {setting.high}"
             )
+
+    async def _admin_times(self, request: Request, arguments: dict[str, Any]) -> list[int]:
+        """When these log indexes were, in ns; 0 for what is older than history."""
+        indexes = arguments.get("indexes")
+        if (
+            not isinstance(indexes, (list, tuple))
+            or len(indexes) > TIMES_PER_QUESTION_MAX
+            or any(type(index) is not int or not 0 <= index <= INT64_MAX for index in indexes)
+        ):
+            raise FileError(errno.EINVAL, "times takes log indexes")
+        await self.driver.wait_current(_read_deadline(self, request))
+        return [self.tree.time_of(LogIndex(index)) for index in indexes]
 
     def _subscribe(self, request: Request) -> None:
         """The server pushes to the sessions that asked; nothing to do but to answer."""
