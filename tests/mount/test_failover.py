@@ -22,6 +22,8 @@ from tests.harness.procs import NodeProcess
 from tests.node.test_cluster import start_cluster, status, voters
 from tests.node.test_replication import read, wait_storing
 
+pytestmark = pytest.mark.slow
+
 FILES = 240
 FAILURE_AT = 80  # files copied when it happens
 # Longer than three nodes need for a start on a busy machine.

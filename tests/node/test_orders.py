@@ -181,6 +181,7 @@ def cluster(clusters: list[Cluster], tmp_path_factory: pytest.TempPathFactory) -
     return clusters[-1]
 
 
+@pytest.mark.slow
 def test_any_order_of_stops_and_starts(cluster: Cluster, case: Case, rng: random.Random) -> None:
     """Between the steps changes are made wherever a majority is up, and nowhere else; when all
     three are back they hold one complete tree."""

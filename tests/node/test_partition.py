@@ -232,6 +232,7 @@ def whole_file_lock(wait: bool = False) -> SetLock:
     return SetLock(ROOT_INO, 7, LockKind.EXCLUSIVE, 0, INT64_MAX, True, wait, 0)
 
 
+@pytest.mark.slow
 def test_locks_of_a_vanished_machine_are_free_again(machines: Machines) -> None:
     """A mount holds a lock, and its machine is gone without a word (a pulled cable): whoever waits
     for the lock gets it."""
@@ -254,6 +255,7 @@ def test_locks_of_a_vanished_machine_are_free_again(machines: Machines) -> None:
         holder.communicate()
 
 
+@pytest.mark.slow
 def test_locks_held_through_a_vanished_node_are_free_again(machines: Machines) -> None:
     """The same, where the mount is connected to the node of its own machine."""
     leader = machines.leader()
