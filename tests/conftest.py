@@ -30,7 +30,7 @@ import pytest
 
 TOKEN_VARIABLE = "PYDI_TEST_SUITE"  # inherited by every process that the suite starts
 SCRATCH_VARIABLE = "PYDI_TEST_SCRATCH"  # the suite's directory, known to the xdist workers by it
-SWITCHES = ("PYDI_VENV", "PYDI_ORDERS")  # what a developer tells the suite itself
+SWITCHES = ("PYDI_VENV", "PYDI_ORDERS", "PYDI_SEEDS")  # what a developer tells the suite itself
 LEFTOVER_GRACE_S = 5.0  # how long after the last test a process may still be busy with its exit
 
 _leftovers = pytest.StashKey[list[str]]()

@@ -1,0 +1,161 @@
+"""Nodes with one safety rule broken each, for the test that the simulation notices.
+
+A test that can't fail proves nothing. Mutants of the core are those of the consensus room; those of
+the driver, the tree and the disk are here.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, ClassVar, NamedTuple
+
+from pydi_node.consensus.raft import Raft
+from pydi_node.consensus.types import MembershipChange, SnapshotMeta
+from pydi_node.effects import Persist, Persisted
+from pydi_node.ids import LogIndex
+from tests.harness.disk_sim import NoFdatasync
+from tests.simulation.machine import Machine
+from tests.simulation.process import Process
+from tests.simulation.storage import WatchedTree
+from tests.simulation.world import MS
+from tests.unit.consensus import mutants as core
+
+
+class RepliesBeforeSync(Process):
+    """What was appended counts as durable before the log was synced."""
+
+    def _on_persist(self, effect: Persist) -> None:
+        super()._on_persist(effect)
+        self.submit(Persisted(effect.number))
+
+    def _sync(self, number: int) -> None:
+        self.log.sync()
+        self._synced_number = number
+
+    _EFFECTS: ClassVar[dict[type[Any], Any]] = Process._EFFECTS | {Persist: _on_persist}
+
+
+class KeepsLogUnderSnapshot(Process):
+    """A snapshot takes the tree's place, and the log goes on as it was."""
+
+    def reset_log(self, meta: SnapshotMeta) -> None:
+        pass
+
+
+class InstallsUnverified(Process):
+    """A received snapshot is believed without a look at its checksum."""
+
+    def checksum_is_right(self, snapshot_id: bytes) -> bool:
+        return True
+
+
+class CutsTooFar(WatchedTree):
+    """The log is cut behind what is applied, whether the database has it on disk or not."""
+
+    def checkpoint(self) -> LogIndex:
+        return self.applied_index
+
+
+class ExecutesTwice(WatchedTree):
+    """A repeated (client, serial) is executed again."""
+
+    def __init__(self, connection: sqlite3.Connection, machine: Machine) -> None:
+        super().__init__(connection, machine)
+        self._sessions.is_new = lambda client, serial: True  # type: ignore[method-assign]
+
+
+class ForgetsSessions(WatchedTree):
+    """Results are remembered in memory only: neither a restart nor a snapshot keeps them."""
+
+    def __init__(self, connection: sqlite3.Connection, machine: Machine) -> None:
+        super().__init__(connection, machine)
+        self._connection.execute("DELETE FROM session_result")
+        self._connection.execute("DELETE FROM session")
+
+
+class TrustsTheSilent(Raft):
+    """A new leader takes a voter away without having heard of those that are left."""
+
+    def propose_membership(self, change: MembershipChange) -> LogIndex:
+        for progress in self._lead.peers.values() if self._lead is not None else ():
+            progress.answered = True
+        return super().propose_membership(change)
+
+
+class EndsOnRefusedPiece(Raft):
+    """A piece of a snapshot that can't be written ends the node."""
+
+    def snapshot_refused(self, snapshot_id: bytes) -> None:
+        assert self._installing is not None, snapshot_id
+        super().snapshot_refused(snapshot_id)
+
+
+class Mutant(NamedTuple):
+    """What is broken, the lives in which it matters, and a seed that finds it."""
+
+    name: str
+    classes: dict[str, Any]
+    forced: dict[str, int]
+    seed: int
+    steps: int = 4000
+
+
+# Parameters of the lives in which each mistake matters, and soon.
+_QUIET = {
+    "install_crash": 0, "leave": 0, "join": 0, "remove": 0, "replace": 0, "all_down": 0,
+    "slow_disk": 0, "full_disk": 0, "broken_disk": 0, "pause": 0, "kill": 0, "power_cut": 0,
+    "clock": 0, "partition": 0, "loss": 0, "unrest": 0, "answers_lost": 0,
+}  # fmt: skip
+_CRASHES = {"voters": 3, "kill": 0, "power_cut": 5, "disk_us": 20 * MS, "fault_us": 100 * MS}
+_SNAPSHOTS = {"voters": 3, "trailing_entries": 0, "cut_entries": 3, "join": 4, "power_cut": 5}
+_SPLITS = {"voters": 3, "partition": 6, "pause": 3, "think_us": 5 * MS, "clients": 6}
+_REPEATS = {"answers_lost": 30, "think_us": 5 * MS, "clients": 6}
+_LATE = _QUIET | {
+    "voters": 3, "unrest": 5, "repeat": 20, "reorder": 60, "append_bytes_max": 512 * 1024,
+    "inflight_messages_max": 64, "latency_us": 20 * MS, "disk_us": 2 * MS, "clients": 6,
+    "think_us": 5 * MS, "fault_us": 300 * MS,
+}  # fmt: skip
+_ONE_ENTRY = _QUIET | {
+    "voters": 3, "unrest": 10, "append_bytes_max": 1, "inflight_messages_max": 1, "disk_us": 200,
+    "latency_us": 20 * MS, "fault_us": 100 * MS, "clients": 6, "think_us": 5 * MS,
+    "proposals_per_step_max": 2000, "unapplied_bytes_max": 32 << 20,
+}  # fmt: skip
+_OLD_LEADERS = _QUIET | {
+    "voters": 3, "pause": 4, "clock": 2, "partition": 6, "clients": 20, "readers": 50,
+    "think_us": 100 * MS, "disk_us": 200, "latency_us": 2 * MS, "fault_us": 300 * MS,
+    "election_ticks": 8,
+}  # fmt: skip
+FULL_DISKS = _SNAPSHOTS | {
+    "snapshot_chunk_bytes": 16 * 1024, "full_disk": 6, "fault_us": 100 * MS, "disk_us": 2 * MS,
+}  # fmt: skip
+LOSSES = {
+    "voters": 3, "leave": 6, "replace": 6, "remove": 0, "join": 0, "kill": 2, "power_cut": 2,
+    "all_down": 0, "partition": 3, "think_us": 100 * MS, "clients": 1,
+}  # fmt: skip
+
+LIVES = {
+    "crashes": _CRASHES, "snapshots": _SNAPSHOTS, "splits": _SPLITS, "repeats": _REPEATS,
+    "late": _LATE, "one-entry": _ONE_ENTRY, "old-leaders": _OLD_LEADERS, "full-disks": FULL_DISKS,
+    "losses": LOSSES,
+}  # fmt: skip
+
+MUTANTS = [
+    Mutant("votes-before-durable", {"raft_class": core.VotesBeforePersisted}, _CRASHES, 2),
+    Mutant(
+        "acknowledges-before-durable", {"raft_class": core.AcknowledgesBeforePersisted}, _CRASHES, 2
+    ),
+    Mutant("replies-before-sync", {"process_class": RepliesBeforeSync}, _CRASHES, 1),
+    Mutant("never-syncs", {"disk_class": NoFdatasync}, _CRASHES, 1),
+    Mutant("votes-twice", {"raft_class": core.VotesTwice}, _SPLITS, 9),
+    Mutant("votes-for-any-log", {"raft_class": core.VotesForAnyLog}, _SPLITS, 3),
+    Mutant("commits-old-terms", {"raft_class": core.CommitsOldTerms}, _ONE_ENTRY, 10),
+    Mutant("truncates-always", {"raft_class": core.TruncatesAlways}, _LATE, 10),
+    Mutant("reads-without-quorum", {"raft_class": core.ReadsWithoutAsking}, _OLD_LEADERS, 18),
+    Mutant("cuts-log-too-far", {"tree_class": CutsTooFar}, _CRASHES, 6),
+    Mutant("executes-twice", {"tree_class": ExecutesTwice}, _REPEATS, 2),
+    Mutant("forgets-sessions", {"tree_class": ForgetsSessions}, _REPEATS, 2),
+    Mutant("keeps-log-under-snapshot", {"process_class": KeepsLogUnderSnapshot}, _SNAPSHOTS, 0),
+    Mutant("installs-unverified", {"process_class": InstallsUnverified}, _SNAPSHOTS, 3),
+    Mutant("gives-votes-away-on-trust", {"raft_class": TrustsTheSilent}, LOSSES, 1, 8000),
+    Mutant("ends-on-a-full-disk", {"raft_class": EndsOnRefusedPiece}, FULL_DISKS, 12),
+]
