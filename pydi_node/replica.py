@@ -140,8 +140,8 @@ class ReplicaConfig:
     # How often members ask for their place and the leader looks for vanished ones.
     members_period_s: float = 1.0
     # Entries applied between two checkpoints of the tree, behind which the log is cut. A checkpoint
-    # costs two fsyncs in the loop; 5,000 entries are about 1 MiB of log to replay after a crash, and
-    # with the trailing ones some 6 MB of memory.
+    # costs two fsyncs in the loop; 5,000 entries are about 1 MiB of log to replay after a crash,
+    # and with the trailing ones some 6 MB of memory.
     cut_entries: int = 5_000
     cut_idle_s: float = 60.0  # and after this time if anything was applied at all
     # Entries of one tree transaction: about 50 ms in which nothing else runs.

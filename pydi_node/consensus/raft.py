@@ -304,8 +304,8 @@ class Raft:
         if change.kind is ChangeKind.PROMOTE and not self._is_caught_up(lead.peers[change.number]):
             raise BusyError(f"node {change.number} has not caught up yet")
         if change.kind is not ChangeKind.ADD_LEARNER:
-            # Heard of for certain: what a new leader grants everyone for a time-out is not enough to
-            # give a vote away for. With one of three lost for good, another one's leaving would
+            # Heard of for certain: what a new leader grants everyone for a time-out is not enough
+            # to give a vote away for. With one of three lost for good, another one's leaving would
             # leave two of whom one never answers, and no way back.
             active = sum(
                 1
