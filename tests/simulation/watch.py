@@ -1,7 +1,7 @@
 """The invariants: looks at every node after each of its steps, and at all of them at the end.
 
-Numbers in brackets are those of Ongaro's and etcd's lists: election safety, log matching, leader
-completeness, state machine safety; and what clients were promised.
+Election safety, log matching, leader completeness and state machine safety (figure 3 of the Raft
+paper), what a node may not forget (figure 2, persistent state), and what clients were promised.
 """
 
 from __future__ import annotations
