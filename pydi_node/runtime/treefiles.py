@@ -55,6 +55,9 @@ class TreeFiles:
         for name in os.listdir(self._folder):
             if name.startswith(("snapshot-", "incoming.db")):
                 os.unlink(self._folder / name)
+        # A program killed while it installed a snapshot may have left the renaming unsynced: all
+        # that follows, first of all the log's reset, relies on the file that is found here.
+        self._files.sync_directory(self._folder)
         self.tree, self._connection = self._open()
         self._incoming: bytes | None = None  # id of the snapshot in incoming.db
         self._copies = 0
@@ -174,6 +177,7 @@ class TreeFiles:
         for suffix in ("-wal", "-shm"):
             # A clean close removed them; a leftover would be played into the new database.
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        self._files.sync_directory(self._folder)  # nor may one come back after a power cut
         os.rename(self._folder / "incoming.db", self._path)
         self._files.sync_directory(self._folder)
         self.tree, self._connection = self._open()

@@ -104,6 +104,8 @@ class Machine:
         self.images_between: list[bytes] = []
         connection.close()
         self.installing: int | None = None  # content of installing.json
+        # The database that took the tree's place in a folder that is not synced yet.
+        self.renamed: bytes | None = None
         self.process: Process | None = None
         self._memberships: list[tuple[int, Membership]] = [(0, founding)] if founding else []
         self.destroyed = False  # never comes back
@@ -184,6 +186,7 @@ class Machine:
         dice = self.world.dice
         self.image = dice.pick([self.image_durable, *self.images_between[-2:], self.image])
         self.image_durable, self.images_between = self.image, []
+        self.renamed = None
         self.disk = self.disk.crashed()
 
     def _take_image(self) -> None:
@@ -200,6 +203,12 @@ class Machine:
         if self.process is None:
             return self._memberships
         return [(int(i), m) for i, m in self.process.replica.raft._log._memberships]
+
+    def sync_folder(self) -> None:
+        """Renamings in the tree's folder are durable."""
+        if self.renamed is not None:
+            self.image_durable, self.images_between = self.renamed, []
+            self.renamed = None
 
     # --- disk -------------------------------------------------------------------------------------
 

@@ -49,6 +49,13 @@ class InstallsUnverified(Process):
         return True
 
 
+class TrustsTheFolder(Process):
+    """A renaming that a killed program did not sync is taken for durable."""
+
+    def read_folder(self) -> None:
+        pass
+
+
 class CutsTooFar(WatchedTree):
     """The log is cut behind what is applied, whether the database has it on disk or not."""
 
@@ -133,10 +140,11 @@ LOSSES = {
     "all_down": 0, "partition": 3, "think_us": 100 * MS, "clients": 1,
 }  # fmt: skip
 
+INSTALLS = _SNAPSHOTS | {"install_crash": 6, "power_cut": 5, "fault_us": 100 * MS}
 LIVES = {
     "crashes": _CRASHES, "snapshots": _SNAPSHOTS, "splits": _SPLITS, "repeats": _REPEATS,
     "late": _LATE, "one-entry": _ONE_ENTRY, "old-leaders": _OLD_LEADERS, "full-disks": FULL_DISKS,
-    "losses": LOSSES,
+    "losses": LOSSES, "installs": INSTALLS,
 }  # fmt: skip
 
 MUTANTS = [
@@ -155,7 +163,8 @@ MUTANTS = [
     Mutant("executes-twice", {"tree_class": ExecutesTwice}, _REPEATS, 2),
     Mutant("forgets-sessions", {"tree_class": ForgetsSessions}, _REPEATS, 2),
     Mutant("keeps-log-under-snapshot", {"process_class": KeepsLogUnderSnapshot}, _SNAPSHOTS, 0),
-    Mutant("installs-unverified", {"process_class": InstallsUnverified}, _SNAPSHOTS, 3),
+    Mutant("installs-unverified", {"process_class": InstallsUnverified}, _SNAPSHOTS, 20),
+    Mutant("trusts-the-folder", {"process_class": TrustsTheFolder}, INSTALLS, 17),
     Mutant("gives-votes-away-on-trust", {"raft_class": TrustsTheSilent}, LOSSES, 1, 8000),
     Mutant("ends-on-a-full-disk", {"raft_class": EndsOnRefusedPiece}, FULL_DISKS, 12),
 ]

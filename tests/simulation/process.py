@@ -82,6 +82,7 @@ class Process(Owner):
         """The program has read its disk. NoSpaceError, Crash: it did not get that far."""
         self.machine = machine
         self.world = machine.world
+        self.read_folder()
         self.connection = open_database(machine.image)
         try:
             tree = machine.settings.tree_class(self.connection, machine)
@@ -115,6 +116,10 @@ class Process(Owner):
         self._files_free_us = 0
         self._copies: dict[bytes, bytes] = {}
         self._incoming = bytearray()
+
+    def read_folder(self) -> None:
+        """What the last run left in the tree's folder is durable, before anyone relies on it."""
+        self.machine.sync_folder()
 
     def _open_log(self, tree: WatchedTree) -> tuple[DiskLog, LoadedState]:
         """As runtime/node.py does it: the log, agreeing with the tree."""
@@ -397,10 +402,11 @@ class Process(Owner):
         old = self.connection.serialize()
         self.connection.close()
         self.connection = open_database(bytes(self._incoming))
-        # Renamed, the directory not synced: after a power cut either file may be there.
+        # Renamed, the folder not synced: after a power cut either file may be there.
         machine.image_durable, machine.images_between = old, []
+        machine.renamed = self.connection.serialize()
         point()
-        machine.image_durable = self.connection.serialize()
+        machine.sync_folder()
         tree = machine.settings.tree_class(self.connection, machine)
         machine.watch.on_digest(tree)
         machine.watch.installs += 1

@@ -29,6 +29,7 @@ CONVERGE_US = 90 * SECOND
 LEAVE_S = 2.5
 # How long a node is away before somebody gives it up: longer than any message is under way.
 GONE_FOR_GOOD_US = 10 * SECOND
+MISSED_US = 2 * SECOND  # longer than any election time-out
 
 
 def draw_parameters(dice: Dice) -> dict[str, int]:
@@ -155,11 +156,16 @@ class Simulation:
             self.world.step()
 
     def heal(self) -> None:
-        """Nothing fails from now on, and a majority is there or comes back."""
+        """Nothing fails from now on, and a majority is there or comes back.
+
+        Those that stay away are missed by everyone before anything else goes on: to lose nodes for
+        good within the time-out in which another one leaves may cost the majority, and no system
+        can tell.
+        """
         self.world.note("everything heals")
         self.healed = True
         network = self.network
-        network.cut = set()
+        network.cut = {(a, b) for a in self.machines for b in self.machines}
         network.loss = network.repeat = network.reorder = 0
         network.latency_us = 1 * MS
         self.answers_lost = 0
@@ -174,8 +180,10 @@ class Simulation:
             if number in absent:
                 machine.kill("stays away")
                 machine.stays_down = True
-            if machine.process is not None:
-                machine.process.paused_until_us = 0
+        awake_us = max([p.paused_until_us for p in self._processes()], default=0)
+        self.world.run_until(max(awake_us, self.world.now_us) + MISSED_US)
+        network.cut = set()
+        for _, machine in sorted(self.machines.items()):
             machine.start()
 
     def converge(self) -> None:
