@@ -52,7 +52,13 @@ from pydi_node.effects import (
     Tick,
     TreeStalled,
 )
-from pydi_node.errors import NoQuorumError, NoSpaceError, PydiError, RemoteProtocolError
+from pydi_node.errors import (
+    DeadlineError,
+    NoQuorumError,
+    NoSpaceError,
+    PydiError,
+    RemoteProtocolError,
+)
 from pydi_node.ids import ClientId, NodeNumber, Serial
 from pydi_node.records import Result, Touched
 from pydi_node.replica import Replica
@@ -182,7 +188,11 @@ class Driver:
 
     async def wait_current(self, deadline_s: float) -> bool:
         """This node's tree is as new as any when it returns True; with False nobody can tell,
-        because no leader answered before the deadline: what is here is the best there is."""
+        because no leader answered before the deadline: what is here is the best there is.
+
+        DeadlineError  there is a leader, and this node did not catch up with it in time: what is
+        here is old, for certain.
+        """
         if self.replica.reads_are_current:
             return True
         now_s = self._loop.time()
@@ -197,6 +207,13 @@ class Driver:
         except (NoQuorumError, NoSpaceError):
             return False
         return True
+
+    async def is_current(self, deadline_s: float) -> bool:
+        """Whether this node's tree is known to be as new as any before the deadline."""
+        try:
+            return await self.wait_current(deadline_s)
+        except DeadlineError:
+            return False
 
     async def add_member(self, number: NodeNumber, deadline_s: float) -> None:
         """The node is a member for certain. NotLeaderError, UserError, UnavailableError."""

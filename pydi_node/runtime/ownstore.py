@@ -101,7 +101,7 @@ class OwnStore:
 
     async def drop(self, blobs: Sequence[BlobId]) -> None:
         """Deletes those that the tree, as new as it can be here, no longer expects here."""
-        if not await self._service.driver.wait_current(self._loop.time() + DEADLINE_S):
+        if not await self._service.driver.is_current(self._loop.time() + DEADLINE_S):
             return
         for blob in blobs:
             info = self._service.known_blob(blob)
@@ -121,7 +121,7 @@ class OwnStore:
         due_s = self._loop.time()
         was_current = False
         while True:
-            is_current = driver.replica.raft.leader is not None and await driver.wait_current(
+            is_current = driver.replica.raft.leader is not None and await driver.is_current(
                 self._loop.time() + DEADLINE_S
             )
             if is_current and not was_current:

@@ -55,7 +55,7 @@ class Repairing:
             while True:
                 if driver.replica.is_leader:
                     # A leader that nobody follows any more must not plan from what it remembers.
-                    if await driver.wait_current(self._loop.time() + DEADLINE_S):
+                    if await driver.is_current(self._loop.time() + DEADLINE_S):
                         await self._round()
                 else:
                     self._away_since_s.clear()  # a later term of this node counts anew

@@ -235,7 +235,7 @@ class Replication:
             if driver.replica.reads_are_current:
                 return None
         # Committed through another node, and not yet applied here.
-        await driver.wait_current(min(deadline_s, self._loop.time() + WAIT_HOLDER_S))
+        await driver.is_current(min(deadline_s, self._loop.time() + WAIT_HOLDER_S))
         try:
             return self._service.tree.blob(blob)
         except FileError:

@@ -475,6 +475,7 @@ class Server:
         self.on_peer = on_peer
         self.loop = asyncio.get_running_loop()
         self.stopping = False
+        self._closed = False
         self.coherence = Coherence(asyncio.get_running_loop())
         self._connections: set[Connection] = set()
         self._strangers: set[Connection] = set()
@@ -541,6 +542,7 @@ class Server:
 
     def close(self) -> None:
         """Nobody is served any more; what was written still leaves."""
+        self._closed = True
         for listener in (self._tcp_listener, self._unix_listener, self._tcp_socket):
             if listener is not None:
                 listener.close()
@@ -550,7 +552,9 @@ class Server:
     # --- connections ------------------------------------------------------------------------------
 
     def add(self, connection: Connection) -> bool:
-        """Whether there is room for one more."""
+        """Whether it may stay. When this node has stopped, a handshake may still end."""
+        if self._closed:
+            return False
         if (
             len(self._connections) >= CONNECTIONS_MAX
             or len(self._strangers) >= CONNECTIONS_UNWELCOME_MAX

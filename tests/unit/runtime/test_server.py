@@ -1,0 +1,82 @@
+"""What the server does with connections around its own end, with real sockets and TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import ssl
+import time
+from pathlib import Path
+
+import pytest
+
+from pydi_node.config import Address
+from pydi_node.runtime.server import PeerIdentity, Server
+from pydi_node.runtime.service import Session
+from pydi_node.wire import session as wire
+from pydi_node.wire import tls
+from pydi_node.wire.events import Hello, Refusal
+from pydi_node.wire.messages import Role
+from pydi_node.wire.trust import SEED_BYTES, Leaf, NodeToken, credentials_of, make_leaf
+from tests.unit.runtime.inner import Inner
+
+DEADLINE_S = 30.0
+
+
+class _Nobody:
+    """Admits nobody, and knows whether it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def admit(self, hello: Hello, peer: PeerIdentity) -> Session | tuple[Refusal, str]:
+        self.asked += 1
+        return Refusal.OTHER, "not here"
+
+
+@pytest.mark.expects_log("refused 127.0.0.1:\\d+: not here")
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_handshake_that_ends_after_the_node_does_reaches_nothing(
+    tmp_path: Path, closed: bool
+) -> None:
+    """A peer's TLS handshake is under way when the server is closed, and what admission would look
+    at is closed with it. It is hung up on, without a look at its hello."""
+
+    async def scenario() -> None:
+        credentials = credentials_of(NodeToken.new(secrets.token_bytes(48)))
+
+        def leaf(number: int) -> Leaf:
+            return make_leaf(credentials, number, int(time.time()), os.urandom(SEED_BYTES))
+
+        async with Inner(tmp_path) as inner:
+            admission = _Nobody()
+            server = Server(inner.service, admission, lambda session, message: None)
+            address = await server.listen_tcp(Address("127.0.0.1", 0), tls.server_context(leaf(1)))
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            # Accepted for certain: the server has answered the first bytes of a handshake.
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            context = tls.client_context(leaf(0))
+            client = context.wrap_bio(incoming, outgoing)
+            with pytest.raises(ssl.SSLWantReadError):
+                client.do_handshake()
+            writer.write(outgoing.read())
+            incoming.write(await reader.read(1 << 16))
+            if closed:
+                server.close()
+            client.do_handshake()
+            session = wire.Session.connecting(
+                Hello(wire.PROTOCOL_VERSIONS, Role.CLIENT, "", 0, "test", {"driver": "test"})
+            )
+            client.write(b"".join(session.send_hello()))
+            writer.write(outgoing.read())
+            try:
+                said = await reader.read(1 << 16)
+            except ConnectionResetError:
+                said = b""
+            assert admission.asked == (0 if closed else 1)
+            assert bool(said) is not closed
+            writer.close()
+            server.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))
