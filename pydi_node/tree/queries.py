@@ -11,6 +11,7 @@ import errno
 import hashlib
 import sqlite3
 import stat
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
 from pydi_node.errors import FileError
@@ -92,19 +93,19 @@ _READDIR_PAST: Final = (
 )
 
 
-class Queries:
+class Queries(ABC):
     """What can be asked of a tree; see the room's docstring for each promise."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
     @property
-    def applied_index(self) -> LogIndex:
-        raise NotImplementedError
+    @abstractmethod
+    def applied_index(self) -> LogIndex: ...
 
     @property
-    def history_floor(self) -> LogIndex:
-        raise NotImplementedError
+    @abstractmethod
+    def history_floor(self) -> LogIndex: ...
 
     # --- names and inodes -----------------------------------------------------------------------
 

@@ -109,6 +109,7 @@ class Machine:
         self.process: Process | None = None
         self._memberships: list[tuple[int, Membership]] = [(0, founding)] if founding else []
         self.destroyed = False  # never comes back
+        self.settled_us = 0  # until then an operator is still busy adding it
         self.removed = False  # taken out of the cluster
         self.stays_down = False
         self.crash_countdown = -1  # steps of installations until the machine crashes in one

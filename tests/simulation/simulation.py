@@ -18,6 +18,7 @@ from pydi_node.ids import ROOT_INO
 from pydi_node.replica import ReplicaConfig
 from pydi_node.tree.check import check
 from tests.simulation.clients import Attempted, Client, Plan, Workload
+from tests.simulation.linearize import FOREVER
 from tests.simulation.machine import Machine, Settings
 from tests.simulation.process import Process
 from tests.simulation.storage import open_database
@@ -29,6 +30,9 @@ CONVERGE_US = 90 * SECOND
 LEAVE_S = 2.5
 # How long a node is away before somebody gives it up: longer than any message is under way.
 GONE_FOR_GOOD_US = 10 * SECOND
+# After a node was added, until the same operator takes it out: no repetition of the first request
+# is waiting on any node any more.
+OPERATOR_GAP_US = 5 * SECOND
 MISSED_US = 2 * SECOND  # longer than any election time-out
 
 
@@ -158,30 +162,29 @@ class Simulation:
     def heal(self) -> None:
         """Nothing fails from now on, and a majority is there or comes back.
 
-        Those that stay away are missed by everyone before anything else goes on: to lose nodes for
-        good within the time-out in which another one leaves may cost the majority, and no system
-        can tell.
+        Those that stay away go while nobody hears of anybody: to lose nodes for good within the
+        time-out in which others leave or become voters may cost the majority, and no system can
+        tell.
         """
         self.world.note("everything heals")
         self.healed = True
         network = self.network
-        network.cut = {(a, b) for a in self.machines for b in self.machines}
         network.loss = network.repeat = network.reorder = 0
         network.latency_us = 1 * MS
         self.answers_lost = 0
-        for machine in self.machines.values():
-            machine.stays_down = machine.removed
-        absent = self._who_may_stay_away()
-        for number, machine in sorted(self.machines.items()):
+        for _, machine in sorted(self.machines.items()):
             machine.set_room("plenty")
             machine.disk_us = 1 * MS
             machine.clock.set_rate(self.dice.between(950, 1050))
             machine.crash_countdown = -1
-            if number in absent:
-                machine.kill("stays away")
-                machine.stays_down = True
+        network.cut = {(a, b) for a in self.machines for b in self.machines}
         awake_us = max([p.paused_until_us for p in self._processes()], default=0)
         self.world.run_until(max(awake_us, self.world.now_us) + MISSED_US)
+        for machine in self.machines.values():
+            machine.stays_down = machine.removed
+        for number in sorted(self._who_may_stay_away()):
+            self.machines[number].kill("stays away")
+            self.machines[number].stays_down = True
         network.cut = set()
         for _, machine in sorted(self.machines.items()):
             machine.start()
@@ -468,14 +471,22 @@ class Simulation:
         if len(living) >= MACHINES_MAX:
             return
         number = max(self.machines) + 1
-        self._add_machine(number, None).start()
-        self._change(AddMember, number, _nothing)
+        machine = self._add_machine(number, None)
+        machine.settled_us = FOREVER
+        machine.start()
+
+        def added() -> None:
+            machine.settled_us = self.world.now_us + OPERATOR_GAP_US
+
+        self._change(AddMember, number, added)
 
     def _remove(self) -> None:
         """A node that works is taken out; its program is stopped some time later."""
         number = self.dice.pick(sorted(self.machines))
         machine = self.machines[number]
-        if machine.destroyed or machine.removed or not self._can_do_without({number}):
+        if machine.destroyed or machine.removed or machine.settled_us > self.world.now_us:
+            return
+        if not self._can_do_without({number}):
             return
 
         def removed() -> None:
@@ -487,7 +498,7 @@ class Simulation:
     def _replace(self) -> None:
         """A node dies for good; the operator takes it out, and another one comes."""
         machine = self._any_up()
-        if machine is None:
+        if machine is None or machine.settled_us > self.world.now_us:
             return
         number = int(machine.number)
         if not self._can_do_without({number}):
