@@ -38,7 +38,7 @@ FOUND = [
     (12, FULL_DISKS, 4000),
     # A program killed between renaming a received snapshot and syncing the folder; the next start
     # reset the log for a tree that a power cut then took away again.
-    (17, INSTALLS, 4000),
+    (5, INSTALLS, 6000),
 ]
 
 
