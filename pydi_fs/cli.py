@@ -22,6 +22,7 @@ from pydi_fs import (
     commands_files,
     commands_history,
     commands_status,
+    commands_why,
     mount_config,
 )
 from pydi_fs.client import Client
@@ -152,6 +153,25 @@ COMMANDS: dict[str, CommandSpec] = {
         (_argument("path", metavar="PATH"),),
     ),
     "status": CommandSpec(commands_status.status, "how the cluster is doing"),
+    "why": CommandSpec(
+        commands_why.why,
+        "what a file is made of, where that is, and what protects it",
+        (_argument("path", metavar="PATH"),),
+    ),
+    "set": CommandSpec(
+        commands_cluster.set_,
+        "show or change the cluster's settings",
+        (_argument("setting", nargs="*", metavar="NAME[=VALUE]", help="default: show all"),),
+    ),
+    "drain": CommandSpec(
+        commands_cluster.drain,
+        "empty a node: its content goes to the others",
+        (
+            _argument("number", type=int, metavar="N", help="of the node"),
+            _argument("--stop", action="store_true", help="let it take content again"),
+            _argument("--no-wait", action="store_true", help="return at once"),
+        ),
+    ),
     "forget": CommandSpec(
         commands_cluster.forget,
         "take a node that is gone for ever out of the cluster",

@@ -39,6 +39,9 @@ def format_status(state: Mapping[str, Any]) -> str:
         "",
         *_table(_NODE_COLUMNS, [_node(node) for node in state.get("nodes", [])]),
     ]
+    paths = state.get("blobs", {}).get("missing_paths", [])
+    if paths:
+        lines += ["", "can't be read now:", *(f"  {path}" for path in paths)]
     advice = state.get("advice", [])
     if advice:
         lines += ["", *(f"* {sentence}" for sentence in advice)]

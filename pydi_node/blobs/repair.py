@@ -52,6 +52,7 @@ class Health(NamedTuple):
     """Numbers of blobs that some version names."""
 
     total: int
+    full: int  # as many copies within reach as there should be
     under_replicated: int  # 1 .. factor - 1 copies within reach
     endangered: int  # of these: one copy within reach
     missing: int  # none
@@ -172,6 +173,7 @@ def health(
         counts[copies] = counts.get(copies, 0) + total.blobs
     return Health(
         total=sum(counts.values()),
+        full=sum(count for copies, count in counts.items() if copies >= factor),
         under_replicated=sum(count for copies, count in counts.items() if 0 < copies < factor),
         endangered=counts[1] if factor > 1 else 0,
         missing=counts[0],

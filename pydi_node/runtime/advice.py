@@ -21,6 +21,7 @@ def advise(nodes: Sequence[Node], blobs: Mapping[str, int], quorum: bool, copies
     return [
         *_voters(nodes, quorum),
         *_down(nodes),
+        *_draining(nodes),
         *_content(nodes, blobs, copies),
         *_disks(nodes),
     ]
@@ -49,6 +50,18 @@ def _down(nodes: Sequence[Node]) -> Iterator[str]:
             yield f"node {number} is down: start it, or run pydi forget {number} if it is gone"
 
 
+def _draining(nodes: Sequence[Node]) -> Iterator[str]:
+    for node in nodes:
+        if node["state"] == "draining":
+            number, held = node["number"], node.get("held", 0)
+            yield (
+                f"node {number} drains: {held} blobs are still to leave it"
+                if held
+                else f"node {number} is empty: stop it, then run pydi forget {number}, or take it"
+                f" into use again with pydi drain {number} --stop"
+            )
+
+
 def _content(nodes: Sequence[Node], blobs: Mapping[str, int], copies: int) -> Iterator[str]:
     storing = [node for node in nodes if not node["witness"]]
     up = [node for node in storing if node["state"] == "up"]
@@ -66,7 +79,10 @@ def _content(nodes: Sequence[Node], blobs: Mapping[str, int], copies: int) -> It
         else:
             yield f"{what}: they are copied by themselves, keep the nodes running"
     if blobs["missing"]:
-        yield f"{blobs['missing']} blobs have no copy left: start the nodes that hold them"
+        yield (
+            f"{blobs['missing']} blobs have no copy within reach: start the nodes that hold them"
+            " (pydi why PATH tells which)"
+        )
 
 
 def _disks(nodes: Sequence[Node]) -> Iterator[str]:

@@ -35,6 +35,7 @@ from pydi_node.replica import Replica, ReplicaConfig
 from pydi_node.runtime.admission import Admission
 from pydi_node.runtime.datadir import DataDir, Identity
 from pydi_node.runtime.disklog import DiskLog, LoadedState
+from pydi_node.runtime.draining import Draining
 from pydi_node.runtime.driver import Driver
 from pydi_node.runtime.housekeeping import Housekeeping
 from pydi_node.runtime.locking import Locking
@@ -48,6 +49,7 @@ from pydi_node.runtime.service import Service
 from pydi_node.runtime.status import Status
 from pydi_node.runtime.transfers import Transfers
 from pydi_node.runtime.treefiles import TreeFiles
+from pydi_node.runtime.whereabouts import Whereabouts
 from pydi_node.wire.trust import (
     CLUSTER_ID_BYTES,
     SECRET_BYTES,
@@ -282,7 +284,8 @@ class _Node:
         housekeeping = Housekeeping(service, peers, store, server)
         service.admin |= status.admin | peers.admin(service) | housekeeping.admin
         service.admin |= service.locking.admin | transfers.admin
-        service.admin |= own_store.admin
+        service.admin |= own_store.admin | Draining(service, peers, transfers).admin
+        service.admin |= Whereabouts(service, transfers, own_store).admin
         if raft.membership.voters == (identity.number,):
             raft.campaign()  # nobody else could win: no need to wait for the time-out
         driver.start()

@@ -53,6 +53,8 @@ VERIFY_FIRST_MAX_BYTES = 64 << 20
 VERIFIED_MAX = 1 << 16  # files remembered as hashed, some 200 bytes each
 # A large blob that lost a copy on its way is copied by repair: its writer can't wait so long.
 SUBSTITUTE_MAX_BYTES = 64 << 20
+TELL_AGAIN_S = 60.0
+TOLD_MAX = 1024
 FETCHES_AT_ONCE = 8  # each holds a few chunks in memory
 
 # inode, size, time of the last change of content and of anything: a file that has the same is the
@@ -68,6 +70,19 @@ class _Found(NamedTuple):
     is_hashed: bool
 
 
+class _Places(NamedTuple):
+    """Where the copies of a new blob go."""
+
+    others: deque[NodeNumber]  # that can take a copy, best first; taken out as they are tried
+    copies: int  # that there should be, this node's counted
+    stays: bool  # on this node: not while it drains
+
+    @property
+    def wanted(self) -> int:
+        """Copies on other nodes."""
+        return self.copies - self.stays
+
+
 class Replication:
     """See the module's text."""
 
@@ -80,6 +95,7 @@ class Replication:
         self._verified: OrderedDict[BlobId, _Identity] = OrderedDict()
         self._fetching: dict[BlobId, asyncio.Task[None]] = {}
         self._fetch_slots = asyncio.Semaphore(FETCHES_AT_ONCE)
+        self._told_until_s: dict[BlobId, float] = {}  # unreadable blobs that the log names
         self._throttle_free_s = 0.0  # when the next fetched byte may come
         # A copy that the tree counts on is not here, or damaged; repairing.py sees to it.
         self.on_lost: Callable[[BlobInfo], None] = lambda info: None
@@ -94,8 +110,8 @@ class Replication:
 
         NoSpaceError  no node has room. OSError  the disk of this node failed.
         """
-        wanted = self._copies_elsewhere()
-        nodes = self._candidates(len(payload))
+        places = self._places(len(payload))
+        nodes = places.others
         copies: list[asyncio.Task[NodeNumber | None]] = []
         made: list[BlobInfo] = []
 
@@ -109,7 +125,7 @@ class Replication:
 
         def begin(info: BlobInfo) -> None:
             made.append(info)
-            for _ in range(min(wanted, len(nodes))):
+            for _ in range(min(places.wanted, len(nodes))):
                 push()
 
         holders = []
@@ -131,7 +147,8 @@ class Replication:
         if not holders:
             raise NoSpaceError("this node is full, and no other took the content")
         (info,) = made
-        return info._replace(holders=tuple(sorted(holders)))
+        info = info._replace(holders=tuple(sorted(holders)))
+        return await self._without_here(info, places)
 
     def _store_new(self, payload: bytes, begin: Callable[[BlobInfo], None]) -> None:
         """In a thread: the blob is durable here. ``begin`` runs in the loop as soon as it has a
@@ -147,13 +164,23 @@ class Replication:
         """The copies of a blob that is about to be written here."""
         return Copies(self, blob)
 
-    def _copies_elsewhere(self) -> int:
-        return self._service.tree.settings()["replicas"] - 1
-
-    def _candidates(self, size: int) -> deque[NodeNumber]:
-        """Other nodes that can take a copy, best first."""
+    def _places(self, size: int) -> _Places:
+        """Where a new blob of that size should go; 0 while it is not known."""
         states = self.transfers.states()
-        return deque(choose(states, len(states), exclude={self._node}, size=size))
+        return _Places(
+            deque(choose(states, len(states), exclude={self._node}, size=size)),
+            self._service.tree.settings()["replicas"],
+            stays=not any(s.number == self._node and s.draining for s in states),
+        )
+
+    async def _without_here(self, info: BlobInfo, places: _Places) -> BlobInfo:
+        """A new blob as it is committed: a node that drains keeps it only where the others hold
+        fewer copies than there should be. Nothing names it yet, so the file can go at once."""
+        others = tuple(number for number in info.holders if number != self._node)
+        if places.stays or len(others) < places.copies:
+            return info
+        await self._service.in_pool(lambda: self._store.delete(info.blob))
+        return info._replace(holders=others)
 
     async def _on_one_of(
         self,
@@ -262,7 +289,18 @@ class Replication:
             # Repair may have made another copy meanwhile.
             info = await self._info(info.blob, deadline_s) or info
         told = "; ".join(f"node {n}: {why}" for n, why in sorted(failures.items()))
-        raise BlobMissingError(f"no copy of blob {blob_name(info.blob)} can be read ({told})")
+        sentence = f"no copy of blob {blob_name(info.blob)} can be read ({told})"
+        self._tell(info.blob, sentence)
+        raise BlobMissingError(sentence)
+
+    def _tell(self, blob: BlobId, sentence: str) -> None:
+        """Warns of it, but not at every read that a program tries again."""
+        now_s = self._loop.time()
+        if now_s >= self._told_until_s.get(blob, 0.0):
+            if len(self._told_until_s) >= TOLD_MAX:
+                self._told_until_s.clear()
+            self._told_until_s[blob] = now_s + TELL_AGAIN_S
+            _log.warning("%s", sentence)
 
     async def _ask(
         self,
@@ -379,7 +417,7 @@ class Copies:
         self._blob = blob
         self._loop = asyncio.get_running_loop()
         self._relays: list[Relay] | None = None  # None before the first write
-        self._wanted = 0
+        self._places = _Places(deque(), 0, stays=True)  # as of the first write
 
     async def write(self, offset: int, payload: bytes) -> None:
         await self._each(lambda relay: relay.write(offset, payload))
@@ -410,7 +448,7 @@ class Copies:
         holders = {self._replication._node}
         holders |= {relay.number for relay in self._relays or ()}
         info = BlobInfo(self._blob, seal.size, seal.checksum, tuple(sorted(holders)))
-        return await self._complete(info)
+        return await self._replication._without_here(await self._complete(info), self._places)
 
     def abort(self) -> None:
         """The copies are dropped."""
@@ -437,8 +475,8 @@ class Copies:
     async def _begin(self) -> None:
         replication = self._replication
         self._relays = []
-        self._wanted = replication._copies_elsewhere()
-        nodes = replication._candidates(0)
+        self._places = replication._places(0)
+        nodes = self._places.others
         until_s = self._loop.time() + STALL_S
 
         async def begin(number: NodeNumber) -> None:
@@ -454,7 +492,7 @@ class Copies:
         await asyncio.gather(
             *[
                 replication._on_one_of(nodes, begin, until_s)
-                for _ in range(min(self._wanted, len(nodes)))
+                for _ in range(min(self._places.wanted, len(nodes)))
             ]
         )
 
@@ -462,10 +500,10 @@ class Copies:
         """Copies that failed on their way are made elsewhere, if that takes no longer than a
         writer can wait."""
         replication = self._replication
-        missing = self._wanted + 1 - len(info.holders)
+        missing = self._places.wanted + 1 - len(info.holders)
         if missing <= 0 or info.size > SUBSTITUTE_MAX_BYTES:
             return info
-        nodes = deque(n for n in replication._candidates(info.size) if n not in info.holders)
+        nodes = deque(n for n in replication._places(info.size).others if n not in info.holders)
         until_s = self._loop.time() + STALL_S
 
         async def copy(number: NodeNumber) -> None:

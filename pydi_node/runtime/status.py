@@ -12,8 +12,9 @@ from typing import Any
 
 from pydi_node.blobs.repair import health
 from pydi_node.errors import PydiError
-from pydi_node.ids import NodeNumber
+from pydi_node.ids import BlobId, NodeNumber
 from pydi_node.runtime.advice import advise
+from pydi_node.runtime.missing import BLOBS_MAX, missing_blobs, missing_paths
 from pydi_node.runtime.peers import Peers
 from pydi_node.runtime.server import Server
 from pydi_node.runtime.service import Request, Service
@@ -45,6 +46,7 @@ class Status:
             "total_bytes": usage.total,
             "files": usage.files,
             "gone_blobs": len(self._service.replication.gone),
+            "gone": sorted(self._service.replication.gone)[:BLOBS_MAX],
             "mounts": [
                 {
                     "id": f"{self._service.node}.{session.number}",
@@ -95,8 +97,13 @@ class Status:
         copies = tree.settings()["replicas"]
         reachable = {n for n, part in zip(numbers, parts, strict=True) if part is not None}
         gone = sum(int(part.get("gone_blobs", 0)) for part in parts if part is not None)
-        blobs = health(tree.blob_totals(), reachable, copies, gone)._asdict()
+        totals = tree.blob_totals()
+        for node in nodes:
+            node["held"] = sum(t.blobs for t in totals if node["number"] in t.holders)
+        blobs = health(totals, reachable, copies, gone)._asdict()
         advice = advise(nodes, blobs, quorum, copies)
+        lost = missing_blobs(tree, reachable) if blobs["missing"] else []
+        lost += [BlobId(blob) for part in parts if part is not None for blob in _gone(part)]
         if replica.space_is_short:
             advice.append(f"the disk of node {self._service.node} is full: make room on it")
         return {
@@ -107,7 +114,7 @@ class Status:
             "node": self._service.node,
             "applied_index": tree.applied_index,
             "nodes": nodes,
-            "blobs": blobs,
+            "blobs": {**blobs, "missing_paths": await missing_paths(tree, lost)},
             "mounts": mounts,
             "advice": advice,
         }
@@ -120,6 +127,12 @@ class Status:
         except PydiError:
             return None  # shown as down, which is all that is known
         return part if isinstance(part, dict) and part.keys() >= _PART_KEYS else None
+
+
+def _gone(part: dict[str, Any]) -> list[int]:
+    """What another node says of its lost blobs, as far as it makes sense."""
+    blobs = part.get("gone", [])
+    return [b for b in blobs if type(b) is int] if isinstance(blobs, (list, tuple)) else []
 
 
 _PART_KEYS = {"applied_index", "stored_bytes", "free_bytes", "total_bytes", "files", "mounts"}

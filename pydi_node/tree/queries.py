@@ -12,6 +12,7 @@ import hashlib
 import sqlite3
 import stat
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Final
 
 from pydi_node.errors import FileError
@@ -318,6 +319,12 @@ class Queries(ABC):
         rows = self._connection.execute("SELECT holders, blobs, bytes FROM tally ORDER BY holders")
         return [BlobTotal(unpack_holders(row[0]), *row[1:]) for row in rows.fetchall()]
 
+    @property
+    def file(self) -> str:
+        """Path of the database, for a connection of somebody else's thread."""
+        row = self._connection.execute("PRAGMA database_list").fetchone()
+        return str(row[2])
+
     def settings(self) -> dict[str, int]:
         """Every known setting with its value, set or default, by name."""
         rows = self._connection.execute("SELECT name, value FROM setting ORDER BY name")
@@ -373,6 +380,33 @@ class Queries(ABC):
     def _require_directory(self, ino: Ino, at: LogIndex | None) -> None:
         if not stat.S_ISDIR(self._inode(ino, at)[1]):
             raise FileError(errno.ENOTDIR)
+
+
+def inodes_naming(connection: sqlite3.Connection, blobs: Sequence[BlobId], limit: int) -> list[Ino]:
+    """Files whose present content is partly in one of these blobs, ascending.
+
+    connection  to ``Queries.file``, of whoever can wait: this reads every extent, for no index
+                leads there.
+    """
+    rows = connection.execute(
+        f"SELECT DISTINCT ino FROM extent WHERE blob IN ({', '.join('?' * len(blobs))})"
+        " ORDER BY ino LIMIT ?",
+        (*blobs, limit),
+    )
+    return [ino for (ino,) in rows.fetchall()]
+
+
+def inodes_that_named(
+    connection: sqlite3.Connection, blobs: Sequence[BlobId], limit: int
+) -> list[tuple[Ino, LogIndex]]:
+    """Files of which a kept older version needs one of these blobs, and the last log index of that
+    version. Reads every extent of history."""
+    rows = connection.execute(
+        "SELECT ino, max(until) - 1 FROM extent_history"
+        f" WHERE blob IN ({', '.join('?' * len(blobs))}) GROUP BY ino ORDER BY ino LIMIT ?",
+        (*blobs, limit),
+    )
+    return [(ino, index) for ino, index in rows.fetchall()]
 
 
 def _blob_info(row: Any) -> BlobInfo:

@@ -120,11 +120,11 @@ def test_health_counts_what_can_be_reached() -> None:
     """The copy on a node that is down is none now."""
     totals = totals_of([blob(1, 1, 2), blob(2, 1), blob(3, 3), blob(4, 1, 2), blob(5)])
     one, two = NodeNumber(1), NodeNumber(2)
-    assert health(totals, {one, two}, 2) == Health(5, 1, 1, 2)
-    assert health(totals, {one}, 2) == Health(5, 3, 3, 2)
-    assert health(totals, {one, two}, 3) == Health(5, 3, 1, 2)
-    assert health(totals, {one, two}, 1) == Health(5, 0, 0, 2)
-    assert health(totals, {one, two}, 2, gone=1) == Health(5, 0, 0, 3)
+    assert health(totals, {one, two}, 2) == Health(5, 2, 1, 1, 2)
+    assert health(totals, {one}, 2) == Health(5, 0, 3, 3, 2)
+    assert health(totals, {one, two}, 3) == Health(5, 0, 3, 1, 2)
+    assert health(totals, {one, two}, 1) == Health(5, 3, 0, 0, 2)
+    assert health(totals, {one, two}, 2, gone=1) == Health(5, 2, 0, 0, 3)
 
 
 # --- any state ------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ WITNESS = {"role": "witness", "witness": True}
         ),
         ([node(1), node(2), node(3, state="down")], {}, True, ["node 3 is down: start it"]),
         ([node(n) for n in (1, 2, 3)], {"under_replicated": 1}, True, ["copied by themselves"]),
-        ([node(n) for n in (1, 2, 3)], {"missing": 2}, True, ["2 blobs have no copy left"]),
+        ([node(n) for n in (1, 2, 3)], {"missing": 2}, True, ["2 blobs have no copy within reach"]),
         ([node(1), node(2), node(3, free_bytes=49)], {}, True, ["node 3 is nearly full"]),
         ([node(1), node(2), node(3, free_bytes=0, **WITNESS)], {}, True, []),
         ([node(n) for n in (1, 2, 3)], {}, False, ["until a leader is back"]),

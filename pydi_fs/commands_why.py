@@ -1,0 +1,132 @@
+"""``pydi why PATH``: what a file is made of, where that is, and what protects it now.
+
+Called by `pydi_fs.cli` with a connected session. ``protection`` is pure: the one sentence out of
+what the nodes said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydi_fs.commands_session import Session, format_bytes, show
+from pydi_node.errors import UserError
+from pydi_node.ids import blob_name
+from pydi_node.records import FileVersion, Version
+from pydi_node.wire.messages import Admin, GetFile, PathVersions
+
+BLOBS_PER_QUESTION = 1024
+EXTENTS_SHOWN = 20  # of a file in many pieces; --json has all
+
+Blob = Mapping[str, Any]  # as the verb "whereabouts" answers
+
+
+async def why(session: Session, arguments: argparse.Namespace) -> None:
+    """``why PATH``: versions, extents, blobs, holders and their states, and the sentence."""
+    path = arguments.path.encode(errors="surrogateescape")
+    attr = await session.vfs.resolve(path)
+    if attr.is_dir:
+        raise UserError(
+            f"{show(path)}: is a directory: every node keeps all names; ask for a file in it"
+        )
+    if not attr.is_regular:
+        raise UserError(f"{show(path)}: has no content: every node keeps it as it keeps names")
+    version: FileVersion = await session.client.call(GetFile(attr.ino))
+    versions = await _versions(session, path)
+    blobs: list[Blob] = []
+    names = [info.blob for info in version.blobs]
+    for start in range(0, len(names), BLOBS_PER_QUESTION):
+        some = names[start : start + BLOBS_PER_QUESTION]
+        blobs += await session.client.call(Admin("whereabouts", {"blobs": some}))
+    sentence = protection(blobs)
+    if session.json:
+        report = {
+            "path": show(path),
+            "ino": attr.ino,
+            "size": version.attr.size,
+            "versions": versions,
+            "extents": [
+                {
+                    "offset": extent.offset,
+                    "length": extent.length,
+                    "blob": blob_name(extent.blob),
+                    "blob_offset": extent.blob_offset,
+                }
+                for extent in version.extents
+            ],
+            "blobs": blobs,
+            "protection": sentence,
+        }
+        session.out(json.dumps(report, indent=2))
+        return
+    session.out(
+        f"{show(path)}: {format_bytes(version.attr.size)}, {versions}"
+        f" {'version' if versions == 1 else 'versions'} kept, inode {attr.ino}"
+    )
+    for line in _pieces(version, blobs):
+        session.out(line)
+    session.out(sentence)
+
+
+def protection(blobs: Sequence[Blob]) -> str:
+    """In one sentence: what could happen to the content without its loss, and what is being done.
+
+    The file is as safe as the blob of it that is worst off.
+    """
+    if not blobs:
+        return "It has no content: every node keeps all there is of it."
+    good = [[h["node"] for h in blob["holders"] if h["state"] == "here"] for blob in blobs]
+    worst = min(range(len(blobs)), key=lambda at: len(good[at]))
+    blob, there = blobs[worst], good[worst]
+    copies = blob["copies"]
+    if not there:
+        states = "; ".join(_holder(h) for h in blob["holders"]) or "no node ever confirmed one"
+        return (
+            f"It can't be read now: no copy of blob {blob['blob']} is within reach ({states}):"
+            " start those nodes."
+        )
+    nodes = _and(sorted({node for some in good if len(some) == len(there) for node in some}))
+    if len(there) == 1:
+        danger = f"The loss of {nodes} would lose content of it"
+    else:
+        danger = f"Any {_number(len(there) - 1)} of {nodes} may be lost without a loss of content"
+    if len(there) >= copies:
+        return f"{danger}: each piece has the {copies} {_copies(copies)} that it should have."
+    return f"{danger}: {len(there)} of {copies} {_copies(copies)} within reach, repair adds more."
+
+
+async def _versions(session: Session, path: bytes) -> int:
+    versions: list[Version] = await session.client.call(PathVersions(path, None))
+    return len(versions)
+
+
+def _pieces(version: FileVersion, blobs: Sequence[Blob]) -> list[str]:
+    holders = {blob["blob"]: ", ".join(_holder(h) for h in blob["holders"]) for blob in blobs}
+    lines = [
+        f"  {extent.offset}+{extent.length}  blob {blob_name(extent.blob)}+{extent.blob_offset}:"
+        f" {holders.get(blob_name(extent.blob), 'changed meanwhile')}"
+        for extent in version.extents[:EXTENTS_SHOWN]
+    ]
+    more = len(version.extents) - EXTENTS_SHOWN
+    return [*lines, f"  and {more} pieces more (--json lists all)"] if more > 0 else lines
+
+
+def _holder(holder: Mapping[str, Any]) -> str:
+    words = {"here": "", "lacking": " lacks it, and fetches it", "down": " is down"}
+    return f"node {holder['node']}{words.get(holder['state'], ' ' + str(holder['state']))}"
+
+
+def _and(nodes: Sequence[int]) -> str:
+    if len(nodes) == 1:
+        return f"node {nodes[0]}"
+    return f"nodes {', '.join(map(str, nodes[:-1]))} and {nodes[-1]}"
+
+
+def _number(count: int) -> str:
+    return "one" if count == 1 else str(count)
+
+
+def _copies(count: int) -> str:
+    return "copy" if count == 1 else "copies"
