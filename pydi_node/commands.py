@@ -282,10 +282,19 @@ class SetNode:
     witness: bool
 
 
+@dataclass(frozen=True, slots=True)
+class SpreadFactors:
+    """Give blobs the number of copies that the directories above them ask for, where that changed;
+    looks at no more than about ``limit`` entries. Value: (entries looked at, whether more are
+    left)."""
+
+    limit: int
+
+
 Command = (
     Mkdir | Create | Mknod | Symlink | Tmpfile | Link | Unlink | Rmdir | Rename | SetAttr
     | SetXattr | RemoveXattr | Commit | CloneRange | PurgeOrphans | TrimHistory | SetSetting
-    | SetHolders | ForgetBlobs | ExpireSessions | SetNode
+    | SetHolders | ForgetBlobs | ExpireSessions | SetNode | SpreadFactors
 )  # fmt: skip
 
 
@@ -307,7 +316,7 @@ COMMAND_CODES: dict[type[Any], int] = {
     Mkdir: 1, Create: 2, Mknod: 3, Symlink: 4, Tmpfile: 5, Link: 6, Unlink: 7, Rmdir: 8,
     Rename: 9, SetAttr: 10, SetXattr: 11, RemoveXattr: 12, Commit: 13, CloneRange: 14,
     PurgeOrphans: 15, TrimHistory: 16, SetSetting: 17, SetHolders: 18, ForgetBlobs: 19,
-    ExpireSessions: 20, SetNode: 21,
+    ExpireSessions: 20, SetNode: 21, SpreadFactors: 22,
 }  # fmt: skip
 
 # Codes that a client may send; the others come from the nodes themselves.

@@ -20,6 +20,11 @@ FILE_SIZE_MAX = INT64_MAX  # off_t
 CHECKSUM_BYTES = 32  # BLAKE3
 
 
+# On a directory: how many copies the content of files below it should have, in decimal digits. The
+# nearest one above a file counts; without any, the cluster's setting "replicas".
+FACTOR_XATTR = b"user.pydi.replicas"
+
+
 class Attr(NamedTuple):
     """An inode as stat(2) shows it."""
 
@@ -198,11 +203,13 @@ class NodeInfo(NamedTuple):
 
 
 class BlobTotal(NamedTuple):
-    """How many blobs, of those that some version names, are held by exactly these nodes."""
+    """How many blobs, of those that some version names, are held by exactly these nodes and should
+    have that many copies."""
 
     holders: tuple[NodeNumber, ...]  # ascending; none means lost
     blobs: int
     bytes: int
+    factor: int = 0  # copies asked for by a directory; 0: as the setting "replicas" says
 
 
 class Counters(NamedTuple):

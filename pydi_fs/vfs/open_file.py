@@ -191,7 +191,7 @@ class OpenFile:
 
     def _writable_stage(self) -> Stage:
         if self._stage is None:
-            self._stage = self._area.new_stage()
+            self._stage = self._area.new_stage(self.ino)
             self._stages[self._stage.source] = self._stage
         return self._stage
 

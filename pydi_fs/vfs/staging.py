@@ -32,7 +32,7 @@ from pydi_node.errors import (
     PydiError,
     UnavailableError,
 )
-from pydi_node.ids import BlobId
+from pydi_node.ids import BlobId, Ino
 from pydi_node.records import BlobInfo
 from pydi_node.wire.messages import BlobAbort, BlobCreate, BlobPut, BlobSeal, BlobWrite
 
@@ -51,10 +51,11 @@ class StagingArea:
         self.memory_bytes_free = memory_bytes_max
         self._sources = 0
 
-    def new_stage(self) -> Stage:
-        """An empty stage; its ``source`` number is negative and never reused."""
+    def new_stage(self, ino: Ino) -> Stage:
+        """An empty stage for content of that file; its ``source`` number is negative and never
+        reused."""
         self._sources -= 1
-        return Stage(self, self._sources)
+        return Stage(self, self._sources, ino)
 
     def open_file(self) -> int:
         """A nameless file: it vanishes with the descriptor, so a crash leaves nothing behind."""
@@ -70,8 +71,9 @@ class StagingArea:
 class Stage:
     """One future blob. ``size`` is in bytes; offsets are the blob's own, not the file's."""
 
-    def __init__(self, area: StagingArea, source: int) -> None:
+    def __init__(self, area: StagingArea, source: int, ino: Ino) -> None:
         self.source = source
+        self._ino = ino
         self.size = 0
         self._area = area
         self._client = area.client
@@ -156,7 +158,7 @@ class Stage:
         small = self.content()
         info: BlobInfo
         if small is not None:
-            info = await self._client.call(BlobPut(), small)
+            info = await self._client.call(BlobPut(self._ino), small)
         else:
             await self._send(self.size)
             assert self._blob is not None
@@ -230,7 +232,7 @@ class Stage:
         if self._blob is None or self._epoch != self._client.epoch:
             self._forget_upload()
             self._epoch = self._client.epoch
-            self._blob = await self._client.call(BlobCreate())
+            self._blob = await self._client.call(BlobCreate(self._ino))
         while self._claimed < until or len(self._resend):
             # A rewritten range travels only while nothing else does: two writes of one range must
             # not overtake each other on their way to the node's disk.

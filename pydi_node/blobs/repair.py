@@ -1,8 +1,8 @@
 """What to copy where and which copies to remove, so that every blob has as many as it should.
 
-Pure. The leader's runtime asks: ``urgent`` says which sets of holders are in trouble (the tree
-counts blobs by their holders), ``plan`` what to do for some of their blobs, ``health`` what
-``pydi status`` shows. Same arguments, same answer.
+Pure. The leader's runtime asks: ``urgent`` says which groups of blobs are in trouble (the tree
+counts blobs by their holders and by how many these should be), ``plan`` what to do for some of
+their blobs, ``health`` what ``pydi status`` shows. Same arguments, same answer.
 
 A holder is one of these:
 
@@ -11,9 +11,10 @@ A holder is one of these:
     away      not reachable for less than the grace time: counts, because it will be back
     lost      away for longer, or no member any more: does not count
 
-A blob gets copies until staying and away together are the factor. A copy goes only when the staying
-ones alone are the factor, and never one of those; so a plan that is carried out in part, late, or
-twice leaves every blob that had a copy with one.
+A blob's factor is what a directory asks for, or else the cluster's. It gets copies until staying
+and away together are the factor. A copy goes only when the staying ones alone are the factor, and
+never one of those; so a plan that is carried out in part, late, or twice leaves every blob that had
+a copy with one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ from pydi_node.ids import BlobId, NodeNumber
 from pydi_node.records import BlobInfo, BlobTotal
 
 Holders = tuple[NodeNumber, ...]  # ascending
+
+
+class Group(NamedTuple):
+    """Blobs that the same nodes hold, and as many should: a row of the tree's totals."""
+
+    holders: Holders
+    factor: int  # as there: 0 stands for the cluster's
 
 
 class Copy(NamedTuple):
@@ -59,33 +67,32 @@ class Health(NamedTuple):
 
 
 class _View(NamedTuple):
-    """The nodes as repair sees them, and the factor."""
+    """The nodes as repair sees them."""
 
     nodes: dict[NodeNumber, NodeState]
     lost: Collection[NodeNumber]
-    factor: int
 
     def staying(self, holders: Holders) -> list[NodeNumber]:
         return [n for n in holders if n in self.nodes and self._is_staying(self.nodes[n])]
 
-    def missing(self, holders: Holders) -> int:
+    def missing(self, holders: Holders, factor: int) -> int:
         """How many more copies it should have."""
         away = [
             n for n in holders
             if n in self.nodes and not self.nodes[n].up and n not in self.lost
             and not self._leaves(self.nodes[n])
         ]  # fmt: skip
-        return self.factor - len(self.staying(holders)) - len(away)
+        return factor - len(self.staying(holders)) - len(away)
 
     def sources(self, holders: Holders) -> int:
         """How many can be copied from now."""
         return sum(n in self.nodes and self.nodes[n].up for n in holders)
 
-    def removable(self, holders: Holders) -> list[NodeNumber]:
+    def removable(self, holders: Holders, factor: int) -> list[NodeNumber]:
         """Copies that may go, in the order in which they should: those on nodes that leave or are
         no members, then those on the fullest nodes."""
         staying = self.staying(holders)
-        surplus = len(staying) - self.factor
+        surplus = len(staying) - factor
         if surplus < 0:
             return []
         fullest = sorted(staying, key=lambda n: emptiness(self.nodes[n]), reverse=True)
@@ -111,39 +118,45 @@ def urgent(
     totals: Sequence[BlobTotal],
     nodes: Sequence[NodeState],
     lost: Collection[NodeNumber],
-    factor: int,
-) -> list[Holders]:
-    """The sets of holders whose blobs need something that can be done now, most endangered first.
+    default: int,
+) -> list[Group]:
+    """The groups whose blobs need something that can be done now, most endangered first.
 
-    nodes  every member, each number once.
-    lost   those of them that have been away for longer than the grace time.
+    nodes    every member, each number once.
+    lost     those of them that have been away for longer than the grace time.
+    default  the cluster's factor.
     """
-    view = _View({node.number: node for node in nodes}, lost, factor)
-    found: list[tuple[int, Holders]] = []
+    view = _View({node.number: node for node in nodes}, lost)
+    found: list[tuple[int, Group]] = []
     for total in totals:
-        holders = total.holders
-        can_copy = view.missing(holders) > 0 and view.sources(holders) and view.has_room(holders)
+        holders, factor = total.holders, total.factor or default
+        can_copy = (
+            view.missing(holders, factor) > 0 and view.sources(holders) and view.has_room(holders)
+        )
         if can_copy:
-            found.append((view.sources(holders), holders))
-        elif view.removable(holders):
-            found.append((len(nodes) + 1, holders))  # saves room, nobody's safety
-    return [holders for _, holders in sorted(found)]
+            found.append((view.sources(holders), Group(holders, total.factor)))
+        elif view.removable(holders, factor):
+            # Saves room, nobody's safety.
+            found.append((len(nodes) + 1, Group(holders, total.factor)))
+    return [group for _, group in sorted(found)]
 
 
 def plan(
-    blobs: Sequence[BlobInfo],
+    blobs: Sequence[tuple[BlobInfo, int]],
     nodes: Sequence[NodeState],
     lost: Collection[NodeNumber],
-    factor: int,
     copies_max: int,
 ) -> Plan:
-    """What to do for these blobs: at most ``copies_max`` copies, and all removals."""
-    view = _View({node.number: node for node in nodes}, lost, factor)
-    order = sorted(blobs, key=lambda info: (view.sources(info.holders), info.blob))
+    """What to do for these blobs: at most ``copies_max`` copies, and all removals.
+
+    blobs  each with its factor, > 0.
+    """
+    view = _View({node.number: node for node in nodes}, lost)
+    order = sorted(blobs, key=lambda item: (view.sources(item[0].holders), item[0].blob))
     copies: list[Copy] = []
     removals: list[Removal] = []
-    for info in order:
-        missing = view.missing(info.holders)
+    for info, factor in order:
+        missing = view.missing(info.holders, factor)
         if missing > 0 and view.sources(info.holders):
             states = list(view.nodes.values())
             for target in choose(states, missing, exclude=info.holders, size=info.size):
@@ -153,31 +166,39 @@ def plan(
                 # Placed as if it were there already: the next blob goes elsewhere.
                 view.nodes[target] = _with_blob(view.nodes[target], info.size)
         else:
-            removable = view.removable(info.holders)
+            removable = view.removable(info.holders, factor)
             keepers = tuple(n for n in view.staying(info.holders) if n not in removable)
             removals += [Removal(info.blob, node, keepers) for node in removable]
     return Plan(copies, removals)
 
 
 def health(
-    totals: Sequence[BlobTotal], up: Collection[NodeNumber], factor: int, gone: int = 0
+    totals: Sequence[BlobTotal], up: Collection[NodeNumber], default: int, gone: int = 0
 ) -> Health:
     """How the blobs are, by the copies that can be reached now.
 
-    gone  blobs whose only holder is up and has found that its copy is not there any more.
+    default  the cluster's factor.
+    gone     blobs whose only holder is up and has found that its copy is not there any more.
     """
-    gone = min(gone, sum(t.blobs for t in totals if len(t.holders) == 1))
-    counts: dict[int, int] = {1: -gone, 0: gone}
+    full = under = endangered = missing = 0
     for total in totals:
+        factor = total.factor or default
         copies = sum(number in up for number in total.holders)
-        counts[copies] = counts.get(copies, 0) + total.blobs
-    return Health(
-        total=sum(counts.values()),
-        full=sum(count for copies, count in counts.items() if copies >= factor),
-        under_replicated=sum(count for copies, count in counts.items() if 0 < copies < factor),
-        endangered=counts[1] if factor > 1 else 0,
-        missing=counts[0],
-    )
+        lost = total.blobs if copies == 0 else 0
+        if copies == len(total.holders) == 1:
+            lost = min(gone, total.blobs)
+            gone -= lost
+        there = total.blobs - lost
+        missing += lost
+        full += there if copies >= factor else 0
+        under += there if copies < factor else 0
+        endangered += there if copies == 1 < factor else 0
+    return Health(full + under + missing, full, under, endangered, missing)
+
+
+def factor_max(totals: Sequence[BlobTotal], default: int) -> int:
+    """The most copies that any blob should have."""
+    return max([default, *(total.factor for total in totals)])
 
 
 def _with_blob(node: NodeState, size: int) -> NodeState:

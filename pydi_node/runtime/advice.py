@@ -16,7 +16,7 @@ Node = Mapping[str, Any]  # as in ``status --json``
 def advise(nodes: Sequence[Node], blobs: Mapping[str, int], quorum: bool, copies: int) -> list[str]:
     """Sentences for a person, the most urgent first; none when all is well.
 
-    copies  that each blob should have.
+    copies  the most that any blob should have.
     """
     return [
         *_voters(nodes, quorum),
@@ -67,13 +67,13 @@ def _content(nodes: Sequence[Node], blobs: Mapping[str, int], copies: int) -> It
     up = [node for node in storing if node["state"] == "up"]
     if len(storing) < copies:
         yield (
-            f"each blob should have {copies} copies but there"
+            f"content should have {copies} copies but there"
             f" {'is one node' if len(storing) == 1 else f'are {len(storing)} nodes'} for content:"
             " add nodes"
         )
     elif blobs["under_replicated"]:
         count = blobs["under_replicated"]
-        what = f"{count} blobs have fewer than {copies} copies within reach"
+        what = f"{count} blobs have fewer copies within reach than they should"
         if len(up) < copies:
             yield f"{what}: start the nodes that are down, or add nodes"
         else:

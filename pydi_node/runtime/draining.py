@@ -100,21 +100,22 @@ class Draining:
 
     def _obstacle(self, number: NodeNumber) -> str | None:
         tree = self._service.tree
-        copies = tree.settings()["replicas"]
-        return obstacle(number, tree.blob_totals(), self._transfers.states(for_new=False), copies)
+        default = tree.settings()["replicas"]
+        return obstacle(number, tree.blob_totals(), self._transfers.states(for_new=False), default)
 
 
 def obstacle(
-    number: NodeNumber, totals: Sequence[BlobTotal], nodes: Sequence[NodeState], copies: int
+    number: NodeNumber, totals: Sequence[BlobTotal], nodes: Sequence[NodeState], default: int
 ) -> str | None:
     """Why that node can't be emptied now, and what helps; None when it can, or is empty. Pure.
 
-    nodes   every member, each number once.
-    copies  that each blob should have.
+    nodes    every member, each number once.
+    default  copies of a blob for which no directory asks for another number.
     """
     held = [total for total in totals if number in total.holders]
     if not held:
         return None
+    copies = max(total.factor or default for total in held)
     others = [n for n in nodes if n.number != number and not n.draining and not n.witness]
     up = [n for n in others if n.up]
     is_up = any(n.number == number and n.up for n in nodes)
@@ -124,10 +125,10 @@ def obstacle(
     if len(up) < copies:
         there = f"{len(up)} {'node' if len(up) == 1 else 'nodes'}"
         return (
-            f"each blob should have {copies} copies, and beside node {number} there"
+            f"content of it should have {copies} copies, and beside node {number} there"
             f" {'is' if len(up) == 1 else 'are'} {there} for content:"
             f" {'start or add nodes' if len(others) > len(up) else 'add a node'},"
-            " or pydi set replicas to less"
+            " or ask for fewer copies"
         )
     needed, room = sum(total.bytes for total in held), sum(n.free_bytes for n in up)
     if needed > room:

@@ -22,6 +22,7 @@ from pydi_node.commands import (
     ExpireSessions,
     ForgetBlobs,
     PurgeOrphans,
+    SpreadFactors,
     TrimHistory,
 )
 from pydi_node.errors import BlobError, FileError, PydiError, UnavailableError
@@ -39,6 +40,8 @@ ORPHAN_DELAY_S = 30.0
 TRIM_ROWS = 2000  # of one command: some 50 ms of applying
 TRIMS_PER_ROUND = 20
 GARBAGE_PER_ROUND = 1000
+SPREAD_ENTRIES = 500  # of one command: some 20 ms of applying
+SPREADS_PER_ROUND = 100
 DEADLINE_S = 10.0
 # A sealed blob that no commit has named: its client crashed, or is about to send the commit. No
 # client waits a day.
@@ -81,6 +84,7 @@ class Housekeeping:
             await self._expire_sessions()
             await self._trim()
             await self._purge()
+            await self._spread_factors()
         else:
             self._orphans_seen.clear()
         await self._collect_garbage()
@@ -146,6 +150,13 @@ class Housekeeping:
         free = tuple(ino for ino in due if ino not in held)
         if free:
             await self._propose(PurgeOrphans(free))
+
+    async def _spread_factors(self) -> None:
+        """What directories ask for reaches the blobs below, where that changed."""
+        for _ in range(SPREADS_PER_ROUND):
+            if not self._service.tree.has_refactor():
+                return
+            await self._propose(SpreadFactors(SPREAD_ENTRIES))
 
     def _held(self, request: Request, arguments: dict[str, Any]) -> list[int]:
         """Which of these inodes sessions of this node hold."""

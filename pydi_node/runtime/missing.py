@@ -28,7 +28,8 @@ def missing_blobs(tree: Tree, reachable: Collection[NodeNumber]) -> list[BlobId]
     for total in tree.blob_totals():
         if not any(number in reachable for number in total.holders):
             room = BLOBS_MAX - len(found)
-            found += [info.blob for info in tree.blobs_held_by(total.holders, room)]
+            infos = tree.blobs_held_by(total.holders, total.factor, room)
+            found += [info.blob for info in infos]
     return found[:BLOBS_MAX]
 
 

@@ -161,7 +161,7 @@ class OwnStore:
             age_s = await self._service.in_pool(lambda: self._age_s(info.blob))
             if age_s < EXTRA_AGE_S:
                 return
-            if copies < self._service.tree.settings()["replicas"]:
+            if copies < self._service.tree.copies_of_blob(info.blob):
                 await self._service.in_pool(
                     lambda: self._store.verify(info.blob, info.size, info.checksum)
                 )

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 
 from pydi_node.blobs.placement import NodeState
-from pydi_node.blobs.repair import Copy, Holders, Removal, plan, urgent
+from pydi_node.blobs.repair import Copy, Group, Removal, plan, urgent
 from pydi_node.commands import SetHolders
 from pydi_node.errors import PydiError
 from pydi_node.ids import BlobId, NodeNumber, blob_name
@@ -45,7 +45,7 @@ class Repairing:
         self._own = own
         self._loop = asyncio.get_running_loop()
         self._away_since_s: dict[NodeNumber, float] = {}  # as this leader saw it
-        self._cursors: dict[Holders, BlobId] = {}  # where to go on in each set of holders
+        self._cursors: dict[Group, BlobId] = {}  # where to go on in each group
         self._put_off_until_s: dict[BlobId, float] = {}
         self._copying: dict[asyncio.Task[None], BlobId] = {}
 
@@ -76,12 +76,12 @@ class Repairing:
         lost = self._lost(self._transfers.states(for_new=False), settings["grace_s"])
         # A node that stalls counts as away: it keeps its copies and gets no more.
         nodes = self._transfers.states()
-        factor = settings["replicas"]
+        default = settings["replicas"]
         room = COPIES_AT_ONCE - len(self._copying)
         if room <= 0:
             return
-        blobs = self._due(urgent(tree.blob_totals(), nodes, lost, factor))
-        made = plan(blobs, nodes, lost, factor, room)
+        blobs = self._due(urgent(tree.blob_totals(), nodes, lost, default), default)
+        made = plan(blobs, nodes, lost, room)
         for copy in made.copies:
             task = self._loop.create_task(self._copy(copy, settings["repair_bytes_per_s"]))
             self._copying[task] = copy.info.blob
@@ -99,24 +99,25 @@ class Repairing:
                 _log.info("node %d counts as lost: its blobs are copied elsewhere", number)
         return lost
 
-    def _due(self, sets: list[Holders]) -> list[BlobInfo]:
-        """Some of the blobs of these sets, the first sets first; each time the next ones."""
+    def _due(self, groups: list[Group], default: int) -> list[tuple[BlobInfo, int]]:
+        """Some of the blobs of these groups with their factor, the first groups first; each time
+        the next ones."""
         now_s = self._loop.time()
         self._put_off_until_s = {b: t for b, t in self._put_off_until_s.items() if t > now_s}
         busy = self._put_off_until_s.keys() | set(self._copying.values())
         cursors, self._cursors = self._cursors, {}
-        due: list[BlobInfo] = []
-        for holders in sets:
+        due: list[tuple[BlobInfo, int]] = []
+        for group in groups:
             if len(due) >= BLOBS_PER_ROUND:
                 break
             page = self._service.tree.blobs_held_by(
-                holders, BLOBS_PER_ROUND, cursors.get(holders, HOLE)
+                group.holders, group.factor, BLOBS_PER_ROUND, cursors.get(group, HOLE)
             )
-            found = [info for info in page if info.blob not in busy]
+            found = [(info, group.factor or default) for info in page if info.blob not in busy]
             due += found
             # On to the next page only past blobs that can't be helped now.
             if len(page) == BLOBS_PER_ROUND and not found:
-                self._cursors[holders] = page[-1].blob
+                self._cursors[group] = page[-1].blob
         return due
 
     async def _copy(self, copy: Copy, rate: int) -> None:

@@ -36,7 +36,7 @@ from pydi_node.errors import (
     PydiError,
     UnavailableError,
 )
-from pydi_node.ids import BlobId, NodeNumber, blob_name
+from pydi_node.ids import BlobId, Ino, NodeNumber, blob_name
 from pydi_node.records import BlobInfo
 from pydi_node.runtime.service import Service
 from pydi_node.runtime.transfers import STALL_S, Relay, Transfers
@@ -104,13 +104,14 @@ class Replication:
 
     # --- writing ----------------------------------------------------------------------------------
 
-    async def put(self, payload: bytes) -> BlobInfo:
+    async def put(self, payload: bytes, ino: Ino | None) -> BlobInfo:
         """A new blob, durable on all the holders it names: this node and as many as it should have,
         or fewer when the others can't in time.
 
+        ino  of the file that it is for; None when nobody knows.
         NoSpaceError  no node has room. OSError  the disk of this node failed.
         """
-        places = self._places(len(payload))
+        places = self._places(len(payload), ino)
         nodes = places.others
         copies: list[asyncio.Task[NodeNumber | None]] = []
         made: list[BlobInfo] = []
@@ -160,16 +161,17 @@ class Replication:
             writer.write(0, payload)
             writer.seal(len(payload), checksum)
 
-    def copies_of(self, blob: BlobId) -> Copies:
-        """The copies of a blob that is about to be written here."""
-        return Copies(self, blob)
+    def copies_of(self, blob: BlobId, ino: Ino | None) -> Copies:
+        """The copies of a blob that is about to be written here for that file, if known."""
+        return Copies(self, blob, ino)
 
-    def _places(self, size: int) -> _Places:
-        """Where a new blob of that size should go; 0 while it is not known."""
+    def _places(self, size: int, ino: Ino | None) -> _Places:
+        """Where a new blob of that size (0 while it is not known) for that file should go."""
         states = self.transfers.states()
+        tree = self._service.tree
         return _Places(
             deque(choose(states, len(states), exclude={self._node}, size=size)),
-            self._service.tree.settings()["replicas"],
+            tree.settings()["replicas"] if ino is None else tree.copies_of(ino),
             stays=not any(s.number == self._node and s.draining for s in states),
         )
 
@@ -411,8 +413,9 @@ class Copies:
     fails is left out.
     """
 
-    def __init__(self, replication: Replication, blob: BlobId) -> None:
+    def __init__(self, replication: Replication, blob: BlobId, ino: Ino | None) -> None:
         self._replication = replication
+        self._ino = ino
         self._transfers = replication.transfers
         self._blob = blob
         self._loop = asyncio.get_running_loop()
@@ -475,7 +478,7 @@ class Copies:
     async def _begin(self) -> None:
         replication = self._replication
         self._relays = []
-        self._places = replication._places(0)
+        self._places = replication._places(0, self._ino)
         nodes = self._places.others
         until_s = self._loop.time() + STALL_S
 
@@ -503,7 +506,8 @@ class Copies:
         missing = self._places.wanted + 1 - len(info.holders)
         if missing <= 0 or info.size > SUBSTITUTE_MAX_BYTES:
             return info
-        nodes = deque(n for n in replication._places(info.size).others if n not in info.holders)
+        places = replication._places(info.size, self._ino)
+        nodes = deque(n for n in places.others if n not in info.holders)
         until_s = self._loop.time() + STALL_S
 
         async def copy(number: NodeNumber) -> None:

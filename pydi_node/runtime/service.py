@@ -248,7 +248,7 @@ class Service:
     async def _execute_put(self, request: Request) -> Result:
         message = request.message
         self._check_command(request.session, message.command)
-        info = await self._blob_put(request)
+        info = await self.replication.put(request.payload, message.command.ino)
         command = messages.with_put_blob(message.command, info)
         return await self.driver.execute(
             message.client, message.serial, command, request.deadline_s
@@ -258,7 +258,7 @@ class Service:
 
     async def _blob_create(self, request: Request) -> int:
         writer = await self._begin_writer(request.session, self.store.create)
-        writer.copies = self.replication.copies_of(writer.writer.blob)
+        writer.copies = self.replication.copies_of(writer.writer.blob, request.message.ino)
         return int(writer.writer.blob)
 
     async def _replica_create(self, request: Request) -> None:
@@ -351,7 +351,7 @@ class Service:
             await self.in_pool(writer.writer.abort)
 
     def _blob_put(self, request: Request) -> Awaitable[BlobInfo]:
-        return self.replication.put(request.payload)
+        return self.replication.put(request.payload, request.message.ino)
 
     async def _replica_put(self, request: Request) -> None:
         info = request.message.info

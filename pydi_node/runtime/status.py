@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from pydi_node.blobs.repair import health
+from pydi_node.blobs.repair import factor_max, health
 from pydi_node.errors import PydiError
 from pydi_node.ids import BlobId, NodeNumber
 from pydi_node.runtime.advice import advise
@@ -101,7 +101,7 @@ class Status:
         for node in nodes:
             node["held"] = sum(t.blobs for t in totals if node["number"] in t.holders)
         blobs = health(totals, reachable, copies, gone)._asdict()
-        advice = advise(nodes, blobs, quorum, copies)
+        advice = advise(nodes, blobs, quorum, factor_max(totals, copies))
         lost = missing_blobs(tree, reachable) if blobs["missing"] else []
         lost += [BlobId(blob) for part in parts if part is not None for blob in _gone(part)]
         if replica.space_is_short:

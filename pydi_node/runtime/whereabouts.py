@@ -52,13 +52,12 @@ class Whereabouts:
             *[self._which_has(number, names, deadline_s) for number, names in asked.items()]
         )
         there = dict(zip(asked, answers, strict=True))
-        copies = self._service.tree.settings()["replicas"]
         return [
             {
                 "blob": blob_name(info.blob),
                 "size": info.size,
                 "checksum": info.checksum.hex(),
-                "copies": copies,
+                "copies": self._service.tree.copies_of_blob(info.blob),
                 "holders": [
                     {"node": number, "state": _state(there[number], info.blob)}
                     for number in info.holders

@@ -262,11 +262,21 @@ _RULES: Final[tuple[Rule, ...]] = (
         " ORDER BY blob",
     ),
     Rule(
-        "tally of holders {0}: {1} blobs with {2} bytes counted, {3} with {4} there",
-        "SELECT hex(holders), sum(c), sum(s), sum(n), sum(t) FROM (SELECT holders, blobs AS c,"
-        " bytes AS s, 0 AS n, 0 AS t FROM tally UNION ALL SELECT holders, 0, 0, 1, size FROM blob"
-        " WHERE refs > 0) GROUP BY holders HAVING sum(c) <> sum(n) OR sum(s) <> sum(t)"
-        " OR sum(c) = 0 ORDER BY holders",
+        "tally of holders {0}, factor {1}: {2} blobs with {3} bytes counted, {4} with {5} there",
+        "SELECT hex(holders), factor, sum(c), sum(s), sum(n), sum(t) FROM (SELECT holders, factor,"
+        " blobs AS c, bytes AS s, 0 AS n, 0 AS t FROM tally UNION ALL SELECT holders, factor, 0, 0,"
+        " 1, size FROM blob WHERE refs > 0) GROUP BY holders, factor HAVING sum(c) <> sum(n)"
+        " OR sum(s) <> sum(t) OR sum(c) = 0 ORDER BY holders, factor",
+    ),
+    Rule(
+        "blob {0}: factor {1} can't be asked for",
+        "SELECT blob, factor FROM blob WHERE factor < 0"
+        f" OR factor > {SETTINGS['replicas'].high} ORDER BY blob",
+    ),
+    Rule(
+        "refactor of {0}: there is no such inode, or it has no cookie {1}",
+        "SELECT ino, cookie FROM refactor WHERE cookie < 0 OR ino NOT IN (SELECT ino FROM inode)"
+        " ORDER BY ino",
     ),
     # sessions, settings, nodes, ticks
     Rule(

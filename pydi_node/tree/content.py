@@ -26,9 +26,14 @@ def commit(store: Store, command: Commit) -> Result:
     changes, size = _placed(inode, command)
     _check_blobs(store, command)
 
-    for info in command.blobs:
-        if store.blob(info.blob) is None:
-            store.add_blob(info)
+    factor = store.factor_of(inode)
+    described = {info.blob: info for info in command.blobs}
+    for blob in sorted({extent.blob for extent in command.extents if extent.blob != HOLE}):
+        known = store.blob(blob)
+        if known is None:
+            store.add_blob(described[blob], factor)
+        else:
+            store.share_blob(known, factor)
     store.amend(inode)
     cut = command.cut if command.cut is not None and command.cut < inode.size else None
     _rewrite(store, inode, changes, cut)
@@ -61,6 +66,11 @@ def clone_range(store: Store, command: CloneRange) -> Result:
     stored = store.extents(source.ino, first, last)
     copied = extents.clip([s.extent for s in stored], first, last)
     changes = extents.shift(extents.fill(copied, first, last), distance)
+    factor = store.factor_of(target)
+    for blob in sorted({extent.blob for extent in copied}):
+        known = store.blob(blob)
+        assert known is not None, blob
+        store.share_blob(known, factor)
     store.amend(target)
     _rewrite(store, target, changes, None)
     target.size = max(target.size, end)

@@ -22,12 +22,14 @@ from pydi_node.commands import (
 from pydi_node.errors import FileError
 from pydi_node.ids import Ino, TimeNs
 from pydi_node.records import (
+    FACTOR_XATTR,
     XATTR_NAME_MAX_BYTES,
     XATTR_VALUE_MAX_BYTES,
     Result,
     Touched,
 )
 from pydi_node.tree import extents
+from pydi_node.tree.factors import parse_factor
 from pydi_node.tree.permissions import (
     SET_ID_BITS,
     WRITE,
@@ -85,6 +87,11 @@ def setxattr(store: Store, command: SetXattr) -> Result:
         names = [*store.xattr_names(inode.ino), command.name]
         if sum(len(name) + 1 for name in names) > XATTR_LIST_MAX_BYTES:
             raise FileError(errno.ENOSPC)
+    if command.name == FACTOR_XATTR:
+        factor = parse_factor(command.value)
+        if factor is None or not stat.S_ISDIR(inode.mode):
+            raise FileError(errno.EINVAL)
+        store.set_factor(inode.ino, factor)
     store.set_xattr(inode.ino, command.name, command.value)
     return _xattrs_changed(store, inode)
 
@@ -95,6 +102,8 @@ def removexattr(store: Store, command: RemoveXattr) -> Result:
     if not store.has_xattr(inode.ino, command.name):
         raise FileError(errno.ENODATA)
     store.remove_xattr(inode.ino, command.name)
+    if command.name == FACTOR_XATTR:
+        store.set_factor(inode.ino, None)
     return _xattrs_changed(store, inode)
 
 

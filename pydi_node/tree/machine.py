@@ -18,7 +18,7 @@ from pydi_node.commands import Command, Envelope, ExpireSessions
 from pydi_node.errors import FileError
 from pydi_node.ids import ClientId, LogIndex, Serial, Term, TimeNs
 from pydi_node.records import Result
-from pydi_node.tree import content, housekeeping, inodes, names
+from pydi_node.tree import content, factors, housekeeping, inodes, names
 from pydi_node.tree.queries import NANOSECONDS_PER_TICK, Queries
 from pydi_node.tree.schema import translated_errors
 from pydi_node.tree.sessions import Sessions
@@ -45,6 +45,7 @@ _HANDLERS: Final[dict[type[Any], Callable[[Store, Any], Result]]] = {
     commands.SetHolders: housekeeping.set_holders,
     commands.ForgetBlobs: housekeeping.forget_blobs,
     commands.SetNode: housekeeping.set_node,
+    commands.SpreadFactors: factors.spread_factors,
 }
 assert _HANDLERS.keys() | {ExpireSessions} == commands.COMMAND_CODES.keys()
 

@@ -132,6 +132,7 @@ def link(store: Store, command: Link) -> Result:
         store.remove_orphan(inode.ino)
     inode.nlink += 1
     inode.ctime_ns = store.now_ns
+    store.note_moved(inode)
     result = _named(store, parent, command.new_name, inode)
     return result._replace(touched=Touched((parent.ino, inode.ino), result.touched.entries))
 
@@ -271,6 +272,8 @@ def _arrive(store: Store, moved: Inode, parent: Inode, new_parent: Inode) -> Non
     moved.ctime_ns = store.now_ns
     if stat.S_ISDIR(moved.mode):
         moved.parent = new_parent.ino
+    if parent is not new_parent:
+        store.note_moved(moved)
     store.touch_directory(parent)
     store.touch_directory(new_parent)
 
@@ -396,6 +399,7 @@ def _lose_name(store: Store, victim: Inode) -> None:
         victim.parent = _NO_PARENT
     else:
         victim.nlink -= 1
+        store.note_moved(victim)
     if victim.nlink == 0:
         store.add_orphan(victim.ino, linkable=False)
 

@@ -39,7 +39,7 @@ from pydi_node.records import (
     NodeInfo,
     Version,
 )
-from pydi_node.tree.schema import TABLES
+from pydi_node.tree.schema import FACTOR_LITERAL, TABLES
 from pydi_node.tree.settings import SETTINGS
 from pydi_node.tree.store import pack_holders, unpack_holders
 
@@ -92,6 +92,20 @@ _READDIR_PAST: Final = (
     _valid_at("entry", "cookie, name, ino", "parent = :ino AND cookie > :after")
     + " ORDER BY cookie LIMIT :limit"
 )
+
+
+_ANY_FACTOR: Final = f"SELECT 1 FROM xattr WHERE name = {FACTOR_LITERAL} LIMIT 1"
+# The directories above a file, through its oldest name; a directory's parent is in its own row.
+_FACTOR_ABOVE: Final = f"""
+WITH RECURSIVE above (ino, depth) AS (
+    SELECT coalesce((SELECT parent FROM entry WHERE entry.ino = :ino ORDER BY cookie LIMIT 1), 0), 0
+    UNION ALL
+    SELECT inode.parent, depth + 1 FROM above JOIN inode ON inode.ino = above.ino
+    WHERE inode.parent <> 0 AND inode.parent <> inode.ino
+)
+SELECT value FROM above JOIN xattr ON xattr.ino = above.ino AND xattr.name = {FACTOR_LITERAL}
+ORDER BY depth LIMIT 1
+"""
 
 
 class Queries(ABC):
@@ -305,19 +319,44 @@ class Queries(ABC):
         return 0 if found is None else blob_counter(BlobId(found))
 
     def blobs_held_by(
-        self, holders: tuple[NodeNumber, ...], limit: int, after: BlobId = HOLE
+        self, holders: tuple[NodeNumber, ...], factor: int, limit: int, after: BlobId = HOLE
     ) -> list[BlobInfo]:
-        """Named blobs with exactly these holders (ascending), ascending after ``after``."""
+        """Named blobs with exactly these holders (ascending) and this factor, as in
+        ``blob_totals``; ascending after ``after``."""
         rows = self._connection.execute(
-            f"{_BLOB} WHERE refs > 0 AND holders = ? AND blob > ? ORDER BY blob LIMIT ?",
-            (pack_holders(holders), after, limit),
+            f"{_BLOB} WHERE refs > 0 AND holders = ? AND factor = ? AND blob > ?"
+            " ORDER BY blob LIMIT ?",
+            (pack_holders(holders), factor, after, limit),
         )
         return [_blob_info(row) for row in rows.fetchall()]
 
     def blob_totals(self) -> list[BlobTotal]:
-        """Named blobs by their holders, in the order of these."""
-        rows = self._connection.execute("SELECT holders, blobs, bytes FROM tally ORDER BY holders")
+        """Named blobs by their holders and factor, in the order of these."""
+        rows = self._connection.execute(
+            "SELECT holders, blobs, bytes, factor FROM tally ORDER BY holders, factor"
+        )
         return [BlobTotal(unpack_holders(row[0]), *row[1:]) for row in rows.fetchall()]
+
+    def copies_of_blob(self, blob: BlobId) -> int:
+        """How many copies of it there should be. ENOENT."""
+        row = self._connection.execute("SELECT factor FROM blob WHERE blob = ?", (blob,)).fetchone()
+        if row is None:
+            raise FileError(errno.ENOENT)
+        return row[0] or self.settings()["replicas"]
+
+    def copies_of(self, ino: Ino) -> int:
+        """How many copies new content of a file should have, by the nearest directory above that
+        asks for a number; the setting for what is not known."""
+        if self._connection.execute(_ANY_FACTOR).fetchone() is not None:
+            row = self._connection.execute(_FACTOR_ABOVE, {"ino": ino}).fetchone()
+            if row is not None:
+                return int(row[0])
+        return self.settings()["replicas"]
+
+    def has_refactor(self) -> bool:
+        """Whether blobs may have another factor than asked: SpreadFactors sees to it."""
+        row = self._connection.execute("SELECT 1 FROM refactor LIMIT 1").fetchone()
+        return row is not None
 
     @property
     def file(self) -> str:

@@ -20,10 +20,11 @@ from typing import Final
 
 from pydi_node.errors import CorruptionError, NoSpaceError
 from pydi_node.ids import ROOT_INO
+from pydi_node.records import FACTOR_XATTR
 
 APPLICATION_ID: Final = 0x50794469  # "PyDi" in the header of the file
-# 1: tally by number of copies. 2: by holders.
-SCHEMA_VERSION: Final = 2  # a change of any table is a new number and a migration
+# 1: tally by number of copies. 2: by holders. 3: by holders and factor.
+SCHEMA_VERSION: Final = 3  # a change of any table is a new number and a migration
 
 # The root is everybody's, like /tmp: a mount made by an ordinary user has to be able to begin, and
 # nobody there could chown it. Whoever mounts as root can restrict it.
@@ -49,6 +50,8 @@ _PRAGMAS: Final = (
     "PRAGMA trusted_schema = OFF",
     "PRAGMA foreign_keys = OFF",  # check.py looks at what they would, off the hot path
 )
+
+FACTOR_LITERAL: Final = f"x'{FACTOR_XATTR.hex()}'"  # as SQL spells it
 
 _INODE_COLUMNS: Final = """
     mode       INTEGER NOT NULL,  -- S_IFMT | 12 permission bits
@@ -137,6 +140,12 @@ CREATE TABLE xattr_history (
     PRIMARY KEY (ino, name, until)
 ) WITHOUT ROWID;
 CREATE INDEX xattr_history_until ON xattr_history (until);
+-- The few directories that ask for a number of copies (records.FACTOR_XATTR).
+CREATE INDEX xattr_factor ON xattr (ino) WHERE name = {FACTOR_LITERAL};
+CREATE TABLE refactor (              -- inodes below which blobs may have another factor than asked
+    ino        INTEGER PRIMARY KEY,
+    cookie     INTEGER NOT NULL      -- of the last entry that was looked at; 0 before the first
+);
 
 CREATE TABLE extent (
     ino         INTEGER NOT NULL,    -- a regular file
@@ -164,16 +173,19 @@ CREATE TABLE blob (
     size       INTEGER NOT NULL,     -- bytes
     checksum   BLOB NOT NULL,        -- BLAKE3, 32 bytes
     holders    BLOB NOT NULL,        -- node numbers, ascending, 2 bytes each, big-endian
-    refs       INTEGER NOT NULL      -- rows of extent and extent_history that name it
+    refs       INTEGER NOT NULL,     -- rows of extent and extent_history that name it
+    factor     INTEGER NOT NULL DEFAULT 0 -- copies that a directory asks for; 0: as the setting
 );
-CREATE INDEX blob_holders ON blob (holders) WHERE refs > 0;
+CREATE INDEX blob_holders ON blob (holders, factor) WHERE refs > 0;
 CREATE INDEX blob_garbage ON blob (refs) WHERE refs = 0;
--- Blobs with refs > 0, counted by who holds them: status and repair ask which of these sets of
--- nodes are in trouble, some tens, instead of looking at every blob.
+-- Blobs with refs > 0, counted by who holds them and how many should: status and repair ask which
+-- of these groups are in trouble, some tens, instead of looking at every blob.
 CREATE TABLE tally (
-    holders    BLOB PRIMARY KEY,     -- as in table blob
+    holders    BLOB NOT NULL,        -- as in table blob
+    factor     INTEGER NOT NULL,     -- likewise
     blobs      INTEGER NOT NULL,     -- > 0
-    bytes      INTEGER NOT NULL      -- sum of blob.size
+    bytes      INTEGER NOT NULL,     -- sum of blob.size
+    PRIMARY KEY (holders, factor)
 ) WITHOUT ROWID;
 
 CREATE TABLE orphan (                -- exactly the inodes with nlink 0
@@ -222,7 +234,8 @@ TABLES: Final[dict[str, str]] = {
     "extent": "ino, file_offset",
     "extent_history": "ino, file_offset, until",
     "blob": "blob",
-    "tally": "holders",
+    "tally": "holders, factor",
+    "refactor": "ino",
     "orphan": "ino",
     "session": "client",
     "session_result": "client, slot",
@@ -307,6 +320,23 @@ CREATE TABLE tally (
     bytes      INTEGER NOT NULL
 ) WITHOUT ROWID;
 INSERT INTO tally SELECT holders, count(*), sum(size) FROM blob WHERE refs > 0 GROUP BY holders;
+""",
+    2: f"""
+CREATE INDEX xattr_factor ON xattr (ino) WHERE name = {FACTOR_LITERAL};
+CREATE TABLE refactor (ino INTEGER PRIMARY KEY, cookie INTEGER NOT NULL);
+ALTER TABLE blob ADD COLUMN factor INTEGER NOT NULL DEFAULT 0;
+DROP INDEX blob_holders;
+CREATE INDEX blob_holders ON blob (holders, factor) WHERE refs > 0;
+DROP TABLE tally;
+CREATE TABLE tally (
+    holders    BLOB NOT NULL,
+    factor     INTEGER NOT NULL,
+    blobs      INTEGER NOT NULL,
+    bytes      INTEGER NOT NULL,
+    PRIMARY KEY (holders, factor)
+) WITHOUT ROWID;
+INSERT INTO tally SELECT holders, factor, count(*), sum(size) FROM blob WHERE refs > 0
+    GROUP BY holders, factor;
 """,
 }
 

@@ -175,6 +175,7 @@ _VALUE_OF: Final = {
         (commands.ForgetBlobs, _plain),
         (commands.ExpireSessions, _plain),
         (commands.SetNode, _plain),
+        (commands.SpreadFactors, _plain),
     )
 }
 assert sorted(_VALUE_OF) == sorted(COMMAND_CODES.values()), "every command has its value here"

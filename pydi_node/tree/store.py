@@ -18,8 +18,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from pydi_node.ids import BlobId, Ino, LogIndex, NodeNumber, Term, TimeNs
+from pydi_node.ids import ROOT_INO, BlobId, Ino, LogIndex, NodeNumber, Term, TimeNs
 from pydi_node.records import Attr, BlobInfo, Extent
+from pydi_node.tree.schema import FACTOR_LITERAL
+from pydi_node.tree.settings import SETTINGS
 
 # Rows kept between batches; ~700 bytes each, so about 3 MB and 1 MB at most.
 INODES_CACHED_MAX: Final = 4096
@@ -55,11 +57,11 @@ _INSERT_EXTENT: Final = (
     " VALUES (?, ?, ?, ?, ?, ?)"
 )
 _WRITE_BLOB: Final = (
-    "REPLACE INTO blob (blob, size, checksum, holders, refs) VALUES (?, ?, ?, ?, ?)"
+    "REPLACE INTO blob (blob, size, checksum, holders, refs, factor) VALUES (?, ?, ?, ?, ?, ?)"
 )
 _ADD_TALLY: Final = (
-    "INSERT INTO tally (holders, blobs, bytes) VALUES (:holders, :blobs, :bytes)"
-    " ON CONFLICT (holders) DO UPDATE SET blobs = blobs + :blobs, bytes = bytes + :bytes"
+    "INSERT INTO tally (holders, factor, blobs, bytes) VALUES (:holders, :factor, :blobs, :bytes)"
+    " ON CONFLICT (holders, factor) DO UPDATE SET blobs = blobs + :blobs, bytes = bytes + :bytes"
 )
 _WRITE_META: Final = (
     "UPDATE meta SET applied_index = ?, applied_term = ?, membership_index = ?, membership = ?,"
@@ -137,6 +139,10 @@ class StoredExtent(NamedTuple):
     since: LogIndex
 
 
+# Holders and factor: what table tally counts by.
+_Group = tuple[tuple[NodeNumber, ...], int]
+
+
 @dataclass(slots=True)
 class Blob:
     """A row of table blob."""
@@ -146,14 +152,14 @@ class Blob:
     checksum: bytes
     holders: tuple[NodeNumber, ...]  # ascending
     refs: int
-    tallied: tuple[NodeNumber, ...] | None  # as in table tally; None: not counted
+    factor: int  # copies that a directory asks for; 0: as the setting says
+    tallied: _Group | None  # as in table tally; None: not counted
 
     def info(self) -> BlobInfo:
         return BlobInfo(self.blob, self.size, self.checksum, self.holders)
 
 
-# Holders before, holders after, bytes.
-_Move = tuple[tuple[NodeNumber, ...] | None, tuple[NodeNumber, ...] | None, int]
+_Move = tuple[_Group | None, _Group | None, int]  # before, after, bytes
 
 
 def pack_holders(holders: Sequence[NodeNumber]) -> bytes:
@@ -195,6 +201,10 @@ class Store:
         self._dirty_blobs: dict[int, Blob] = {}
         self._inode_history: list[tuple[object, ...]] = []
         self._entry_history: list[tuple[object, ...]] = []
+        rows = self._execute(f"SELECT ino, value FROM xattr WHERE name = {FACTOR_LITERAL}")
+        self.factors: dict[int, int] = {ino: int(value) for ino, value in rows.fetchall()}
+        row = self._execute("SELECT 1 FROM refactor LIMIT 1").fetchone()
+        self._may_refactor = row is not None
 
     def flush(self) -> None:
         """Every change is in SQLite; caches stay, cut to their bounds."""
@@ -286,10 +296,13 @@ class Store:
         self.replace_extents(inode, self.extents(ino), [])
         for name in self.xattr_names(ino):
             self.remove_xattr(ino, name)
+        self.factors.pop(ino, None)
         self._inodes.pop(ino, None)
         self._dirty_inodes.pop(ino, None)
         self._execute("DELETE FROM inode WHERE ino = ?", (ino,))
         self._execute("DELETE FROM orphan WHERE ino = ?", (ino,))
+        if self._may_refactor:
+            self._execute("DELETE FROM refactor WHERE ino = ?", (ino,))
         self.meta.files -= 1
         self.writes += 1
 
@@ -381,6 +394,88 @@ class Store:
         if row is not None:
             self._execute(_KEEP_XATTR, (*row, self.index))
 
+    # --- how many copies ------------------------------------------------------------------------
+
+    def set_factor(self, directory: Ino, factor: int | None) -> None:
+        """The directory asks for so many copies, None: no longer for any number."""
+        if factor is None:
+            self.factors.pop(directory, None)
+        else:
+            self.factors[directory] = factor
+        self.refactor(directory)
+
+    def note_moved(self, inode: Inode) -> None:
+        """The inode has another oldest name: what is asked of its content may be another."""
+        if self.factors or self._may_refactor:
+            self.refactor(inode.ino)
+
+    def factor_of(self, inode: Inode) -> int:
+        """What the nearest directory above asks for; 0: none does, or it has no name."""
+        if not self.factors:
+            return 0
+        above: Inode | None = inode
+        while above is not None:
+            factor = self.factors.get(above.ino)
+            if factor is not None:
+                return factor
+            if above.ino == ROOT_INO:
+                return 0
+            parent: int = above.parent
+            if not parent:
+                row = self._execute(
+                    "SELECT parent FROM entry WHERE ino = ? ORDER BY cookie LIMIT 1", (above.ino,)
+                ).fetchone()
+                parent = 0 if row is None else row[0]
+            above = self.inode(parent)
+        return 0
+
+    def default_factor(self) -> int:
+        """The setting "replicas"."""
+        row = self._execute("SELECT value FROM setting WHERE name = 'replicas'").fetchone()
+        return SETTINGS["replicas"].default if row is None else int(row[0])
+
+    def set_blob_factor(self, blob: Blob, factor: int) -> None:
+        if blob.factor != factor:
+            blob.factor = factor
+            self._dirty_blobs[blob.blob] = blob
+            self.writes += 1
+
+    def share_blob(self, blob: Blob, factor: int) -> None:
+        """The blob is in a file of this factor too: the one that asks for more copies wins."""
+        if blob.factor != factor:
+            default = self.default_factor()
+            self.set_blob_factor(blob, max(blob.factor, factor, key=lambda f: (f or default, f)))
+
+    def refactor(self, ino: Ino) -> None:
+        """The inode, and all below it, is to be looked at (``next_refactor``)."""
+        self._execute("REPLACE INTO refactor (ino, cookie) VALUES (?, 0)", (ino,))
+        self._may_refactor = True
+        self.writes += 1
+
+    def next_refactor(self) -> tuple[Ino, int] | None:
+        """The inode to look at next, and the cookie after which to go on."""
+        if not self._may_refactor:
+            return None
+        row = self._execute("SELECT ino, cookie FROM refactor ORDER BY ino LIMIT 1").fetchone()
+        self._may_refactor = row is not None
+        return None if row is None else (Ino(row[0]), row[1])
+
+    def continue_refactor(self, ino: Ino, cookie: int | None) -> None:
+        """Go on after this cookie, None: done."""
+        if cookie is None:
+            self._execute("DELETE FROM refactor WHERE ino = ?", (ino,))
+        else:
+            self._execute("UPDATE refactor SET cookie = ? WHERE ino = ?", (cookie, ino))
+        self.writes += 1
+
+    def children(self, directory: Ino, after: int, limit: int) -> list[tuple[int, Ino]]:
+        """(cookie, inode) of the next entries of a directory."""
+        rows = self._execute(
+            "SELECT cookie, ino FROM entry WHERE parent = ? AND cookie > ? ORDER BY cookie LIMIT ?",
+            (directory, after, limit),
+        )
+        return [(cookie, Ino(ino)) for cookie, ino in rows.fetchall()]
+
     # --- extents --------------------------------------------------------------------------------
 
     def extents(self, ino: Ino, start: int = 0, end: int = (1 << 63) - 1) -> list[StoredExtent]:
@@ -428,19 +523,20 @@ class Store:
         blob = self._blobs.get(blob_id)
         if blob is None:
             row = self._execute(
-                "SELECT blob, size, checksum, holders, refs FROM blob WHERE blob = ?", (blob_id,)
+                "SELECT blob, size, checksum, holders, refs, factor FROM blob WHERE blob = ?",
+                (blob_id,),
             ).fetchone()
             if row is None:
                 return None
             holders = unpack_holders(row[3])
-            tallied = holders if row[4] else None
-            blob = Blob(row[0], row[1], row[2], holders, row[4], tallied)
+            tallied = (holders, row[5]) if row[4] else None
+            blob = Blob(row[0], row[1], row[2], holders, row[4], row[5], tallied)
             self._blobs[blob_id] = blob
         return blob
 
-    def add_blob(self, info: BlobInfo) -> None:
+    def add_blob(self, info: BlobInfo, factor: int) -> None:
         """A blob that the tree did not know, named by nothing yet."""
-        blob = Blob(info.blob, info.size, info.checksum, info.holders, 0, None)
+        blob = Blob(info.blob, info.size, info.checksum, info.holders, 0, factor, None)
         self._blobs[info.blob] = blob
         self._dirty_blobs[info.blob] = blob
         self.writes += 1
@@ -470,31 +566,39 @@ class Store:
         dirty = self._dirty_blobs.values()
         self.connection.executemany(
             _WRITE_BLOB,
-            [(b.blob, b.size, b.checksum, pack_holders(b.holders), b.refs) for b in dirty],
+            [
+                (b.blob, b.size, b.checksum, pack_holders(b.holders), b.refs, b.factor)
+                for b in dirty
+            ],
         )
         moves = []
         for blob in dirty:
-            counted = blob.holders if blob.refs else None
+            counted = (blob.holders, blob.factor) if blob.refs else None
             moves.append((blob.tallied, counted, blob.size))
             blob.tallied = counted
         self._move_tally(moves)
         self._dirty_blobs = {}
 
     def _move_tally(self, moves: Iterable[_Move]) -> None:
-        """Blobs of some size go from some holders to others; None: not counted."""
-        change: dict[tuple[NodeNumber, ...], list[int]] = {}
+        """Blobs of some size go from one group to another; None: not counted."""
+        change: dict[_Group, list[int]] = {}
         for before, after, size in moves:
             if before == after:
                 continue
-            for holders, sign in ((before, -1), (after, 1)):
-                if holders is not None:
-                    total = change.setdefault(holders, [0, 0])
+            for group, sign in ((before, -1), (after, 1)):
+                if group is not None:
+                    total = change.setdefault(group, [0, 0])
                     total[0] += sign
                     total[1] += sign * size
-        for holders, (blobs, size_bytes) in sorted(change.items()):
+        for (holders, factor), (blobs, size_bytes) in sorted(change.items()):
             self._execute(
                 _ADD_TALLY,
-                {"holders": pack_holders(holders), "blobs": blobs, "bytes": size_bytes},
+                {
+                    "holders": pack_holders(holders),
+                    "factor": factor,
+                    "blobs": blobs,
+                    "bytes": size_bytes,
+                },
             )
         if change:
             self._execute("DELETE FROM tally WHERE blobs = 0")

@@ -276,7 +276,12 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class BlobCreate:
-    """A new blob to be written by this session; it is dropped when the session ends unsealed."""
+    """A new blob to be written by this session; it is dropped when the session ends unsealed.
+
+    ino  of the file that it is for: its directory may ask for a number of copies. None: not known.
+    """
+
+    ino: Ino | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +322,12 @@ class BlobAbort:
 
 @dataclass(frozen=True, slots=True)
 class BlobPut:
-    """The payload as a new durable blob: create, write and seal in one round trip."""
+    """The payload as a new durable blob: create, write and seal in one round trip.
+
+    ino  as in BlobCreate.
+    """
+
+    ino: Ino | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -702,6 +712,8 @@ _CHECKS: dict[str, Check] = {
 # Where one request gives a name another meaning.
 _CHECKS_OF: dict[tuple[type[Any], str], Check] = {
     (GetXattr, "name"): _XATTR_NAME,
+    (BlobCreate, "ino"): optional(fields.INO),
+    (BlobPut, "ino"): optional(fields.INO),
 }
 
 # Rules over several fields.
@@ -760,4 +772,5 @@ RESULT_VALUES: dict[type[Any], Check] = {
     commands.ForgetBlobs: fields.SIZE,
     commands.ExpireSessions: fields.SIZE,
     commands.SetNode: fields.nothing,
+    commands.SpreadFactors: fields.pair(fields.SIZE, fields.boolean),
 }

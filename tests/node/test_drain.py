@@ -6,11 +6,33 @@ import json
 import random
 from collections.abc import Callable
 
+from blake3 import blake3
+
+from pydi_node.commands import (
+    ROOT_CALLER,
+    Commit,
+    Create,
+    Mkdir,
+    RemoveXattr,
+    Rename,
+    SetXattr,
+)
 from pydi_node.errors import EXIT_FAILED, EXIT_OK
+from pydi_node.ids import ROOT_INO, Ino
+from pydi_node.records import FACTOR_XATTR, Extent
+from pydi_node.wire.messages import (
+    BlobCreate,
+    BlobPut,
+    BlobSeal,
+    BlobWrite,
+    GetFile,
+    Lookup,
+)
 from tests.harness.procs import NodeProcess, wait_until
 from tests.node.test_cluster import status
 from tests.node.test_recover import assert_refused, pydi
 from tests.node.test_replication import (
+    CHUNK_BYTES,
     blob_file,
     holders,
     numbered,
@@ -110,3 +132,40 @@ def test_why_tells_where_a_file_is(make_node: MakeNode) -> None:
     wait_until(lambda: status(through)["blobs"]["missing"] == 1, "both are down", 60)
     assert status(through)["blobs"]["missing_paths"] == ["/f"]
     assert "can't be read now" in why()[0]
+
+
+def test_directory_asks_for_copies(make_node: MakeNode, seed: int) -> None:
+    """An attribute on a directory: what is written below it has so many copies at once, small and
+    streamed, and what was there before soon; taken away, the surplus goes."""
+    nodes = storing_cluster(make_node, 3)
+    content = random.Random(seed).randbytes(1_500_000)
+    with nodes[0].connect() as client:
+        save(client, b"before", b"content")
+        directory = client.execute(Mkdir(ROOT_CALLER, ROOT_INO, b"d", 0o755)).value[0]
+        rename = Rename(ROOT_CALLER, ROOT_INO, b"before", Ino(directory), b"before", 0)
+        assert client.execute(rename).errno == 0
+        ask = SetXattr(ROOT_CALLER, Ino(directory), FACTOR_XATTR, b"3", 0)
+        assert client.execute(ask).errno == 0
+
+        def copies(name: bytes) -> int:
+            found = client.call(GetFile(client.call(Lookup(Ino(directory), name)).ino))
+            return len(found.blobs[0].holders)
+
+        for name, size in ((b"small", 1000), (b"large", len(content))):
+            created = client.execute(Create(ROOT_CALLER, Ino(directory), name, 0o644, True))
+            ino = Ino(created.value[0][0])
+            if name == b"small":
+                info = client.call(BlobPut(ino), content[:size])
+            else:
+                blob = client.call(BlobCreate(ino))
+                for at in range(0, size, CHUNK_BYTES):
+                    client.call(BlobWrite(blob, at), content[at : at + CHUNK_BYTES])
+                info = client.call(BlobSeal(blob, size, blake3(content).digest()))
+            assert len(info.holders) == 3
+            extents = (Extent(0, size, info.blob, 0),)
+            commit = Commit(ROOT_CALLER, ino, None, None, size, False, extents, (info,))
+            assert client.execute(commit).errno == 0
+        wait_until(lambda: copies(b"before") == 3, "what was there has its copies", 60)
+        assert client.execute(RemoveXattr(ROOT_CALLER, Ino(directory), FACTOR_XATTR)).errno == 0
+        for name in (b"before", b"small", b"large"):
+            wait_until(lambda name=name: copies(name) == 2, f"the surplus of {name!r} goes", 60)

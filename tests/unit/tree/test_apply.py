@@ -16,7 +16,7 @@ import pytest
 from pydi_node import commands as c
 from pydi_node.errors import NoSpaceError
 from pydi_node.ids import ROOT_INO, ClientId, Ino, LogIndex, NodeNumber, Serial, Term, TimeNs
-from pydi_node.records import Result
+from pydi_node.records import FACTOR_XATTR, Result
 from pydi_node.tree import SESSION_WINDOW, Tree, schema
 from pydi_node.tree.check import check
 from tests.unit.tree.driver import (
@@ -67,6 +67,8 @@ def everything() -> list[Entry]:
         c.ForgetBlobs((blob(1),)),
         c.ExpireSessions(TimeNs(0)),
         c.TrimHistory(LogIndex(3), 99),
+        c.SetXattr(ROOT, ROOT_INO, FACTOR_XATTR, b"3", 0),
+        c.SpreadFactors(99),
     ]
     return [
         entry(i, command, client=5 if isinstance(command, _OF_CLIENTS) else 0, serial=i)

@@ -11,6 +11,7 @@ import pytest
 
 from pydi_node import commands as c
 from pydi_node.ids import ROOT_INO, NodeNumber, TimeNs
+from pydi_node.records import FACTOR_XATTR
 from pydi_node.tree import check as check_module
 from pydi_node.tree.check import check
 from tests.unit.tree.driver import ROOT, Driver, extent
@@ -83,9 +84,11 @@ DAMAGE = [
     ("UPDATE blob SET holders = x'00020001'", "blob 281474976710657: holders 00020001"),
     ("UPDATE blob SET holders = x'00010001'", "blob 281474976710657: holders 00010001"),
     ("UPDATE blob SET holders = x'00000001'", "blob 281474976710657: holders 00000001"),
-    ("UPDATE tally SET blobs = 99", "tally of holders 00010002: 99 blobs"),
-    ("INSERT INTO tally VALUES (x'0007', 0, 0)", "tally of holders 0007: 0 blobs"),
-    ("DELETE FROM tally", "tally of holders 00010002: 0 blobs"),
+    ("UPDATE tally SET blobs = 99", "tally of holders 00010002, factor 0: 99 blobs"),
+    ("INSERT INTO tally VALUES (x'0007', 0, 0, 0)", "tally of holders 0007, factor 0: 0 blobs"),
+    ("DELETE FROM tally", "tally of holders 00010002, factor 0: 0 blobs"),
+    ("UPDATE blob SET factor = 9", "blob 281474976710657: factor 9"),
+    ("INSERT INTO refactor VALUES (999, 0)", "refactor of 999: there is no such inode"),
     ("UPDATE session SET serial = 0", "session of client 5: number or serial 0"),
     ("DELETE FROM session", "session of client 5: result of serial"),
     ("UPDATE session_result SET slot = slot + 1 WHERE serial = 2", "session of client 5: result"),
@@ -164,6 +167,7 @@ def tree() -> Iterator[Driver]:
     touch = c.SetAttr(ROOT, directory, mtime_ns=TimeNs(1))
     fs.run(touch, client=5, serial=1)
     fs.run(touch, client=5, serial=2)
+    fs.ok(c.SetXattr(ROOT, directory, FACTOR_XATTR, b"3", 0))
     yield fs
     fs.close()
 

@@ -75,7 +75,7 @@ def test_blobs_are_found_by_their_holders(fs: Driver, file: Ino) -> None:
     fs.ok(holders(fs, 6, (7,), ()))
 
     def listed(nodes: tuple[int, ...], limit: int = 9, after: BlobId = BlobId(0)) -> list[int]:  # noqa: B008
-        return [i.blob & 0xFF for i in fs.tree.blobs_held_by(_nodes(nodes), limit, after)]
+        return [i.blob & 0xFF for i in fs.tree.blobs_held_by(_nodes(nodes), 0, limit, after)]
 
     assert listed((1,)) == [3, 5]
     assert listed((1, 2)) == [1, 2, 4]

@@ -96,7 +96,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_first_version_becomes_this_one(tmp_path: Path) -> None:
-    """Its totals by number of copies become totals by holders; everything else stays."""
+    """Its totals by number of copies become totals by holders and factor; all else stays."""
     path = tmp_path / "tree.db"
     driver = Driver(str(path))
     ino = driver.create(b"f")
@@ -106,7 +106,8 @@ def test_the_first_version_becomes_this_one(tmp_path: Path) -> None:
     assert len(totals) == 2
     driver.connection.executescript(
         "DROP INDEX blob_holders; ALTER TABLE blob ADD COLUMN copies INTEGER NOT NULL DEFAULT 0;"
-        "UPDATE blob SET copies = length(holders) / 2;"
+        "UPDATE blob SET copies = length(holders) / 2; ALTER TABLE blob DROP COLUMN factor;"
+        "DROP INDEX xattr_factor; DROP TABLE refactor;"
         "CREATE INDEX blob_copies ON blob (copies) WHERE refs > 0; DROP TABLE tally;"
         "CREATE TABLE tally (copies INTEGER PRIMARY KEY, blobs INTEGER, bytes INTEGER);"
         "INSERT INTO tally SELECT copies, count(*), sum(size) FROM blob GROUP BY copies;"

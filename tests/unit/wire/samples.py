@@ -62,6 +62,7 @@ COMMANDS: dict[type[Any], commands.Command] = {
         commands.ForgetBlobs((BLOB,)),
         commands.ExpireSessions(TimeNs(5)),
         commands.SetNode(NodeNumber(3), "host:1234", "up", False),
+        commands.SpreadFactors(100),
     )
 }
 
@@ -74,6 +75,7 @@ RESULT_VALUES: dict[type[Any], Any] = {
     commands.CloneRange: (ATTR, 4096), commands.PurgeOrphans: 2,
     commands.TrimHistory: (100, True), commands.SetSetting: None, commands.SetHolders: INFO,
     commands.ForgetBlobs: 1, commands.ExpireSessions: 0, commands.SetNode: None,
+    commands.SpreadFactors: (100, True),
 }  # fmt: skip
 
 FILE = FileVersion(ATTR, (Extent(0, 5, BLOB, 0),), (INFO,))
@@ -100,7 +102,7 @@ SAMPLES: list[tuple[Request, bytes, Any, bytes]] = [
     (m.Execute(ClientId(5), Serial(1), CREATE), b"", RESULT, b""),
     (m.ExecutePut(ClientId(5), Serial(2), COMMIT_PUT), b"hello", Result(0, ATTR), b""),
     (m.Forward(ClientId(5), Serial(3), CREATE), b"", Result(17), b""),
-    (m.BlobCreate(), b"", BLOB, b""),
+    (m.BlobCreate(Ino(7)), b"", BLOB, b""),
     (m.BlobWrite(BLOB, 0), b"hello", None, b""),
     (m.BlobTruncate(BLOB, 3), b"", None, b""),
     (m.BlobSeal(BLOB, 5, b"\x01" * 32), b"", INFO, b""),

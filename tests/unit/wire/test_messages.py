@@ -150,7 +150,11 @@ BAD_VALUES = {
                   b"\x80" * ((1 << 20) + 1)],
 }  # fmt: skip
 # Where one request gives a name another meaning.
-BAD_VALUES_OF = {("GetXattr", "name"): [*NOT_BYTES, b"a\0b", b"x" * 8193]}
+BAD_VALUES_OF = {
+    ("GetXattr", "name"): [*NOT_BYTES, b"a\0b", b"x" * 8193],
+    ("BlobCreate", "ino"): [*NOT_INT64[1:], 0],
+    ("BlobPut", "ino"): [*NOT_INT64[1:], 0],
+}
 
 
 def bad_fields():
