@@ -21,6 +21,7 @@ from pydi_fs import (
     commands_copy,
     commands_files,
     commands_history,
+    commands_scrub,
     commands_status,
     commands_why,
     mount_config,
@@ -157,6 +158,11 @@ COMMANDS: dict[str, CommandSpec] = {
         commands_why.why,
         "what a file is made of, where that is, and what protects it",
         (_argument("path", metavar="PATH"),),
+    ),
+    "scrub": CommandSpec(
+        commands_scrub.scrub,
+        "how far the nodes are with re-reading their content",
+        (_argument("--now", action="store_true", help="read everything now, and wait for it"),),
     ),
     "set": CommandSpec(
         commands_cluster.set_,

@@ -84,6 +84,7 @@ PURE = (
     "pydi_node/effects.py",
     "pydi_node/blobs/placement*.py",
     "pydi_node/blobs/repair.py",
+    "pydi_node/blobs/scrub.py",
     "pydi_fs/vfs/extents.py",
     "pydi_fs/vfs/cache.py",
     "pydi_fs/fuse/abi.py",

@@ -17,6 +17,7 @@ before content and name are on disk, call fdatasync again after it failed, delet
 from __future__ import annotations
 
 import errno
+import functools
 import heapq
 import logging
 import re
@@ -288,17 +289,30 @@ class BlobStore:
         """Whether there is a copy here (its content is not looked at)."""
         return self._files.exists(self._path(blob))
 
-    def verify(self, blob: BlobId, size: int, checksum: bytes) -> None:
+    def verify(
+        self,
+        blob: BlobId,
+        size: int,
+        checksum: bytes,
+        pace: Callable[[int], None] | None = None,
+    ) -> None:
         """The copy here is exactly what the tree says; returns only then.
 
         Reads all of it, through a buffer of HASH_CHUNK_BYTES.
+        pace  called with the length of each chunk before it is read, to wait in it; then what is
+              read is the disk, not what the system remembers of the file.
         BlobMissingError  no copy here.
         BlobCorruptError  it was something else, or unreadable: now in quarantine.
         UnavailableError  ``stop`` was called: nobody knows.
         """
         fd = self.open(blob)
         try:
-            found = _hash_rest(self._files, fd, blake3(), 0, self._check_running)
+            before_chunk = self.check_running
+            if pace is not None:
+                self._files.forget_cache(fd)
+                length = min(HASH_CHUNK_BYTES, size)
+                before_chunk = functools.partial(pace, length)
+            found = _hash_rest(self._files, fd, blake3(), 0, before_chunk)
         except OSError as exc:
             raise self._unreadable(blob, exc) from exc
         finally:
@@ -312,7 +326,8 @@ class BlobStore:
         """Checks that are under way end: a node that stops can't wait for a large file."""
         self._stopping = True
 
-    def _check_running(self) -> None:
+    def check_running(self) -> None:
+        """UnavailableError once ``stop`` was called."""
         if self._stopping:
             raise UnavailableError("the node stops")
 
@@ -666,17 +681,19 @@ def _hash_rest(
     fd: int,
     hasher: blake3,
     offset: int,
-    check_running: Callable[[], None] = lambda: None,
+    before_chunk: Callable[[], None] = lambda: None,
 ) -> BlobSeal:
     """Size and checksum of a file whose bytes below ``offset`` are in ``hasher`` already.
 
-    check_running  called before each chunk; what it raises comes through.
+    before_chunk  called before each chunk; what it raises comes through.
     """
-    while data := files.pread(fd, HASH_CHUNK_BYTES, offset):
-        check_running()
+    while True:
+        before_chunk()
+        data = files.pread(fd, HASH_CHUNK_BYTES, offset)
+        if not data:
+            return BlobSeal(offset, hasher.digest())
         hasher.update(data)
         offset += len(data)
-    return BlobSeal(offset, hasher.digest())
 
 
 @contextmanager

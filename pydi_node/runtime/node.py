@@ -44,6 +44,7 @@ from pydi_node.runtime.ownstore import OwnStore
 from pydi_node.runtime.peers import Peers, join_cluster
 from pydi_node.runtime.repairing import Repairing
 from pydi_node.runtime.replication import Replication
+from pydi_node.runtime.scrubbing import Scrubbing
 from pydi_node.runtime.server import Server
 from pydi_node.runtime.service import Service
 from pydi_node.runtime.status import Status
@@ -286,6 +287,8 @@ class _Node:
         service.admin |= service.locking.admin | transfers.admin
         service.admin |= own_store.admin | Draining(service, peers, transfers).admin
         service.admin |= Whereabouts(service, transfers, own_store).admin
+        scrubbing = Scrubbing(service, peers, self._folder.path / "scrub.json")
+        service.admin |= scrubbing.admin
         if raft.membership.voters == (identity.number,):
             raft.campaign()  # nobody else could win: no need to wait for the time-out
         driver.start()
@@ -304,6 +307,7 @@ class _Node:
                     ("transfers", transfers.run()),
                     ("own store", own_store.run()),
                     ("repair", repairing.run()),
+                    ("scrub", scrubbing.run()),
                     ("certificates", peers.renew_certificates(server)),
                 )
             ]

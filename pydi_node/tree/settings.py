@@ -28,6 +28,9 @@ SETTINGS: Final[dict[str, Setting]] = {
     "replicas": Setting(2, 1, 8, "copies of every blob"),
     "reserve_percent": Setting(5, 0, 50, "part of each disk that stays free"),
     "retention_s": Setting(7 * _DAY_S, 0, 3650 * _DAY_S, "how long replaced versions are kept"),
+    "scrub_bytes_per_s": Setting(
+        32 << 20, 1 << 16, 1 << 40, "how fast a scrub may read at most, per node"
+    ),
     "scrub_period_s": Setting(14 * _DAY_S, 3600, 365 * _DAY_S, "every blob is re-read within it"),
     "session_idle_s": Setting(
         _DAY_S, 3600, 365 * _DAY_S, "a client silent for longer loses its exactly-once memory"
