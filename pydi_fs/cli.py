@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import os
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -23,16 +23,15 @@ from pydi_fs import (
     commands_history,
     commands_scrub,
     commands_status,
+    commands_tree,
     commands_why,
     mount_config,
 )
-from pydi_fs.client import Client
-from pydi_fs.commands_connect import endpoints_of
+from pydi_fs.commands_connect import connected
 from pydi_fs.commands_offline import OFFLINE
-from pydi_fs.commands_session import Progress, Session, warn
-from pydi_fs.vfs.vfs import Vfs, VfsConfig
+from pydi_fs.commands_session import Session, warn
+from pydi_fs.progress import Progress
 from pydi_node import __version__
-from pydi_node.commands import Caller
 from pydi_node.errors import (
     EXIT_FAILED,
     EXIT_UNREACHABLE,
@@ -41,11 +40,9 @@ from pydi_node.errors import (
     UnavailableError,
     UserError,
 )
-from pydi_node.wire.messages import Role
 
 PROGRAM = "pydi"
 EXIT_INTERRUPTED = 130  # the shell's number for SIGINT
-DISK_TMP = "/var/tmp"
 
 # Options that pydi shares with pydi-mount, taken from its table.
 _CONNECTION_OPTIONS = ("data-dir", "node", "token", "token-file", "deadline")
@@ -68,11 +65,29 @@ class CommandSpec(NamedTuple):
     run: Callable[[Session, argparse.Namespace], Awaitable[None]]
     help: str
     arguments: tuple[Argument, ...] = ()
+    examples: tuple[str, ...] = ()  # what a person may type, for --help and the manual
+
+
+def _later(module: str, function: str) -> Callable[[Session, argparse.Namespace], Awaitable[None]]:
+    """A command whose module is loaded when it runs: `pydi ls` must not wait for a shell."""
+
+    async def run(session: Session, arguments: argparse.Namespace) -> None:
+        await getattr(importlib.import_module(module), function)(session, arguments)
+
+    return run
 
 
 _RECURSIVE = _argument(
     "-r", "--recursive", action="store_true", help="directories and all below them"
 )
+
+_COPY_OPTIONS = (
+    _argument("--continue", action="store_true", dest="resume",
+              help="go on with what an interrupted copy left"),
+    _argument("--mirror", action="store_true",
+              help="-r, and remove from TARGET what SOURCE does not have"),
+    _argument("--all", action="store_true", help="copy files of unchanged size and time too"),
+)  # fmt: skip
 
 COMMANDS: dict[str, CommandSpec] = {
     "ls": CommandSpec(
@@ -83,6 +98,7 @@ COMMANDS: dict[str, CommandSpec] = {
             _argument("-l", "--long", action="store_true", help="modes, owners, sizes, times"),
             _argument("-d", "--directory", action="store_true", help="a directory itself"),
         ),
+        ("pydi ls -l /photos", "pydi ls --json / | jq -r '.[].name'",),
     ),
     "tree": CommandSpec(
         commands_files.show_tree,
@@ -91,21 +107,41 @@ COMMANDS: dict[str, CommandSpec] = {
             _argument("path", nargs="?", default="/", metavar="PATH", help="default: /"),
             _argument("-L", "--depth", type=int, metavar="N", help="at most so many levels"),
         ),
+        ("pydi tree -L 2 /photos",),
     ),
     "cat": CommandSpec(
         commands_files.concatenate,
         "print files",
         (_argument("path", nargs="+", metavar="PATH"),),
+        ("pydi cat /notes/today.txt",),
     ),
     "put": CommandSpec(
         commands_copy.put,
         "copy local files in; SOURCE - is standard input",
-        (_argument("path", nargs="+", metavar="SOURCE... TARGET"), _RECURSIVE),
+        (
+            _argument("path", nargs="+", metavar="SOURCE... TARGET"),
+            _RECURSIVE,
+            *_COPY_OPTIONS,
+        ),
+        (
+            "pydi put -r ~/photos /photos",
+            "pydi put --mirror ~/work /backup/work",
+            "tar c . | pydi put - /backup.tar",
+        ),
     ),
     "get": CommandSpec(
         commands_copy.get,
         "copy files out; TARGET - is standard output",
-        (_argument("path", nargs="+", metavar="SOURCE... TARGET"), _RECURSIVE),
+        (
+            _argument("path", nargs="+", metavar="SOURCE... TARGET"),
+            _RECURSIVE,
+            *_COPY_OPTIONS,
+        ),
+        (
+            "pydi get -r /photos ~/photos",
+            "pydi get --continue /big.iso .",
+            "pydi get /backup.tar - | tar x",
+        ),
     ),
     "mkdir": CommandSpec(
         commands_files.make_directories,
@@ -114,11 +150,13 @@ COMMANDS: dict[str, CommandSpec] = {
             _argument("path", nargs="+", metavar="PATH"),
             _argument("-p", "--parents", action="store_true", help="those above too"),
         ),
+        ("pydi mkdir -p /photos/2026/march",),
     ),
     "mv": CommandSpec(
         commands_files.move,
         "rename, or move into a directory",
         (_argument("path", nargs="+", metavar="SOURCE... TARGET"),),
+        ("pydi mv /draft.txt /final.txt", "pydi mv /a /b /archive",),
     ),
     "rm": CommandSpec(
         commands_files.remove,
@@ -128,6 +166,50 @@ COMMANDS: dict[str, CommandSpec] = {
             _RECURSIVE,
             _argument("-f", "--force", action="store_true", help="what is missing is no error"),
         ),
+        ("pydi rm /old.txt", "pydi rm -r /old",),
+    ),
+    "rmdir": CommandSpec(
+        commands_tree.remove_directories,
+        "remove empty directories",
+        (_argument("path", nargs="+", metavar="PATH"),),
+        ("pydi rmdir /photos/empty",),
+    ),
+    "cp": CommandSpec(
+        commands_tree.copy,
+        "copy inside the tree; costs no space",
+        (
+            _argument("path", nargs="+", metavar="SOURCE... TARGET"),
+            _RECURSIVE,
+            _argument("-p", "--preserve", action="store_true", help="modes and times as well"),
+        ),
+        ("pydi cp /plan.txt /plan-2.txt", "pydi cp -r /photos /photos-before"),
+    ),
+    "find": CommandSpec(
+        commands_tree.find,
+        "paths of what is below a directory",
+        (
+            _argument("path", nargs="*", metavar="PATH", help="default: /"),
+            _argument("--name", metavar="PATTERN", help="whose name fits, as in a shell"),
+            _argument("--type", choices=("f", "d", "l"), help="files, directories or links"),
+            _argument("--larger", metavar="SIZE", help="than so many bytes: 512K, 10M"),
+        ),
+        ("pydi find /photos --name '*.jpg' --larger 10M",),
+    ),
+    "du": CommandSpec(
+        commands_tree.disk_usage,
+        "space that directories take",
+        (
+            _argument("path", nargs="*", metavar="PATH", help="default: /"),
+            _argument("-s", "--summarize", action="store_true", help="only what was named"),
+        ),
+        ("pydi du -s /photos /music",),
+    ),
+    "df": CommandSpec(commands_tree.disk_free, "free space of the cluster", (), ("pydi df",)),
+    "stat": CommandSpec(
+        commands_tree.show_status,
+        "all that is known of a file",
+        (_argument("path", nargs="+", metavar="PATH"),),
+        ("pydi stat /notes/today.txt",),
     ),
     "log": CommandSpec(
         commands_history.log,
@@ -136,6 +218,7 @@ COMMANDS: dict[str, CommandSpec] = {
             _argument("path", metavar="PATH"),
             _argument("--at", metavar="TIME", help="look its directory up as of then"),
         ),
+        ("pydi log /notes/today.txt",),
     ),
     "restore": CommandSpec(
         commands_history.restore,
@@ -147,27 +230,36 @@ COMMANDS: dict[str, CommandSpec] = {
                 help="2026-03-01T12:30, 2h ago, or an index out of log",
             ),
         ),
+        ("pydi restore /notes/today.txt --at '2h ago'",),
     ),
     "undelete": CommandSpec(
         commands_history.undelete,
         "bring back what was removed, with all below it",
         (_argument("path", metavar="PATH"),),
+        ("pydi undelete /notes/today.txt",),
     ),
-    "status": CommandSpec(commands_status.status, "how the cluster is doing"),
+    "status": CommandSpec(
+        commands_status.status,
+        "how the cluster is doing",
+        examples=("pydi status", "pydi status --json",),
+    ),
     "why": CommandSpec(
         commands_why.why,
         "what a file is made of, where that is, and what protects it",
         (_argument("path", metavar="PATH"),),
+        ("pydi why /photos/2026/sea.jpg",),
     ),
     "scrub": CommandSpec(
         commands_scrub.scrub,
         "how far the nodes are with re-reading their content",
         (_argument("--now", action="store_true", help="read everything now, and wait for it"),),
+        ("pydi scrub", "pydi scrub --now"),
     ),
     "set": CommandSpec(
         commands_cluster.set_,
         "show or change the cluster's settings",
         (_argument("setting", nargs="*", metavar="NAME[=VALUE]", help="default: show all"),),
+        ("pydi set", "pydi set replicas=3"),
     ),
     "drain": CommandSpec(
         commands_cluster.drain,
@@ -177,6 +269,7 @@ COMMANDS: dict[str, CommandSpec] = {
             _argument("--stop", action="store_true", help="let it take content again"),
             _argument("--no-wait", action="store_true", help="return at once"),
         ),
+        ("pydi drain 3", "pydi drain 3 --stop"),
     ),
     "forget": CommandSpec(
         commands_cluster.forget,
@@ -185,10 +278,11 @@ COMMANDS: dict[str, CommandSpec] = {
             _argument("number", type=int, metavar="N", help="of the node"),
             _argument("--force", action="store_true", help="even if it runs, or has last copies"),
         ),
+        ("pydi forget 3",),
     ),
 }  # fmt: skip
 
-_NEEDS_TARGET = ("put", "get", "mv")
+_NEEDS_TARGET = ("put", "get", "mv", "cp")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -216,8 +310,10 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, spec in COMMANDS.items():
         command = commands.add_parser(
-            name, help=spec.help, description=spec.help, parents=[common], allow_abbrev=False
-        )
+            name, help=spec.help, description=spec.help, parents=[common], allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog="\n  ".join(["examples:", *spec.examples]) if spec.examples else None,
+        )  # fmt: skip
         for argument in spec.arguments:
             command.add_argument(*argument.names, **argument.options)
     for name, offline in OFFLINE.items():
@@ -232,30 +328,13 @@ def build_parser() -> argparse.ArgumentParser:
 async def run(arguments: argparse.Namespace) -> int:
     """Connects, runs the command, disconnects; the exit code."""
     config = connection_config(vars(arguments), os.environ)
-    client = Client(*endpoints_of(config), Role.CLIENT, config.deadline_s)
-    await client.connect()
-    try:
-        with tempfile.TemporaryDirectory(prefix="pydi-", dir=_staging_parent()) as staging:
-            vfs = Vfs(client, VfsConfig(staging_dir=Path(staging)))
-            await vfs.start()
-            session = Session(
-                client=client,
-                vfs=vfs,
-                caller=Caller(os.geteuid(), os.getegid(), tuple(os.getgroups())),
-                umask=_umask(),
-                json="json" in arguments,
-                progress=Progress(enabled=sys.stderr.isatty()),
-            )
-            try:
-                await COMMANDS[arguments.command].run(session, arguments)
-            finally:
-                session.progress.finish()
-            # Not after an exception either: an interrupted copy must not be published half.
-            if not session.abandoned:
-                await vfs.stop()
-            return session.exit_code
-    finally:
-        await client.close()
+    progress = Progress(enabled=sys.stderr.isatty())
+    async with connected(config, progress, json="json" in arguments) as session:
+        try:
+            await COMMANDS[arguments.command].run(session, arguments)
+        finally:
+            progress.finish()
+    return session.exit_code
 
 
 def connection_config(
@@ -286,17 +365,6 @@ def run_offline(arguments: argparse.Namespace) -> int:
         given["data_dir"] = arguments.directory
     data_dir = connection_config(given, os.environ).data_dir
     return OFFLINE[arguments.command].run(Path(data_dir), arguments)
-
-
-def _staging_parent() -> str | None:
-    """Where content waits for its close: on disk, for /tmp may be memory. None: as TMPDIR says."""
-    return None if "TMPDIR" in os.environ or not os.path.isdir(DISK_TMP) else DISK_TMP
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

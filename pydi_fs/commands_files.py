@@ -32,12 +32,12 @@ _RECENT_NS = 180 * 86400 * 10**9  # ls(1): older files show the year instead of 
 
 async def list_files(session: Session, arguments: argparse.Namespace) -> None:
     """``ls``: what a directory holds, one name a line, sorted by bytes."""
-    paths = [os.fsencode(path) for path in arguments.path] or [b"/"]
+    paths = [os.fsencode(path) for path in arguments.path] or [b"."]
     listed = []
     for number, path in enumerate(paths):
         try:
             # As ls(1): a link named on the command line is followed, unless it would be described.
-            attr = await session.vfs.resolve(path, follow=not arguments.long)
+            attr = await session.resolve(path, follow=not arguments.long)
             if attr.is_dir and not arguments.directory:
                 await session.vfs.access(session.caller, attr.ino, os.R_OK)
                 entries = await session.entries(attr.ino)
@@ -48,7 +48,7 @@ async def list_files(session: Session, arguments: argparse.Namespace) -> None:
             session.complain(about(path, exc))
             continue
         if session.json:
-            listed += [await _describe(session, prefix + e.name, e) for e in entries]
+            listed += [await describe(session, prefix + e.name, e) for e in entries]
             continue
         if len(paths) > 1 and prefix:
             session.out((b"\n" if number else b"") + path + b":")
@@ -61,7 +61,7 @@ async def list_files(session: Session, arguments: argparse.Namespace) -> None:
         session.out(json.dumps(listed, indent=2))
 
 
-async def _describe(session: Session, path: bytes, entry: DirEntry) -> dict[str, object]:
+async def describe(session: Session, path: bytes, entry: DirEntry) -> dict[str, object]:
     """One entry as JSON; bytes that are no UTF-8 become lone surrogates, as os.fsdecode does it."""
     attr = entry.attr
     described: dict[str, object] = {
@@ -82,7 +82,8 @@ async def _print_long(session: Session, entries: list[DirEntry]) -> None:
         name = entry.name
         if attr.is_symlink:
             name += b" -> " + await session.vfs.readlink(attr.ino)
-        row = (stat.filemode(attr.mode), str(attr.nlink), _user(attr.uid), _group(attr.gid),
+        row = (stat.filemode(attr.mode), str(attr.nlink), owner_name(attr.uid),
+               owner_name(attr.gid, group=True),
                _size(attr), _when(attr.mtime_ns))  # fmt: skip
         rows.append((row, name))
     widths = [max(len(row[column]) for row, _ in rows) for column in range(6)] if rows else []
@@ -107,25 +108,19 @@ def _when(time_ns: int) -> str:
     return time.strftime("%b %e %H:%M" if recent else "%b %e  %Y", moment)
 
 
-def _user(uid: int) -> str:
+def owner_name(number: int, group: bool = False) -> str:
+    """Of a user or group on this machine; the number where it has no name here."""
     try:
-        return pwd.getpwuid(uid).pw_name
+        return grp.getgrgid(number).gr_name if group else pwd.getpwuid(number).pw_name
     except KeyError:
-        return str(uid)
-
-
-def _group(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
+        return str(number)
 
 
 async def show_tree(session: Session, arguments: argparse.Namespace) -> None:
     """``tree``: everything below a directory, drawn; symbolic links are shown, not followed."""
     path = os.fsencode(arguments.path)
     try:
-        top = await session.vfs.resolve(path)
+        top = await session.resolve(path)
     except FILE_ERRORS as exc:
         raise UserError(about(path, exc)) from exc
     session.out(path)
@@ -160,7 +155,7 @@ async def concatenate(session: Session, arguments: argparse.Namespace) -> None:
     """``cat``: the files' content, one after the other."""
     for path in map(os.fsencode, arguments.path):
         try:
-            attr = await session.vfs.resolve(path)
+            attr = await session.resolve(path)
             if not attr.is_regular:
                 raise FileError(errno.EISDIR if attr.is_dir else errno.EINVAL)
             await session.read_into(attr.ino, sys.stdout.buffer.write)
@@ -185,11 +180,11 @@ async def make_path(session: Session, path: bytes) -> Ino:
     """The directory at ``path``, made with all that is missing above it."""
     done = b""
     ino = ROOT_INO
-    for part in path.split(b"/"):
+    for part in session.absolute(path).split(b"/"):
         if part in (b"", b"."):
             continue
         done += b"/" + part
-        attr = await or_none(session.vfs.resolve(done))
+        attr = await or_none(session.resolve(done))
         if attr is None:
             mode = 0o777 & ~session.umask
             attr = await session.vfs.mkdir(session.caller, ino, part, mode)
@@ -202,7 +197,7 @@ async def make_path(session: Session, path: bytes) -> Ino:
 async def move(session: Session, arguments: argparse.Namespace) -> None:
     """``mv``: rename, or move into a directory; replaces a file of the same name."""
     *sources, target = map(os.fsencode, arguments.path)
-    found = await or_none(session.vfs.resolve(target))
+    found = await or_none(session.resolve(target))
     into = found if found is not None and found.is_dir else None
     if into is None and len(sources) > 1:
         raise UserError(f"{show(target)}: not a directory", EXIT_USAGE)
@@ -227,7 +222,7 @@ async def remove(session: Session, arguments: argparse.Namespace) -> None:
             if attr.is_dir and not arguments.recursive:
                 session.complain(f"{show(path)}: is a directory (rm -r removes it)")
             elif attr.is_dir:
-                await _remove_below(session, attr.ino)
+                await remove_below(session, attr.ino)
                 await session.vfs.rmdir(session.caller, parent, name)
             else:
                 await session.vfs.unlink(session.caller, parent, name)
@@ -236,7 +231,7 @@ async def remove(session: Session, arguments: argparse.Namespace) -> None:
                 session.complain(about(path, exc))
 
 
-async def _remove_below(session: Session, top: Ino) -> None:
+async def remove_below(session: Session, top: Ino) -> None:
     """Empty a directory, deepest first. The first refusal ends it: what is left is still a tree."""
     # (directory, its parent and name there, directories in it still to be emptied)
     pending = [(top, top, b"", await _unlink_files(session, top))]

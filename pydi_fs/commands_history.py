@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import re
 import stat
 import time
@@ -17,16 +18,16 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from pydi_fs.commands_session import FILE_ERRORS, Session, about, format_bytes, show
+from pydi_fs.commands_session import FILE_ERRORS, Session, about, show
+from pydi_fs.progress import format_bytes
+from pydi_fs.same_content import commit_same
 from pydi_node import commands
-from pydi_node.commands import EXTENTS_PER_COMMAND_MAX, Commit
 from pydi_node.errors import EXIT_USAGE, FileError, UserError
 from pydi_node.ids import INT64_MAX, ROOT_INO, Ino, LogIndex, TimeNs
-from pydi_node.records import Attr, DirEntry, FileVersion, Version
+from pydi_node.records import Attr, DirEntry, Version
 from pydi_node.wire.messages import (
     Admin,
     GetAttr,
-    GetFile,
     GetXattr,
     IndexAt,
     ListXattr,
@@ -39,7 +40,6 @@ from pydi_node.wire.messages import (
 NS_PER_S = 1_000_000_000
 TIMES_PER_QUESTION = 4096
 READDIR_ENTRIES = 1024
-EXTENTS_PER_COMMIT = EXTENTS_PER_COMMAND_MAX // 4  # a command near 1 MiB
 
 _FIRST = "bring that back first"
 _AGO = re.compile(r"(\d{1,9})\s*([a-z]+?)s?(?:\s+ago)?", re.IGNORECASE)
@@ -54,7 +54,7 @@ _UNIT_S = {
 
 async def log(session: Session, arguments: argparse.Namespace) -> None:
     """``log PATH``: every state that the path showed and that is kept, oldest first."""
-    path = _clean(arguments.path)
+    path = _clean(session, arguments.path)
     at = None if arguments.at is None else await index_of(session, arguments.at)
     versions = await _versions(session, path, at)
     if not versions:
@@ -85,7 +85,7 @@ async def log(session: Session, arguments: argparse.Namespace) -> None:
 async def restore(session: Session, arguments: argparse.Namespace) -> None:
     """``restore PATH --at TIME|INDEX``: the file has the content again that it had then, as a new
     version; what is not there any more comes back as it was."""
-    path = _clean(arguments.path)
+    path = _clean(session, arguments.path)
     at = await index_of(session, arguments.at)
     then = await _resolve_at(session, path, at)
     parent, name = await _parent_of(session, path)
@@ -94,7 +94,7 @@ async def restore(session: Session, arguments: argparse.Namespace) -> None:
         await _bring_back(session, path, then, at, parent, name)
     elif then.is_regular and now.is_regular:
         _require_owner(session, then)
-        await _restore_content(session, now.ino, then.ino, at)
+        await commit_same(session, now.ino, then.ino, at)
     else:
         what = "is a directory" if then.is_dir else "is not the regular file it was"
         raise UserError(f"{show(path)}: {what} now: move it away first, or name what is in it")
@@ -107,7 +107,7 @@ async def undelete(session: Session, arguments: argparse.Namespace) -> None:
     A directory is always empty when it is removed. Which of the removals before that belonged to
     it nobody can tell: one that ever held something is refused, for ``restore`` takes a time.
     """
-    path = _clean(arguments.path)
+    path = _clean(session, arguments.path)
     versions = await _versions(session, path, None)
     if not versions:
         raise UserError(f"{show(path)}: nothing of that name is kept")
@@ -165,9 +165,9 @@ def parse_moment(text: str, now_ns: int) -> int | tuple[TimeNs]:
 # --- looking -------------------------------------------------------------------------------------
 
 
-def _clean(path: str) -> bytes:
+def _clean(session: Session, path: str) -> bytes:
     """The path as the tree knows it. UserError for the root, which has no other state to go to."""
-    parts = [part for part in path.encode(errors="surrogateescape").split(b"/") if part]
+    parts = [part for part in session.absolute(os.fsencode(path)).split(b"/") if part]
     if not parts or any(part in (b".", b"..") for part in parts):
         raise UserError(f"{path}: name a file or directory by its path from the root", EXIT_USAGE)
     return b"/" + b"/".join(parts)
@@ -258,26 +258,6 @@ def _require_owner(session: Session, attr: Attr) -> None:
         raise FileError(errno.EPERM)
 
 
-async def _restore_content(session: Session, target: Ino, source: Ino, at: LogIndex) -> None:
-    """``target`` has the content that ``source`` had: all of it with the first commit, except for
-    files of more extents than one command can name."""
-    version: FileVersion = await session.client.call(GetFile(source, at))
-    extents = version.extents
-    for start in range(0, max(len(extents), 1), EXTENTS_PER_COMMIT):
-        await session.client.execute(
-            Commit(
-                caller=session.caller,
-                ino=target,
-                base_version=None,
-                cut=0 if start == 0 else None,
-                size=version.attr.size,
-                append=False,
-                extents=extents[start : start + EXTENTS_PER_COMMIT],
-                blobs=(),
-            )
-        )
-
-
 async def _bring_back(
     session: Session, path: bytes, then: Attr, at: LogIndex, parent: Ino, name: bytes
 ) -> None:
@@ -312,7 +292,7 @@ async def _bring_back_file(
     """It gets its name when it is complete, so a command that is interrupted leaves nothing."""
     mode = stat.S_IMODE(then.mode)
     made = await session.client.execute(commands.Tmpfile(session.caller, parent, mode))
-    await _restore_content(session, made.ino, then.ino, at)
+    await commit_same(session, made.ino, then.ino, at)
     await _set_like(session, made.ino, then, at)
     await session.client.execute(commands.Link(session.caller, made.ino, parent, name))
     session.progress.add(files=1)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydi_fs.commands_session import Progress
+from pydi_fs.progress import Progress
 from pydi_node.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UserError
 
 Arguments = tuple[tuple[tuple[str, ...], dict[str, Any]], ...]

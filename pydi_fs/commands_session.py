@@ -10,12 +10,13 @@ import asyncio
 import errno
 import os
 import sys
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydi_fs.accessibility import explain
 from pydi_fs.client import Client
+from pydi_fs.progress import Progress
 from pydi_fs.vfs.vfs import Vfs
 from pydi_node.commands import Caller
 from pydi_node.errors import (
@@ -23,8 +24,10 @@ from pydi_node.errors import (
     EXIT_OK,
     EXIT_USAGE,
     BlobError,
+    BlobMissingError,
     FileError,
     NoSpaceError,
+    UnavailableError,
     UserError,
 )
 from pydi_node.ids import Ino
@@ -34,40 +37,12 @@ CHUNK_BYTES = 1 << 20  # one read or write of content
 READDIR_ENTRIES = 1024
 # Operations at a time: nodes sync many commands with one fdatasync, a lone one waits for its own.
 PARALLEL_MAX = 16
-PROGRESS_INTERVAL_S = 0.1  # a person sees ten changes a second as motion
 
 # What can be wrong with one file while the others go on.
 FILE_ERRORS = (FileError, BlobError, NoSpaceError)
 
 # Local file names are str with surrogates for bytes that are no UTF-8; the tree's names are bytes.
 # Both sides of a copy are spelled as bytes here.
-
-
-@dataclass(slots=True)
-class Progress:
-    """One line on a terminal that counts; silent elsewhere."""
-
-    enabled: bool
-    files: int = 0
-    bytes: int = 0
-    _shown_at: float = 0.0
-
-    def add(self, files: int = 0, bytes_: int = 0) -> None:
-        self.files += files
-        self.bytes += bytes_
-        now = time.monotonic()
-        if self.enabled and now - self._shown_at >= PROGRESS_INTERVAL_S:
-            self._shown_at = now
-            self._show()
-
-    def finish(self) -> None:
-        if self.enabled and (self.files or self.bytes):
-            self._show()
-            print(file=sys.stderr)
-
-    def _show(self) -> None:
-        text = f"\r{self.files} files, {format_bytes(self.bytes)} "
-        print(text, end="", file=sys.stderr, flush=True)
 
 
 @dataclass(slots=True)
@@ -81,7 +56,7 @@ class Session:
     json: bool
     progress: Progress
     exit_code: int = EXIT_OK
-    abandoned: bool = False  # a file was left half written: nothing may be published any more
+    cwd: bytes = b"/"  # where paths without a leading slash begin; the shell's cd changes it
     _to_terminal: bool = field(default_factory=sys.stdout.isatty)
 
     def out(self, text: str | bytes, end: bytes = b"\n") -> None:
@@ -95,6 +70,14 @@ class Session:
         """Something was not done; the others go on, and the exit code says so at the end."""
         warn(sentence)
         self.exit_code = EXIT_FAILED
+
+    def absolute(self, path: bytes) -> bytes:
+        """The path from the root; a trailing slash stays."""
+        return path if path.startswith(b"/") else self.cwd.rstrip(b"/") + b"/" + path
+
+    async def resolve(self, path: bytes, follow: bool = True) -> Attr:
+        """The inode at a path. ENOENT, ENOTDIR, ELOOP."""
+        return await self.vfs.resolve(self.absolute(path), follow)
 
     async def entries(self, ino: Ino) -> list[DirEntry]:
         """All entries of a directory, by name."""
@@ -110,7 +93,7 @@ class Session:
 
     async def parent_of(self, path: bytes) -> tuple[Ino, bytes]:
         """(directory, last name) of a path whose last name need not exist."""
-        head, _, name = path.rstrip(b"/").rpartition(b"/")
+        head, _, name = self.absolute(path).rstrip(b"/").rpartition(b"/")
         if name in (b"", b".", b".."):
             raise UserError(f"{show(path)}: name a file or directory", EXIT_USAGE)
         parent = await self.vfs.resolve(head)
@@ -126,25 +109,43 @@ class Session:
         fh = await self.vfs.open(self.caller, ino, os.O_RDONLY)
         try:
             offset = 0
-            while data := await self.vfs.read(fh, offset, CHUNK_BYTES):
+            while data := await self.read_chunk(fh, offset, CHUNK_BYTES):
                 sink(data)
                 offset += len(data)
                 self.progress.add(bytes_=len(data))
         finally:
             await self.vfs.release(fh)
 
+    async def read_chunk(self, fh: int, offset: int, length: int) -> bytes:
+        """A range of an open file. BlobError says which holders are down, where that is why."""
+        try:
+            return await self.vfs.read(fh, offset, length)
+        except (BlobError, UnavailableError) as exc:
+            sentence = await explain(self.client, self.vfs.blobs_of(fh))
+            if sentence is None:
+                raise
+            raise BlobMissingError(sentence) from exc
+
 
 async def in_parallel(
     work: Callable[..., Awaitable[None]], calls: Sequence[tuple[Any, ...]]
 ) -> None:
     """``work(*call)`` for each call, some at a time; the first exception once those have ended."""
-    for start in range(0, len(calls), PARALLEL_MAX):
-        outcomes = await asyncio.gather(
-            *(work(*call) for call in calls[start : start + PARALLEL_MAX]), return_exceptions=True
-        )
-        for outcome in outcomes:
-            if outcome is not None:
-                raise outcome
+    waiting = iter(calls)
+    failures: list[Exception] = []
+
+    async def worker() -> None:
+        for call in waiting:
+            try:
+                await work(*call)
+            except Exception as exc:
+                failures.append(exc)
+            if failures:
+                return
+
+    await asyncio.gather(*(worker() for _ in range(min(PARALLEL_MAX, len(calls)))))
+    if failures:
+        raise failures[0]
 
 
 async def or_none(attr: Awaitable[Attr]) -> Attr | None:
@@ -170,13 +171,3 @@ def show(path: bytes) -> str:
 
 def warn(sentence: str) -> None:
     print(f"pydi: {sentence}", file=sys.stderr)
-
-
-def format_bytes(count: int) -> str:
-    """ "17 B", "4.2 KiB", "3.0 GiB"."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024:
-            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} PiB"

@@ -11,7 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydi_fs.commands_session import Session, format_bytes
+from pydi_fs.commands_session import Session
+from pydi_fs.progress import format_bytes
 from pydi_node.wire.messages import Admin
 
 _NODE_COLUMNS = ("node", "address", "state", "role", "stored", "free", "files", "applied")

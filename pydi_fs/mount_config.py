@@ -94,14 +94,14 @@ def parse_address(text: str) -> tuple[str, int]:
     return match[1] or match[2], port
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, least: int = CACHE_SIZE_MIN) -> int:
     """Bytes of ``64M``, ``10GiB``, ``1048576``: powers of 1024. ValueError otherwise."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
     if match is None:
         raise ValueError("expected a size such as 512M or 10G")
     size = int(float(match[1]) * (1 << (10 * " kmgt".index(match[2] or " "))))
-    if size < CACHE_SIZE_MIN:
-        raise ValueError("the least is 1M")
+    if size < least:
+        raise ValueError(f"the least is {least >> 20}M")
     return size
 
 

@@ -36,6 +36,12 @@ _CLIENT = (*_VOCABULARY, "pydi_node.wire")
 _MOUNT = ("pydi_fs.mount_options", "pydi_fs.mountpoints")
 _BINDING = (*_VOCABULARY, "pydi_fs.vfs", *_MOUNT)
 
+# What every command works with, without what the commands mean.
+_COMMANDS = (
+    "pydi_fs.commands_session", "pydi_fs.commands_files", "pydi_fs.progress",
+    "pydi_fs.same_content",
+)  # fmt: skip
+
 # In order: the first row whose pattern fits a file is its room.
 ROOMS = (
     Room(("pydi_node/ids.py", "pydi_node/errors.py"), ()),
@@ -65,6 +71,7 @@ ROOMS = (
     Room(("pydi_fs/mount_options.py", "pydi_fs/mountpoints.py"), _FOUNDATION),
     # Works on a stopped node's files, so it shares the code that reads them.
     Room(("pydi_fs/commands_offline.py",), ("pydi_fs", "pydi_node")),
+    Room(("pydi_fs/transfer/*",), (*_CLIENT, "pydi_fs.vfs", *_COMMANDS)),
     Room(
         ("pydi_fs/*.py",),  # the commands, and what they share
         ("pydi_fs", "pydi_node.__version__", *_CLIENT),
@@ -87,6 +94,7 @@ PURE = (
     "pydi_node/blobs/scrub.py",
     "pydi_fs/vfs/extents.py",
     "pydi_fs/vfs/cache.py",
+    "pydi_fs/transfer/plan.py",
     "pydi_fs/fuse/abi.py",
     "pydi_fs/fuse/codec.py",
 )

@@ -50,18 +50,23 @@ Directories
 
 Files (``fh`` is a small integer, never reused within a mount)
     open(caller, ino, flags) -> fh                   flags as open(2): O_ACCMODE, O_TRUNC, O_APPEND
+    open_version(caller, ino) -> (fh, FileVersion)   for reading
     create(caller, parent, name, mode, flags) -> (Attr, fh)      O_EXCL is honoured
     tmpfile(caller, parent, mode, flags) -> (Attr, fh)
     read(fh, offset, size) -> bytes                  short only at the end of the file
     write(fh, offset, data) -> int                   O_APPEND handles ignore ``offset``
     truncate: setattr(size=...)
     flush(fh) / fsync(fh, datasync) / release(fh)
+    stamp(fh, mtime_ns)                              of what the next flush publishes
+    drain(fh) / abandon(fh)                          wait until it is sent / close, unpublished
     fallocate(fh, mode, offset, length)
     lseek(fh, offset, whence) -> int                 SEEK_DATA, SEEK_HOLE
+    commit(commands.Commit) -> Attr                  of blobs that the cluster has
     copy_file_range(fh_in, offset_in, fh_out, offset_out, length) -> int
     getlk(fh, owner, kind, start, end, pid) -> (kind, start, end, pid)
     setlk(fh, owner, kind, start, end, pid, wait, flock) ; kind F_RDLCK | F_WRLCK | F_UNLCK
     ino_of(fh) -> Ino
+    blobs_of(fh) -> collection of records.BlobInfo
 
 Changes made elsewhere: `vfs.on_invalidate = callback(inos, entries, everything: bool)` is called in
 the loop after the vfs has dropped its own caches; the binding then tells the kernel.

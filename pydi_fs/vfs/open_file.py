@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from pydi_fs.client import Client
 from pydi_fs.vfs.content import Content
@@ -72,6 +72,10 @@ class OpenFile:
     @property
     def size(self) -> int:
         return self._content.size
+
+    @property
+    def blobs(self) -> Collection[BlobInfo]:
+        return self._blobs.values()
 
     def overlay(self, attr: Attr) -> Attr:
         """``attr`` as programs here must see it: with what they wrote and nobody else has yet."""
@@ -198,6 +202,11 @@ class OpenFile:
     def _note_change(self, caller: Caller) -> None:
         self._caller = caller
         self._mtime_ns = self._clock()
+
+    async def drain(self) -> None:
+        """A writer faster than the network waits here, so that little is left to do at the end."""
+        if self._stage is not None:
+            await self._stage.drain()
 
     # --- publishing and refreshing -------------------------------------------------------------
 

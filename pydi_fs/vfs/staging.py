@@ -124,6 +124,11 @@ class Stage:
             return bytes(self._memory)
         return None
 
+    async def drain(self) -> None:
+        """What was staged in full chunks is at a node, or it is known that none takes it now."""
+        if self._streaming is not None:
+            await asyncio.wait([self._streaming])
+
     async def checksum(self) -> bytes:
         """BLAKE3 of all that was staged."""
         if self._hasher is not None:
@@ -140,7 +145,7 @@ class Stage:
         """
         if self.info is not None:
             return self.info
-        await self._stop_streaming()
+        await self.drain()
         checksum = await self.checksum()
         for attempt in range(1, SEAL_ATTEMPTS_MAX + 1):
             try:
@@ -169,7 +174,7 @@ class Stage:
 
     async def discard(self) -> None:
         """Nobody needs it any more: the node may forget what it got."""
-        await self._stop_streaming()
+        await self.drain()
         if self.info is None and self._blob is not None and self._epoch == self._client.epoch:
             try:
                 await self._client.call(BlobAbort(self._blob))
@@ -222,10 +227,6 @@ class Stage:
             self.failure = exc
         finally:
             self._streaming = None
-
-    async def _stop_streaming(self) -> None:
-        if self._streaming is not None:
-            await asyncio.wait([self._streaming])
 
     async def _send(self, until: int) -> None:
         """Bytes below ``until`` are at the node of the present connection when this returns."""

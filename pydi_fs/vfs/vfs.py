@@ -13,7 +13,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from pydi_node.commands import (
     Caller,
     CloneRange,
     Command,
+    Commit,
     Create,
     Link,
     Mkdir,
@@ -43,7 +44,7 @@ from pydi_node.commands import (
 )
 from pydi_node.errors import FileError, PydiError
 from pydi_node.ids import ROOT_INO, Ino
-from pydi_node.records import NAME_MAX_BYTES, Attr, DirEntry, FileVersion, Statfs
+from pydi_node.records import NAME_MAX_BYTES, Attr, BlobInfo, DirEntry, FileVersion, Statfs
 from pydi_node.wire import messages
 from pydi_node.wire.messages import (
     GetAttr,
@@ -382,9 +383,21 @@ class Vfs:
 
     async def open(self, caller: Caller, ino: Ino, flags: int) -> int:
         """open(2) of an existing regular file: the newest version that anybody has closed."""
+        fh, _ = await self._open(caller, ino, flags)
+        file = self._handles[fh].file
+        if flags & os.O_TRUNC and flags & O_ACCMODE != os.O_RDONLY and file.size:
+            file.truncate(caller, 0)
+        return fh
+
+    async def open_version(self, caller: Caller, ino: Ino) -> tuple[int, FileVersion]:
+        """`open` for reading, and what the newest version consists of. Reads give later versions as
+        soon as there are any: compare ``getattr(ino).version`` at the end."""
+        return await self._open(caller, ino, os.O_RDONLY)
+
+    async def _open(self, caller: Caller, ino: Ino, flags: int) -> tuple[int, FileVersion]:
         opened: list[int] = []
 
-        def arrived(version: FileVersion) -> int:
+        def arrived(version: FileVersion) -> tuple[int, FileVersion]:
             # At arrival, in order with invalidations: later there might be an unseen one between.
             self._cache.put_attr(version.attr)
             file = self._files.get(ino)
@@ -396,18 +409,15 @@ class Vfs:
                 file.adopt(version)
                 file.stale = False
             opened.append(self._new_handle(file, flags, caller))
-            return opened[0]
+            return opened[0], version
 
         try:
-            fh: int = await self.client.call(Open(ino), arrived=arrived)
+            answer: tuple[int, FileVersion] = await self.client.call(Open(ino), arrived=arrived)
         except asyncio.CancelledError:
             for handle in opened:
                 self._later(self.release(handle))
             raise
-        file = self._handles[fh].file
-        if flags & os.O_TRUNC and flags & O_ACCMODE != os.O_RDONLY and file.size:
-            file.truncate(caller, 0)
-        return fh
+        return answer
 
     async def create(
         self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int
@@ -467,22 +477,49 @@ class Vfs:
         """fsync(2). Metadata is durable when its operation returns, so both kinds are the same."""
         await self._publish(self._handle(fh).file)
 
+    def stamp(self, fh: int, mtime_ns: int) -> None:
+        """What is written and not published yet gets this modification time when it is."""
+        self._handle(fh).file.set_mtime(mtime_ns)
+
+    async def drain(self, fh: int) -> None:
+        """Wait until what was written has left this machine, but for the last megabyte or so.
+
+        For writers that nobody else slows down; without it a copy is staged as a whole first.
+        """
+        await self._handle(fh).file.drain()
+
     async def release(self, fh: int) -> None:
         """The last descriptor of this open is closed. Errors were flush's to tell."""
-        handle = self._handles.pop(fh, None)
-        if handle is None:
-            raise FileError(errno.EBADF)
+        handle = self._close(fh)
         file = handle.file
         if handle.writable and file.dirty:
             try:
                 await self._publish(file)
             except PydiError as exc:
                 log.warning("ino=%d: not published at close: %s", file.ino, exc)
+        await self._let_go(handle, wanted=True)
+
+    async def abandon(self, fh: int) -> None:
+        """Close without publishing: what was written since the last flush never was.
+
+        Only on a file that nobody else writes here; with another open handle, its flush publishes
+        what was written through this one too.
+        """
+        await self._let_go(self._close(fh), wanted=False)
+
+    def _close(self, fh: int) -> _Handle:
+        handle = self._handles.pop(fh, None)
+        if handle is None:
+            raise FileError(errno.EBADF)
+        return handle
+
+    async def _let_go(self, handle: _Handle, wanted: bool) -> None:
+        file = handle.file
         file.handles -= 1
         file.writers -= handle.writable
         if file.handles == 0 and self._files.get(file.ino) is file:
             del self._files[file.ino]
-            if file.dirty:
+            if file.dirty and wanted:
                 log.error("ino=%d: content lost, close() had reported the error", file.ino)
                 self.on_invalidate((file.ino,), (), False)  # the kernel shows it still
             await file.discard()
@@ -490,6 +527,10 @@ class Vfs:
 
     def ino_of(self, fh: int) -> Ino:
         return self._handle(fh).file.ino
+
+    def blobs_of(self, fh: int) -> Collection[BlobInfo]:
+        """What holds the content of an open file, as far as it is published."""
+        return self._handle(fh).file.blobs
 
     async def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2): holes are made, space is not reserved. EOPNOTSUPP: collapse, insert."""
@@ -520,6 +561,14 @@ class Vfs:
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise FileError(errno.EINVAL)
         return handle.file.seek(offset, data=whence == os.SEEK_DATA)
+
+    async def commit(self, command: Commit) -> Attr:
+        """Content that the cluster has already becomes a file's. Nothing staged is published."""
+        file = self._files.get(command.ino)
+        attr = await self._execute(command, self._arrived_attr)
+        if file is not None:
+            file.stale = True
+        return self._overlay(attr)
 
     async def copy_file_range(
         self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int

@@ -239,6 +239,7 @@ class Peers:
         self._credentials = credentials
         self._seeds = tuple(seeds)
         self._loop = asyncio.get_running_loop()
+        self.lost_ns: dict[NodeNumber, int] = {}  # nodes that are away: when the link broke
         self._links: dict[NodeNumber, Link] = {}
         self._tasks: dict[NodeNumber | Address, asyncio.Task[None]] = {}
         self._members: frozenset[NodeNumber] = frozenset()
@@ -428,6 +429,7 @@ class Peers:
 
     async def _use(self, number: NodeNumber, link: Link) -> None:
         self._links[number] = link
+        self.lost_ns.pop(number, None)
         _log.info("connected to node %d at %s", number, self.address_of(number))
         try:
             await link.lost
@@ -436,6 +438,7 @@ class Peers:
             link.close()
             if self._links.get(number) is link:
                 del self._links[number]
+                self.lost_ns[number] = time.time_ns()
 
     async def _connect(self, address: Address) -> Link:
         hello = Hello(

@@ -83,6 +83,8 @@ class Status:
                     "number": number,
                     "address": str(address) if address else "",
                     "state": state,
+                    # As this node saw it; null when it never saw the other one, or it is up.
+                    "down_since_ns": self._peers.lost_ns.get(number) if part is None else None,
                     "role": _role(info, member),
                     "witness": info is not None and info.witness,
                     **{

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pydi_fs import cli
-from pydi_fs.commands_session import format_bytes
 from pydi_fs.commands_status import format_status
+from pydi_fs.progress import format_bytes
 from pydi_node.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE
 
 
