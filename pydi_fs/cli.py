@@ -45,7 +45,9 @@ PROGRAM = "pydi"
 EXIT_INTERRUPTED = 130  # the shell's number for SIGINT
 
 # Options that pydi shares with pydi-mount, taken from its table.
-_CONNECTION_OPTIONS = ("data-dir", "node", "token", "token-file", "deadline")
+_CONNECTION_OPTIONS = (
+    "data-dir", "node", "token", "token-file", "group", "interface", "deadline",
+)  # fmt: skip
 
 
 class Argument(NamedTuple):

@@ -1,4 +1,4 @@
-"""Which nodes a command talks to: the one on this machine, or one elsewhere, and then the others;
+"""Which nodes a command talks to: the one on this machine, one elsewhere, or those that are found;
 and the session with them in which a command runs.
 
 Called by `pydi_fs.cli` and `pydi_fs.mount_cli` with their MountConfig.
@@ -11,8 +11,9 @@ import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from pydi_fs.client import Client, Endpoint, EndpointOf, node_on_this_machine
+from pydi_fs.client import Client, Endpoint, EndpointOf, Seek, node_on_this_machine
 from pydi_fs.client.endpoints import read_token
 from pydi_fs.commands_session import Session
 from pydi_fs.mount_config import MountConfig, parse_address
@@ -31,7 +32,7 @@ async def connected(
 ) -> AsyncIterator[Session]:
     """A session for commands. What is still written when it ends by itself is published; after an
     exception it is dropped with the connection. UserError when no node can be reached."""
-    client = Client(*endpoints_of(config), Role.CLIENT, config.deadline_s)
+    client = Client(*ways_of(config), role=Role.CLIENT, deadline_s=config.deadline_s)
     await client.connect()
     try:
         with tempfile.TemporaryDirectory(prefix="pydi-", dir=_staging_parent()) as staging:
@@ -55,7 +56,15 @@ def _umask() -> int:
     return mask
 
 
-def endpoints_of(config: MountConfig) -> tuple[Sequence[Endpoint], EndpointOf | None]:
+class Ways(NamedTuple):
+    """How a Client gets to the cluster; its first three arguments."""
+
+    endpoints: Sequence[Endpoint]  # nodes to begin with, the nearest first
+    endpoint_of: EndpointOf | None  # to another member, by its address
+    seek: Seek | None  # finds nodes of the cluster when none of the known ones answers
+
+
+def ways_of(config: MountConfig) -> Ways:
     """Where the configured node is, and how to reach the others of its cluster when that one fails.
 
     On a node's machine the token beside its socket opens the others, for whoever may read it; who
@@ -63,14 +72,18 @@ def endpoints_of(config: MountConfig) -> tuple[Sequence[Endpoint], EndpointOf | 
     token is none.
     """
     if config.node is not None:
-        reach = _reach(read_token(config.token, config.token_file))
-        return [reach(*parse_address(config.node))], reach
-    here = node_on_this_machine(Path(config.data_dir))
+        token = read_token(config.token, config.token_file)
+        reach = _reach(token)
+        return Ways([reach(*parse_address(config.node))], reach, _seek(config, token))
+    if config.has_token:
+        token = read_token(config.token, config.token_file)
+        return Ways([], _reach(token), _seek(config, token))
+    here = node_on_this_machine(Path(config.data_dir), must_exist=not config.background)
     try:
         token = read_token(None, str(Path(config.data_dir) / "token"))
     except UserError:
-        return [here], None
-    return [here], _reach(token)
+        return Ways([here], None, None)
+    return Ways([here], _reach(token), None)
 
 
 def _reach(token: str) -> EndpointOf:
@@ -80,3 +93,12 @@ def _reach(token: str) -> EndpointOf:
         return remote_endpoint(host, port, token)
 
     return reach
+
+
+def _seek(config: MountConfig, token: str) -> Seek:
+    async def seek(timeout_s: float) -> tuple[list[tuple[str, int]], str]:
+        from pydi_fs.commands_remote import find_nodes
+
+        return await find_nodes(token, config.group, config.interface, timeout_s)
+
+    return seek

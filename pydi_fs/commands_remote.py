@@ -15,16 +15,37 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pydi_fs.client import TcpEndpoint
+from pydi_node.discovery.finder import Finder
+from pydi_node.discovery.group import Group
 from pydi_node.wire import tls, trust
 from pydi_node.wire.messages import Role
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
+
+OTHERS_WAIT_S = 0.05  # after the first node's answer, for those of the others
 
 
 def remote_endpoint(host: str, port: int, token: str) -> TcpEndpoint:
     """The node at this address, for whoever has ``token``. UserError when that is no token."""
     credentials = trust.credentials_of(trust.parse_token(token, int(time.time())))
     return _VerifiedEndpoint(host, port, credentials)
+
+
+async def find_nodes(
+    token: str, group: Group, interface: str | None, timeout_s: float
+) -> tuple[list[tuple[str, int]], str]:
+    """Addresses of nodes of the token's cluster on this network, and why there are none.
+
+    Returns a moment after the first one was found, or when the time has passed. UserError when
+    that is no token.
+    """
+    credentials = trust.credentials_of(trust.parse_token(token, int(time.time())))
+    wanted = () if interface is None else (interface,)
+    async with Finder(credentials.cluster, credentials.beacon_key, group, wanted) as finder:
+        if await finder.wait_found(timeout_s):
+            await asyncio.sleep(OTHERS_WAIT_S)
+        found = [address for node in finder.found.values() for address in node.addresses]
+        return found, finder.diagnosis()
 
 
 class _VerifiedEndpoint(TcpEndpoint):

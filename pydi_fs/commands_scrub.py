@@ -13,7 +13,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydi_fs.commands_session import Session, format_bytes
+from pydi_fs.commands_session import Session
+from pydi_fs.progress import format_bytes
 from pydi_node.errors import UnavailableError
 from pydi_node.wire.messages import Admin
 

@@ -11,7 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydi_fs.commands_session import Session, format_bytes, show
+from pydi_fs.commands_session import Session, show
+from pydi_fs.progress import format_bytes
 from pydi_node.errors import UserError
 from pydi_node.ids import blob_name
 from pydi_node.records import FileVersion, Version

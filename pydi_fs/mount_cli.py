@@ -36,7 +36,7 @@ from typing import Any, NoReturn, Protocol
 
 from pydi_fs import mount_config
 from pydi_fs.client import Client
-from pydi_fs.commands_connect import endpoints_of
+from pydi_fs.commands_connect import ways_of
 from pydi_fs.mount_config import CONFIG_FILE_NAME, OPTIONS, MountConfig
 from pydi_fs.mount_options import MountOptions
 from pydi_fs.mountpoints import Mounted, mounted_at, unmount
@@ -282,12 +282,15 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report) -> int
     about = {"mountpoint": shown, "driver": config.driver, "passthrough": False}
     client = await _connect(config, about)
     vfs = Vfs(client, VfsConfig(Path(config.cache_dir) / "staging", config.cache_size))
-    await vfs.start()
+    await vfs.start(client.is_connected)
     binding: Binding = binding_class(vfs, config.mountpoint, config.options)
     try:
         await binding.mount()
         try:
-            await _wait_usable(config)
+            if client.is_connected:
+                await _wait_usable(config)
+            else:
+                log.info("no node answers yet: mounted, and waiting for one")
             gc.collect()
             gc.freeze()
             gc.set_threshold(*GC_THRESHOLDS)
@@ -303,18 +306,24 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report) -> int
 
 
 async def _connect(config: MountConfig, about: dict[str, Any]) -> Client:
-    """A connected client. A node that was started just before is waited for; UserError if there is
-    none after NODE_START_WAIT_S."""
+    """A connected client; with ``-o bg`` one that may still be trying.
+
+    A node that was started just before is waited for; UserError if there is none after
+    NODE_START_WAIT_S.
+    """
     loop = asyncio.get_running_loop()
-    end = loop.time() + NODE_START_WAIT_S
+    end = loop.time() + (0.0 if config.background else NODE_START_WAIT_S)
     while True:
         client: Client | None = None
         try:
-            client = Client(*endpoints_of(config), Role.MOUNT, config.deadline_s, about)
+            ways = ways_of(config)
+            client = Client(*ways, role=Role.MOUNT, deadline_s=config.deadline_s, about=about)
             await client.connect()
             return client
         except UserError as exc:
             if client is not None:
+                if config.background and exc.exit_code == EXIT_UNREACHABLE:
+                    return client
                 await client.close()
             if exc.exit_code != EXIT_UNREACHABLE or loop.time() >= end:
                 raise

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pydi_fs.mount_options import MountOptions
+from pydi_node.discovery.group import GROUP_DEFAULT, Group, parse_group, parse_interface
 from pydi_node.errors import EXIT_USAGE, UserError
 
 DRIVERS = ("auto", "kernel", "fusepy")
@@ -36,12 +37,17 @@ class MountConfig:
     mountpoint: str
     # Folder of the node on this machine, found by its unix socket. Clashes with ``node``.
     data_dir: str
-    # HOST:PORT of a node elsewhere; None: the one behind ``data_dir``.
+    # HOST:PORT of a node elsewhere. None: with a token the nodes of its cluster are found by
+    # multicast, without one it is the node behind ``data_dir``.
     node: str | None = None
-    # Token for ``node``; the unix socket needs none. Clashes with ``token_file``.
+    # Token for nodes elsewhere; the unix socket needs none. Clashes with ``token_file``.
     token: str | None = None
     # File that holds the token, for those who do not want it in a process list.
     token_file: str | None = None
+    # Multicast group in which nodes are looked for: that of the nodes.
+    group: Group = GROUP_DEFAULT
+    # Address of the network interface to look through; None: all of them.
+    interface: str | None = None
     # One of DRIVERS.
     driver: str = "auto"
     # Folder of staged writes and of the log of a mount in the background.
@@ -54,6 +60,9 @@ class MountConfig:
     foreground: bool = False
     # Log each request.
     debug: bool = False
+    # Mount at once, whether a node can be reached or not; programs wait for one at most
+    # ``deadline_s``. For a mount at boot.
+    background: bool = False
     # What the binding is asked for.
     options: MountOptions = field(default_factory=MountOptions)
     # Whether ``-o`` said allow_other or noallow_other; if not, mount_cli turns it on if permitted.
@@ -63,9 +72,11 @@ class MountConfig:
         """UserError (usage) naming the option, or the two that clash."""
         if self.token is not None and self.token_file is not None:
             raise _usage("--token and --token-file both name a token: give one of them")
-        if self.node is None and (self.token is not None or self.token_file is not None):
-            raise _usage("--token is for a node elsewhere: give its address with --node")
         self.options.validate()
+
+    @property
+    def has_token(self) -> bool:
+        return self.token is not None or self.token_file is not None
 
 
 class Option(NamedTuple):
@@ -135,8 +146,12 @@ def _switch(text: str) -> bool:
 OPTIONS: tuple[Option, ...] = (
     Option("data-dir", "data_dir", str, "DIR", "folder of the node on this machine"),
     Option("node", "node", _address, "HOST:PORT", "a node on another machine, needs a token"),
-    Option("token", "token", str, "TOKEN", "token of the cluster, or a mount token"),
+    Option("token", "token", str, "TOKEN", "token of the cluster, or a mount token; without"
+           " --node its nodes are found by multicast"),
     Option("token-file", "token_file", str, "FILE", "like --token, read from a file"),
+    Option("group", "group", parse_group, "ADDR:PORT", "multicast group of the nodes"),
+    Option("interface", "interface", parse_interface, "ADDR",
+           "address of the interface to find nodes through (all)"),
     Option("driver", "driver", _driver, "DRIVER", f"{' '.join(DRIVERS)} (auto)"),
     Option("cache-dir", "cache_dir", str, "DIR", "folder for written content and the log"),
     Option("cache-size", "cache_size", parse_size, "SIZE", "memory for remote content (32M)"),
@@ -148,7 +163,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("foreground", "foreground", _switch, None, "stay in the foreground, log to stderr"),
     Option(
         "options", "mount_options", str, "OPTIONS",
-        "comma-separated, as for mount(8): ro allow_other noallow_other noatime fsname=NAME"
+        "comma-separated, as for mount(8): ro bg allow_other noallow_other noatime fsname=NAME"
         " max_read=BYTES default_permissions nodefault_permissions debug",
         flag="-o",
     ),
@@ -169,6 +184,7 @@ _MOUNT_WORDS: dict[str, dict[str, Any]] = {
     "nodefault_permissions": {"default_permissions": False},
     "noatime": {"noatime": True},
     "debug": {"debug": True},
+    "bg": {"background": True},
 }
 
 
@@ -236,11 +252,20 @@ def pick(
                 first, second = (given[name][0] for name in pair)
                 raise _usage(f"{first} and {second} exclude each other: give one of them")
             del given[max(pair, key=lambda name: ranks[name])]
-    # A token from farther away than the node on this machine belongs to another mount.
-    if "node" not in given:
+    # A node on this machine needs no token: of the two ways to a cluster the nearer one is meant.
+    if "data-dir" in given and "node" not in given:
         for name in ("token", "token-file"):
-            if ranks.get(name, 0) > 0:
-                given.pop(name, None)
+            if name not in given:
+                continue
+            if ranks[name] < ranks["data-dir"]:
+                del given["data-dir"]
+                break
+            if ranks[name] == 0:
+                raise _usage(
+                    f"{given[name][0]} is for nodes elsewhere, and the node on this machine that"
+                    f" {given['data-dir'][0]} names needs none: give one of them"
+                )
+            del given[name]
     return given
 
 
@@ -260,11 +285,13 @@ def build(mountpoint: str, given: Given, environ: Mapping[str, str], uid: int) -
     if values.pop("read_only", False):
         fields["read_only"] = True
     debug = bool(values.pop("debug", False) or fields.get("debug", False))
+    background = bool(fields.pop("background", False))
     values.setdefault("data_dir", default_data_dir(environ, uid))
     values.setdefault("cache_dir", default_cache_dir(environ, uid))
     config = MountConfig(
         mountpoint=mountpoint,
         debug=debug,
+        background=background,
         options=replace(MountOptions(), **{**fields, "debug": debug}),
         allow_other_given="allow_other" in fields,
         **values,

@@ -14,6 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydi_node.discovery.group import (
+    GROUP_DEFAULT,
+    GROUP_V4,
+    PORT_DEFAULT,
+    Group,
+    parse_group,
+    parse_interface,
+)
 from pydi_node.errors import EXIT_USAGE, UserError
 from pydi_node.ids import NODE_NUMBER_MAX, NodeNumber
 
@@ -33,7 +41,8 @@ class Address(NamedTuple):
         return f"{host}:{self.port}"
 
 
-LISTEN_DEFAULT = Address("127.0.0.1", LISTEN_PORT_DEFAULT)
+# Every address of the machine, IPv4 and IPv6 (server.py falls back where there is no IPv6).
+LISTEN_DEFAULT = Address("::", LISTEN_PORT_DEFAULT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,8 @@ class NodeConfig:
     # Later starts must name the same number or none.
     number: NodeNumber | None = None
     # TCP address to serve on. A port that is taken makes the node look at the next ones.
-    # Loopback by default: a machine is open to its network only when a person says so.
+    # All addresses by default, so that the cluster's other machines find it; whoever connects must
+    # prove with a certificate that it belongs here before anything else is read.
     listen: Address = LISTEN_DEFAULT
     # Addresses of other nodes to look for; more are learned from the cluster itself.
     peers: tuple[Address, ...] = ()
@@ -60,6 +70,10 @@ class NodeConfig:
     # Vote and keep the log and the tree, but never content. Kept in DATA_DIR from the first start
     # with it on; a node that holds content refuses it.
     witness: bool = False
+    # Multicast group of discovery; all nodes and mounts of a cluster must use the same one.
+    group: Group = GROUP_DEFAULT
+    # Addresses of the network interfaces for discovery; none: those that reach ``listen``.
+    interfaces: tuple[str, ...] = ()
 
     def validate(self) -> None:
         """UserError naming the option, or the two that clash."""
@@ -143,8 +157,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("number", "number", _number, "N", "node number to take at the first start"),
     Option(
         "listen", "listen", _listen, "HOST:PORT",
-        f"TCP address to serve on (127.0.0.1:{LISTEN_PORT_DEFAULT}; port 0: any free one)",
+        f"TCP address to serve on (all, port {LISTEN_PORT_DEFAULT}; port 0: any free one)",
     ),
+    Option("group", "group", parse_group, "ADDR:PORT",
+           f"multicast group to be found by ({GROUP_V4}:{PORT_DEFAULT})"),
+    Option("interface", "interfaces", parse_interface, "ADDR",
+           "address of an interface to be found through (repeatable; those that serve)", True),
     Option("peer", "peers", _listen, "HOST:PORT", "another node's address (repeatable)", True),
     Option("join", "join_token", str, "TOKEN", "join the cluster that this token belongs to"),
     Option("token-file", "token_file", Path, "FILE", "like --join, the token read from a file"),

@@ -123,6 +123,7 @@ def test_walk_by_hand(tmp_path: Path) -> None:
     script = "\n".join([install, f"export HOME={shlex.quote(str(home))}", *walk, "wait"])
     environment = {k: v for k, v in os.environ.items() if not k.startswith("XDG_")}
     environment["PYDI_CACHE_DIR"] = str(home / "cache")  # root's would be the machine's
+    environment["PYDI_LISTEN"] = "127.0.0.1:7420"  # no test speaks to the machine's network
     mount = home / "pydi/mnt"
     process = subprocess.Popen(
         ["bash", "-e", "-u", "-o", "pipefail"], cwd=copy, env=environment, text=True,

@@ -32,6 +32,7 @@ class Room(NamedTuple):
 _FOUNDATION = ("pydi_node.ids", "pydi_node.errors")
 _VOCABULARY = (*_FOUNDATION, "pydi_node.records", "pydi_node.commands")
 _CLIENT = (*_VOCABULARY, "pydi_node.wire")
+_SEEKER = (*_CLIENT, "pydi_node.discovery")
 # What a mount was asked for and what is mounted where: plain values, beside the bindings.
 _MOUNT = ("pydi_fs.mount_options", "pydi_fs.mountpoints")
 _BINDING = (*_VOCABULARY, "pydi_fs.vfs", *_MOUNT)
@@ -47,6 +48,7 @@ ROOMS = (
     Room(("pydi_node/ids.py", "pydi_node/errors.py"), ()),
     Room(("pydi_node/records.py", "pydi_node/commands.py"), ("pydi_node.ids",)),
     Room(("pydi_node/wire/*",), _VOCABULARY),
+    Room(("pydi_node/discovery/*",), (*_FOUNDATION, "pydi_node.wire")),
     Room(("pydi_node/consensus/*",), _FOUNDATION),
     Room(("pydi_node/tree/*",), _VOCABULARY),
     Room(("pydi_node/blobs/*",), (*_FOUNDATION, "pydi_node.records")),
@@ -64,7 +66,7 @@ ROOMS = (
         ),
         ("pydi_node",),
     ),
-    Room(("pydi_fs/client/*",), _CLIENT),
+    Room(("pydi_fs/client/*",), _SEEKER),
     Room(("pydi_fs/vfs/*",), (*_CLIENT, "pydi_fs.client")),
     Room(("pydi_fs/fuse/*",), _BINDING),
     Room(("pydi_fs/fusepy_binding.py",), _BINDING),
@@ -74,7 +76,7 @@ ROOMS = (
     Room(("pydi_fs/transfer/*",), (*_CLIENT, "pydi_fs.vfs", *_COMMANDS)),
     Room(
         ("pydi_fs/*.py",),  # the commands, and what they share
-        ("pydi_fs", "pydi_node.__version__", *_CLIENT),
+        ("pydi_fs", "pydi_node.__version__", *_SEEKER),
     ),
 )
 
@@ -85,6 +87,8 @@ PURE = (
     "pydi_node/records.py",
     "pydi_node/commands.py",
     "pydi_node/wire/*",
+    "pydi_node/discovery/beacon.py",
+    "pydi_node/discovery/group.py",
     "pydi_node/consensus/*",
     "pydi_node/tree/*",
     "pydi_node/replica.py",

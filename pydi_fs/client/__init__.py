@@ -9,7 +9,7 @@
 Callers: `pydi_fs.vfs` and the command lines. It knows the wire, and nothing of POSIX or FUSE.
 """
 
-from pydi_fs.client.client import DEADLINE_DEFAULT_S, Client, EndpointOf
+from pydi_fs.client.client import DEADLINE_DEFAULT_S, Client, EndpointOf, Seek
 from pydi_fs.client.endpoints import Endpoint, TcpEndpoint, UnixEndpoint, node_on_this_machine
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Client",
     "Endpoint",
     "EndpointOf",
+    "Seek",
     "TcpEndpoint",
     "UnixEndpoint",
     "node_on_this_machine",

@@ -15,7 +15,7 @@ import logging
 import random
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from pydi_fs.client.connection import Arrived, Connection, Failed, open_connection
@@ -58,12 +58,15 @@ DEADLINE_DEFAULT_S = 10.0  # several leader elections; shorter than a person's p
 RECONNECT_MIN_S = 0.05  # a restarting node is back within a second
 RECONNECT_MAX_S = 1.0
 HEAD_START_S = 0.25  # of one node before the next is asked too; a live one takes milliseconds
+SEEK_S = 2.0  # four questions to the network; a node answers the first within milliseconds
 MIND_PERIOD_S = 5.0  # a new member is known, and a returned nearest node used, after this
 
 # They name a blob that only the node of the present connection knows.
 _BOUND_TO_SESSION = (BlobCreate, BlobWrite, BlobTruncate, BlobSeal, BlobAbort)
 
 EndpointOf = Callable[[str, int], Endpoint]  # host, port of a member of the cluster
+# seconds to look -> hosts and ports where nodes say that they are, and a sentence for none
+Seek = Callable[[float], Awaitable[tuple[list[tuple[str, int]], str]]]
 # (inodes, names) -> done when nobody here uses them any more; None: at once
 Touch = Callable[[tuple[Ino, ...], tuple[tuple[Ino, bytes], ...]], asyncio.Future[None] | None]
 
@@ -73,6 +76,7 @@ class Client:
 
     endpoints    nodes to begin with; the first one is the nearest, and preferred.
     endpoint_of  how to reach the cluster's other members when those fail; None: never.
+    seek      finds nodes when none that is known answers; None: there is no way to.
     role      what this is: a mount or a command.
     about     plain values that `pydi status` shows of a mount.
     deadline_s  how long a request may take in all, over every retry.
@@ -82,19 +86,22 @@ class Client:
         self,
         endpoints: Sequence[Endpoint],
         endpoint_of: EndpointOf | None = None,
+        seek: Seek | None = None,
         role: Role = Role.CLIENT,
         deadline_s: float = DEADLINE_DEFAULT_S,
         about: dict[str, Any] | None = None,
     ) -> None:
-        assert endpoints, "a client needs to know at least one node"
+        assert endpoints or (seek and endpoint_of), "a client needs a way to some node"
         self.deadline_s = deadline_s
         self.epoch = 0  # grows with every connection: what belonged to an older one is gone
         self.on_touched: Touch = lambda inos, entries: None
         self.on_reset: Callable[[], None] = lambda: None
-        self._nearest = endpoints[0]
+        self._nearest = endpoints[0] if endpoints else None
         self._endpoint_of = endpoint_of
+        self._seek = seek
         self._endpoints = list(endpoints)  # in the order in which they are tried
-        self._members: set[tuple[str, int]] = set()
+        self._members: set[tuple[str, int]] = set()  # addresses among the endpoints
+        self._not_found = ""  # why the last search by multicast found nobody
         self._minder: asyncio.Task[None] | None = None
         self._hello = Hello(PROTOCOL_VERSIONS, role, "", 0, socket.gethostname()[:255], about or {})
         self._client_id = ClientId(secrets.randbits(62) + 1)
@@ -112,6 +119,10 @@ class Client:
         except UnavailableError as exc:
             raise UserError(f"the cluster can't be reached: {exc}", EXIT_UNREACHABLE) from exc
 
+    @property
+    def is_connected(self) -> bool:
+        return self._connection is not None and not self._connection.closed
+
     async def close(self) -> None:
         """End the session. Nothing is waiting any more."""
         self._closed = True
@@ -123,10 +134,14 @@ class Client:
             self._connection.close()
         await asyncio.sleep(0)  # lets the transport finish closing before the loop may end
 
-    async def subscribe(self) -> None:
-        """From now on `on_touched` hears what others change, `on_reset` when that is unsure."""
+    async def subscribe(self, connected: bool = True) -> None:
+        """From now on `on_touched` hears what others change, `on_reset` when that is unsure.
+
+        connected  False: it need not be connected yet, and begins to try.
+        """
         self._subscribed = True
-        await self.call(Subscribe())
+        if connected:
+            await self.call(Subscribe())
         self._minder = asyncio.get_running_loop().create_task(self._mind())
 
     async def call(
@@ -228,12 +243,27 @@ class Client:
             try:
                 return await self._connect_to_any()
             except (UnavailableError, UserError) as exc:
-                if once:
-                    raise
-                log.debug("no node reachable: %s", exc)
+                failure: PydiError = exc
+            if await self._find_more():
+                try:
+                    return await self._connect_to_any()
+                except (UnavailableError, UserError) as exc:
+                    failure = exc
+            elif not self._endpoints:
+                failure = DisconnectedError(self._not_found)
+            if once:
+                raise failure
+            log.debug("no node reachable: %s", failure)
             # Jitter: many mounts that lost one node must not come to the next in step.
             await asyncio.sleep(pause_s * (0.5 + random.random()))
             pause_s = min(pause_s * 2, RECONNECT_MAX_S)
+
+    async def _find_more(self) -> bool:
+        """Whether nodes were found by multicast that nobody knew of."""
+        if self._seek is None:
+            return False
+        addresses, self._not_found = await self._seek(SEEK_S)
+        return self._add(addresses)
 
     async def _connect_to_any(self) -> Connection:
         """The first to say welcome. Each is asked a little after the one before, or at once when
@@ -273,8 +303,7 @@ class Client:
             for late in await asyncio.gather(*attempts, return_exceptions=True):
                 if isinstance(late, Connection):
                     late.close()
-        assert failure is not None
-        raise failure
+        raise failure or DisconnectedError("no node is known")
 
     async def _open_to(self, endpoint: Endpoint) -> Connection:
         return await open_connection(
@@ -313,24 +342,33 @@ class Client:
             await asyncio.sleep(MIND_PERIOD_S)
 
     def _learn(self, members: Sequence[NodeInfo]) -> None:
-        assert self._endpoint_of is not None
+        addresses = []
         for member in members:
             host, _, port = member.address.rpartition(":")
             address = (host.strip("[]"), int(port) if port.isdigit() else 0)
             # A witness takes no content, and reads of it go a way longer.
             if member.state == "forgotten" or member.witness or not all(address):
                 continue
-            if address in self._members:
-                continue
-            self._members.add(address)
-            self._endpoints.append(self._endpoint_of(*address))
+            addresses.append(address)
+        self._add(addresses)
+
+    def _add(self, addresses: Sequence[tuple[str, int]]) -> bool:
+        """Whether one of them is new. They are tried after those that are known."""
+        assert self._endpoint_of is not None
+        new = [address for address in dict.fromkeys(addresses) if address not in self._members]
+        self._members.update(new)
+        self._endpoints += [self._endpoint_of(*address) for address in new]
+        return bool(new)
 
     async def _return_to_nearest(self) -> None:
         connection = self._connection
-        if connection is None or connection.endpoint is self._nearest or not self._nearest.local:
+        nearest = self._nearest
+        if connection is None or nearest is None or not nearest.local:
+            return
+        if connection.endpoint is nearest:
             return
         try:
-            await self._use(await self._open_to(self._nearest))
+            await self._use(await self._open_to(nearest))
         except (UnavailableError, UserError):
             pass  # it is still away
 

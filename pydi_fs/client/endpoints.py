@@ -70,12 +70,17 @@ class TcpEndpoint:
         return protocol
 
 
-def node_on_this_machine(data_dir: Path) -> UnixEndpoint:
-    """The node whose folder is ``data_dir``; UserError when none has ever run there."""
+def node_on_this_machine(data_dir: Path, must_exist: bool = True) -> UnixEndpoint:
+    """The node whose folder is ``data_dir``; UserError when none runs there.
+
+    must_exist  False: it may still be started.
+    """
     path = data_dir / SOCKET_NAME
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError as exc:
+        if not must_exist:
+            return UnixEndpoint(path)
         raise UserError(
             f"no node runs in {data_dir}: start one with pydi-node {data_dir}, or name another"
             " with --data-dir or --node",

@@ -123,11 +123,14 @@ class Vfs:
         self._last_fh = 0
         self._background: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> None:
-        """Begin to listen to changes made elsewhere. The client is connected."""
+    async def start(self, connected: bool = True) -> None:
+        """Begin to listen to changes made elsewhere.
+
+        connected  whether the client is; if not, it goes on trying, and operations wait for it.
+        """
         self.client.on_touched = self._invalidate
         self.client.on_reset = self._reset
-        await self.client.subscribe()
+        await self.client.subscribe(connected)
 
     async def stop(self) -> None:
         """Publish what is left and give everything back. The first error is raised, at the end."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +37,8 @@ class Identity(NamedTuple):
     number: NodeNumber
     cluster: str  # hex digits, the same on all nodes of a cluster
     # "founding" or "joining" until log and tree are there, then "member". After that a missing log
-    # is a loss, and a node that forgot its votes must not go on as if it were new.
+    # is a loss, and a node that forgot its votes must not go on as if it were new. "leaving" while
+    # a cluster that held nothing is taken away to join another one.
     phase: str
     witness: bool = False  # votes, but holds no content; once True, for ever
     # A name for each recovery (``pydi recover``) that this node's history went through, oldest
@@ -44,7 +46,7 @@ class Identity(NamedTuple):
     histories: tuple[str, ...] = ()
 
 
-PHASES = ("founding", "joining", "member")
+PHASES = ("founding", "joining", "member", "leaving")
 
 
 class DataDir:
@@ -143,6 +145,22 @@ class DataDir:
             "histories": list(identity.histories),
         }
         self._save(self.path / "node.json", record)
+
+    def clear(self, identity: Identity) -> None:
+        """The folder is as new. Only for a cluster of this one node that holds nothing.
+
+        Whenever this is interrupted, the next start finds the phase "leaving" and goes on with it.
+        """
+        self.save_identity(identity._replace(phase="leaving"))
+        for folder in (self.log, self.tree.parent, self.blobs):
+            if folder.exists():
+                shutil.rmtree(folder)
+        for folder in (self.log, self.tree.parent):
+            folder.mkdir(mode=0o700)
+        (self.path / "token").unlink(missing_ok=True)
+        self._files.sync_directory(self.path)
+        (self.path / "node.json").unlink()
+        self._files.sync_directory(self.path)
 
     # --- token ------------------------------------------------------------------------------------
 

@@ -34,14 +34,16 @@ from pydi_node.records import HOLE
 from pydi_node.replica import Replica, ReplicaConfig
 from pydi_node.runtime.admission import Admission
 from pydi_node.runtime.datadir import DataDir, Identity
+from pydi_node.runtime.discovery import Discovery
 from pydi_node.runtime.disklog import DiskLog, LoadedState
 from pydi_node.runtime.draining import Draining
 from pydi_node.runtime.driver import Driver
 from pydi_node.runtime.housekeeping import Housekeeping
+from pydi_node.runtime.joining import join_cluster, require_nothing_held
 from pydi_node.runtime.locking import Locking
 from pydi_node.runtime.logs import LogContext, configure_logging
 from pydi_node.runtime.ownstore import OwnStore
-from pydi_node.runtime.peers import Peers, join_cluster
+from pydi_node.runtime.peers import Peers
 from pydi_node.runtime.repairing import Repairing
 from pydi_node.runtime.replication import Replication
 from pydi_node.runtime.scrubbing import Scrubbing
@@ -103,6 +105,7 @@ class _Node:
         self._config = config
         self._folder = folder
         self._context = context
+        self._seeds = config.peers  # where to look for other nodes first
         self._stop_requested = asyncio.Event()
 
     async def run(self) -> int:
@@ -151,32 +154,41 @@ class _Node:
         """Who this node is: as it was, the founder of a new cluster, or one that just joined."""
         config, folder = self._config, self._folder
         identity, kept = folder.load_identity(), folder.load_token()
+        if identity is not None and identity.phase == "leaving":
+            folder.clear(identity)  # where a crash interrupted it
+            identity, kept = None, None
         given = _given_token(config)
-        if identity is not None and kept is not None and identity.phase != "founding":
+        left: Identity | None = None
+        if identity is not None and kept is not None:
             token = _parse(kept, folder.path / "token")
             if token.cluster != identity.cluster:
                 raise UserError(f"{folder.path / 'token'} is of another cluster than node.json")
             if given is not None and given.cluster != identity.cluster:
-                raise UserError(
-                    f"{folder.path} belongs to cluster {identity.cluster}, the token to another:"
-                    " two clusters never merge; use an empty data directory"
-                )
-            if config.number not in (None, identity.number):
-                raise UserError(
-                    f"--number {config.number}: the node in {folder.path} is {identity.number}"
-                )
-            return identity, token
+                require_nothing_held(folder, identity)
+                left, identity = identity, None
+            elif identity.phase != "founding":
+                if config.number not in (None, identity.number):
+                    raise UserError(
+                        f"--number {config.number}: the node in {folder.path} is {identity.number}"
+                    )
+                return identity, token
         if identity is not None and identity.phase == "member":
             raise UserError(f"{folder.path / 'token'} is missing: restore it from another node")
         if identity is None and given is None and kept is not None:
             given = _parse(kept, folder.path / "token")  # put there by a person
         if given is None:
             return self._found()
-        number, histories = await join_cluster(given, config.peers, config.number, config.witness)
-        identity = Identity(number, given.cluster, "joining", config.witness, histories)
+        joined = await join_cluster(given, config)
+        if left is not None:
+            folder.clear(left)
+            _log.info("left cluster %s, which held nothing", left.cluster)
+        self._seeds = (*config.peers, joined.through)
+        identity = Identity(
+            joined.number, given.cluster, "joining", config.witness, joined.histories
+        )
         folder.save_token(given.text())
         folder.save_identity(identity)
-        _log.info("joined cluster %s as node %d", identity.cluster, number)
+        _log.info("joined cluster %s as node %d", identity.cluster, identity.number)
         return identity, given
 
     def _found(self) -> tuple[Identity, NodeToken]:
@@ -255,7 +267,7 @@ class _Node:
         peers = Peers(
             identity.number,
             credentials,
-            self._config.peers,
+            self._seeds,
             identity.witness,
             identity.histories,
         )
@@ -285,7 +297,11 @@ class _Node:
         housekeeping = Housekeeping(service, peers, store, server)
         service.admin |= status.admin | peers.admin(service) | housekeeping.admin
         service.admin |= service.locking.admin | transfers.admin
-        service.admin |= own_store.admin | Draining(service, peers, transfers).admin
+        discovery = Discovery(
+            credentials, identity.number, peers, self._config.group, self._config.interfaces
+        )
+        service.admin |= own_store.admin | discovery.admin
+        service.admin |= Draining(service, peers, transfers).admin
         service.admin |= Whereabouts(service, transfers, own_store).admin
         scrubbing = Scrubbing(service, peers, self._folder.path / "scrub.json")
         service.admin |= scrubbing.admin
@@ -302,6 +318,7 @@ class _Node:
                 loop.create_task(task, name=name)
                 for name, task in (
                     ("peers", peers.run()),
+                    ("discovery", discovery.run()),
                     ("housekeeping", housekeeping.run()),
                     ("locks", service.locking.run()),
                     ("transfers", transfers.run()),
@@ -319,8 +336,10 @@ class _Node:
                 "ready: %s and %s, data in %s", self._folder.socket, address, self._folder.path
             )
             if identity.phase == "founding":
-                _log.info("more nodes: pydi-node --peer %s --token-file FILE, with a copy of %s",
-                          address, self._folder.path / "token")  # fmt: skip
+                _log.info(
+                    "more nodes: pydi-node --token-file FILE, with a copy of %s",
+                    self._folder.path / "token",
+                )
             failed = await self._wait_end(driver, background)
             if isinstance(failed, UserError):
                 raise failed

@@ -6,13 +6,14 @@ again), waiting is not: a link that is down or clogged drops them. Requests to a
 on the same link and end with its error when it breaks.
 
 Addresses come from the cluster's books (SetNode), from ``--peer``, and, newest of all, from the
-hellos of nodes that connect to this one.
+hellos of nodes that connect to this one. What beacons say is tried when those don't work.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import logging
 import os
 import socket
@@ -24,6 +25,8 @@ from typing import Any, cast
 from pydi_node.commands import SetNode
 from pydi_node.config import Address, parse_address
 from pydi_node.consensus.types import Membership
+from pydi_node.discovery import multicast
+from pydi_node.discovery.group import WILDCARDS
 from pydi_node.effects import FromPeer, PeerMessage, decode_peer_message, encode_peer_message
 from pydi_node.errors import (
     BusyError,
@@ -34,12 +37,11 @@ from pydi_node.errors import (
     NotLeaderError,
     PydiError,
     RemoteProtocolError,
-    UnavailableError,
     UserError,
 )
 from pydi_node.ids import NODE_NUMBER_MAX, NodeNumber
 from pydi_node.runtime.driver import Driver
-from pydi_node.runtime.histories import HISTORY_KEY, pack, unpack
+from pydi_node.runtime.histories import HISTORY_KEY, pack
 from pydi_node.runtime.server import Server
 from pydi_node.runtime.service import Request, Service, Session
 from pydi_node.wire import messages, tls
@@ -74,15 +76,17 @@ RECONNECT_MIN_S = 0.1
 RECONNECT_MAX_S = 2.0
 DEAD_AFTER_MS = 5000  # sent and not acknowledged by the other machine's kernel for so long
 WRITE_MAX_BYTES = 16 << 20  # of one link; messages beyond it are dropped
-JOIN_DEADLINE_S = 10.0
-JOIN_RETRY_S = 1.0
+CLOCK_SKEW_MAX_S = 120  # of a node that joins, against the leader's; NTP keeps it below 1
 REGISTER_PERIOD_S = 1.0
 FORGET_WAIT_S = 3.0  # for a running node to find out that it is forgotten: it looks each second
-WILDCARDS = ("0.0.0.0", "::")
 
 
 class LeftBehindError(UserError):
     """The cluster has gone on without this node for good: it stops."""
+
+
+class StrangerError(UserError):
+    """Whoever is served at an address is no node of this cluster, or can't prove it."""
 
 
 class Link(asyncio.Protocol):
@@ -131,9 +135,12 @@ class Link(asyncio.Protocol):
             case WelcomeReceived(welcome):
                 if not self.welcomed.done():
                     self.welcomed.set_result(NodeNumber(welcome.number))
-            case RefuseReceived(refusal, sentence):
-                left = refusal is Refusal.LEFT_BEHIND
-                self._end(LeftBehindError(sentence) if left else UserError(sentence))
+            case RefuseReceived(Refusal.LEFT_BEHIND, sentence):
+                self._end(LeftBehindError(sentence))
+            case RefuseReceived(Refusal.STOPPING | Refusal.BUSY, sentence):
+                self._end(DisconnectedError(sentence))
+            case RefuseReceived(_, sentence):
+                self._end(UserError(sentence))
             case PingReceived(token):
                 self._transport.writelines(self._wire.send_pong(token))
             case GoodbyeReceived() | ConnectionEnded():
@@ -244,6 +251,7 @@ class Peers:
         self._tasks: dict[NodeNumber | Address, asyncio.Task[None]] = {}
         self._members: frozenset[NodeNumber] = frozenset()
         self._heard: dict[NodeNumber, Address] = {}  # out of hellos and welcomes: newest
+        self._hinted: dict[NodeNumber, tuple[Address, ...]] = {}  # out of beacons: unproved
         self._joining: set[NodeNumber] = set()  # numbers given out and not yet in the books
         self._changed = asyncio.Event()
         self._leaf = make_leaf(credentials, node, int(time.time()), os.urandom(SEED_BYTES))
@@ -296,6 +304,11 @@ class Peers:
             self._heard[number] = address
             self._changed.set()
 
+    def on_beacon(self, number: NodeNumber, addresses: Sequence[Address]) -> None:
+        """Somebody with a token says where another node is. Tried when what is known fails."""
+        if number in self._members and self._hinted.get(number) != (hint := tuple(addresses)):
+            self._hinted[number] = hint
+
     # --- requests ---------------------------------------------------------------------------------
 
     async def request(
@@ -336,17 +349,21 @@ class Peers:
         return self._members
 
     def address_of(self, number: NodeNumber) -> Address | None:
+        """Where the node is, or this one, as far as it is known."""
+        return next(iter(self._addresses_of(number)), None)
+
+    def _addresses_of(self, number: NodeNumber) -> list[Address]:
+        """Where a node may be, the most certain first."""
         if number == self._node:
-            return self.address
-        if number in self._heard:
-            return self._heard[number]
+            return [self._advertised()]
+        found = [self._heard[number]] if number in self._heard else []
         for info in self.driver.replica.tree.nodes():
             if info.number == number and info.address:
                 try:
-                    return parse_address(info.address)
+                    found.append(parse_address(info.address))
                 except ValueError:
-                    return None
-        return None
+                    pass  # an older node's: the other places are as good
+        return list(dict.fromkeys((*found, *self._hinted.get(number, ()))))
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -400,9 +417,10 @@ class Peers:
     async def _keep_link(self, key: NodeNumber | Address) -> None:
         """Connects to a member, or to a seed whose number isn't known, again and again."""
         delay_s = RECONNECT_MIN_S
-        while True:
-            address = key if isinstance(key, Address) else self.address_of(key)
-            if address is not None:
+        for attempt in itertools.count():
+            places = [key] if isinstance(key, Address) else self._addresses_of(key)
+            if places:
+                address = places[attempt % len(places)]
                 try:
                     link = await self._connect(address)
                     number = await link.welcomed
@@ -412,7 +430,10 @@ class Peers:
                     _log.debug("no connection to %s: %s", address, exc)
                 else:
                     delay_s = RECONNECT_MIN_S
-                    self._heard.setdefault(number, address)
+                    if number == key:
+                        self._heard[number] = address  # whatever it was taken for before
+                    else:
+                        self._heard.setdefault(number, address)
                     if isinstance(key, Address):
                         link.close()
                         self._changed.set()
@@ -446,7 +467,7 @@ class Peers:
             socket.gethostname(),
             {"address": str(self.address), HISTORY_KEY: pack(self.histories)},
         )  # fmt: skip
-        return await _open(address, hello, tls.client_context(self._leaf), self._credentials)
+        return await connect_to(address, hello, tls.client_context(self._leaf), self._credentials)
 
     async def _register(self) -> None:
         """The books say where and what this node is, once a leader takes the entry."""
@@ -476,10 +497,12 @@ class Peers:
         """The address for others: a wildcard is replaced by the one this machine is reached by."""
         if self.address.host not in WILDCARDS:
             return self.address
-        for link in self._links.values():
-            if link.is_open and link._transport is not None:
-                return Address(link._transport.get_extra_info("sockname")[0], self.address.port)
-        return Address(socket.gethostname(), self.address.port)
+        reached = [
+            link._transport.get_extra_info("sockname")[0]
+            for link in self._links.values()
+            if link.is_open and link._transport is not None
+        ]
+        return Address(multicast.address_for_others(reached), self.address.port)
 
     # --- joining ----------------------------------------------------------------------------------
 
@@ -504,6 +527,7 @@ class Peers:
                 )
                 return answer
             witness = arguments.get("witness") is True
+            _require_same_time(arguments.get("time_ms"), self._node)
             number = await self._add(service, wanted, witness, request.deadline_s)
             return {"number": number, HISTORY_KEY: pack(self.histories)}
 
@@ -581,52 +605,13 @@ class Peers:
         _log.info("node %d was forgotten", number)
 
 
-async def join_cluster(
-    token: NodeToken, addresses: Sequence[Address], wanted: NodeNumber | None, witness: bool
-) -> tuple[NodeNumber, tuple[str, ...]]:
-    """The number under which the cluster took this node in, and the cluster's recoveries; waits
-    until somebody there answers.
-
-    UserError  no address is known, or the cluster doesn't want it (number in use, wrong token).
-    """
-    if not addresses:
-        raise UserError("no node of the cluster is known: name one with --peer HOST:PORT")
-    credentials = credentials_of(token)
-    loop = asyncio.get_running_loop()
-    told = False
-    while True:
-        for address in addresses:
-            leaf = make_leaf(credentials, 0, int(time.time()), os.urandom(SEED_BYTES))
-            hello = Hello(
-                wire.PROTOCOL_VERSIONS, Role.CLIENT, token.cluster, 0, socket.gethostname()
-            )
-            try:
-                link = await _open(address, hello, tls.client_context(leaf), credentials)
-                try:
-                    await link.welcomed
-                    arguments: dict[str, Any] = {"witness": witness}
-                    if wanted is not None:
-                        arguments["number"] = wanted
-                    deadline_s = loop.time() + JOIN_DEADLINE_S
-                    answer = await link.request(Admin("join", arguments), deadline_s)
-                finally:
-                    link.close()
-                return NodeNumber(int(answer["number"])), unpack(answer.get(HISTORY_KEY))
-            except (OSError, UnavailableError, RemoteProtocolError) as exc:
-                if not told:
-                    _log.warning("waiting for %s: %s", address, exc)
-                _log.debug("join through %s: %s", address, exc)
-        told = True
-        await asyncio.sleep(JOIN_RETRY_S)
-
-
 async def who_answers(address: Address, token: NodeToken) -> NodeNumber | None:
     """The number of the node of this cluster that is served there; None when none is."""
     credentials = credentials_of(token)
     leaf = make_leaf(credentials, 0, int(time.time()), os.urandom(SEED_BYTES))
     hello = Hello(wire.PROTOCOL_VERSIONS, Role.CLIENT, token.cluster, 0, socket.gethostname())
     try:
-        link = await _open(address, hello, tls.client_context(leaf), credentials)
+        link = await connect_to(address, hello, tls.client_context(leaf), credentials)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 return await link.welcomed
@@ -636,12 +621,12 @@ async def who_answers(address: Address, token: NodeToken) -> NodeNumber | None:
         return None
 
 
-async def _open(
+async def connect_to(
     address: Address, hello: Hello, context: ssl.SSLContext, credentials: Credentials
 ) -> Link:
     """A connection to a node that has proved to be one; its hello is sent.
 
-    OSError (nobody there), UserError (it isn't of this cluster).
+    OSError  nobody there. StrangerError  it isn't of this cluster.
     """
     loop = asyncio.get_running_loop()
     try:
@@ -650,8 +635,15 @@ async def _open(
                 lambda: Link(hello), address.host, address.port, ssl=context,
                 server_hostname="",
             )  # fmt: skip
+    except ssl.SSLCertVerificationError as exc:
+        what = str(exc.verify_message)
+        if "expired" in what or "not yet valid" in what:
+            raise StrangerError(f"{address}: {what}: compare the clocks of both machines") from exc
+        raise StrangerError(
+            f"the node at {address} does not belong to the cluster of this token ({what})"
+        ) from exc
     except ssl.SSLError as exc:
-        raise UserError(f"{address} does not belong to this cluster: {exc.reason}") from exc
+        raise StrangerError(f"{address} does not belong to this cluster: {exc.reason}") from exc
     try:
         identity = tls.identity_of(
             transport.get_extra_info("ssl_object"), credentials, int(time.time())
@@ -660,8 +652,21 @@ async def _open(
             raise TrustError("it is a mount, not a node")
     except TrustError as exc:
         protocol.close()
-        raise UserError(f"{address}: {exc}") from exc
+        raise StrangerError(f"{address}: {exc}") from exc
     return protocol
+
+
+def _require_same_time(time_ms: object, node: NodeNumber) -> None:
+    """UserError when the clock of a node that joins is far off; an older one does not say it."""
+    if type(time_ms) is not int:
+        return
+    ahead_s = time_ms / 1000 - time.time()
+    if abs(ahead_s) > CLOCK_SKEW_MAX_S:
+        which = "ahead of" if ahead_s > 0 else "behind"
+        raise UserError(
+            f"the clock of the machine that joins is {abs(ahead_s):.0f} s {which} that of node"
+            f" {node}: set it (a time service such as chrony keeps it right)"
+        )
 
 
 def _ignore(answer: asyncio.Future[Any]) -> None:

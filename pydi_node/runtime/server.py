@@ -494,7 +494,13 @@ class Server:
         UserError  no such address on this machine, or no free port.
         """
         first = wanted.port or port_before or 0
-        self._tcp_socket = await _bind_tcp(Address(wanted.host, first))
+        try:
+            self._tcp_socket = await _bind_tcp(Address(wanted.host, first))
+        except UserError:
+            if wanted.host != "::" or _has_ipv6():
+                raise
+            wanted = Address("0.0.0.0", wanted.port)
+            self._tcp_socket = await _bind_tcp(Address(wanted.host, first))
         await self.renew_tcp(context)
         return Address(wanted.host, self._tcp_socket.getsockname()[1])
 
@@ -605,8 +611,9 @@ def _identify(transport: asyncio.Transport, is_unix: bool) -> PeerIdentity:
         pid, uid, _ = struct.unpack("3i", raw)
         return PeerIdentity(f"process {pid} on this machine", None, None, uid)
     peer = transport.get_extra_info("peername")
-    host = peer[0] if peer else None
-    name = f"{peer[0]}:{peer[1]}" if peer else "a peer"
+    # A socket for both families shows IPv4 addresses in the clothes of IPv6.
+    host = peer[0].removeprefix("::ffff:") if peer else None
+    name = f"{host}:{peer[1]}" if peer else "a peer"
     return PeerIdentity(name, host, transport.get_extra_info("ssl_object"), None)
 
 
@@ -614,6 +621,16 @@ def _watch_for_vanishing(sock: socket.socket) -> None:
     for level, option, value in _TCP_OPTIONS:
         if hasattr(socket, option):  # not every platform has all of them
             sock.setsockopt(level, getattr(socket, option), value)
+
+
+def _has_ipv6() -> bool:
+    """Whether the kernel lets anybody use IPv6 here."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
 
 
 async def _bind_tcp(wanted: Address) -> socket.socket:
@@ -628,6 +645,9 @@ async def _bind_tcp(wanted: Address) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         # Without it a restart within a minute would find its own old connections in the way.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # "::" is every address of the machine, also those of IPv4.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         try:
             sock.bind((sockaddr[0], port, *sockaddr[2:]))
             # Two processes can bind one port with SO_REUSEADDR; only one of them can listen.

@@ -377,6 +377,14 @@ class Queries(ABC):
         )
         return [NodeInfo(row[0], row[1], row[2], bool(row[3])) for row in rows.fetchall()]
 
+    def is_untouched(self) -> bool:
+        """Nobody ever kept anything here, as far as history goes back: a root without entries."""
+        row = self._connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM entry) OR EXISTS (SELECT 1 FROM entry_history)"
+            " OR EXISTS (SELECT 1 FROM blob) OR EXISTS (SELECT 1 FROM orphan)"
+        ).fetchone()
+        return not row[0]
+
     def counters(self) -> Counters:
         """Inodes and allocated bytes, for statfs."""
         row = self._connection.execute("SELECT files, bytes FROM meta WHERE id = 1").fetchone()

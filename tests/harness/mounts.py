@@ -25,14 +25,22 @@ class MountProcess:
     """One mount through `pydi-mount`, as a person starts it: in the background."""
 
     def __init__(
-        self, directory: Path, data_dir: Path, driver: str, flags: Sequence[str] = ()
+        self,
+        directory: Path,
+        data_dir: Path | None,
+        driver: str,
+        flags: Sequence[str] = (),
+        inside: Sequence[str] = (),
     ) -> None:
+        """data_dir: of the node on this machine; None: ``flags`` say how to get to one.
+        inside: as for `pydi_mount`."""
         self.path = directory / "mnt"
         self.path.mkdir(parents=True, exist_ok=True)
         self.cache_dir = directory / "cache"
+        self.inside = inside
         self.arguments = [
-            str(self.path), "--data-dir", str(data_dir), "--driver", driver,
-            "--cache-dir", str(self.cache_dir), *flags,
+            str(self.path), *(["--data-dir", str(data_dir)] if data_dir else []),
+            "--driver", driver, "--cache-dir", str(self.cache_dir), *flags,
         ]  # fmt: skip
 
     @property
@@ -46,7 +54,7 @@ class MountProcess:
 
     def run(self) -> subprocess.CompletedProcess[str]:
         """One `pydi-mount`, whatever its outcome."""
-        return pydi_mount(self.arguments)
+        return pydi_mount(self.arguments, self.inside)
 
     def pids(self) -> list[int]:
         """The daemons of this mount point that live."""
@@ -128,11 +136,17 @@ class World:
         return f"--- node\n{tail(self.node.log)}\n--- mount\n{self.mount.log_text}"
 
 
-def pydi_mount(arguments: Sequence[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs `pydi-mount` to its end; ``variables`` are added to its environment."""
+def pydi_mount(
+    arguments: Sequence[str], inside: Sequence[str] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `pydi-mount` to its end; ``variables`` are added to its environment.
+
+    inside  what stands before the command line, to run it on another machine's network.
+    """
     return subprocess.run(
-        [sys.executable, "-m", "pydi_fs", *arguments], check=False, capture_output=True, text=True,
-        stdin=subprocess.DEVNULL, cwd=ROOT, env={**environment(), **variables},
+        [*inside, sys.executable, "-m", "pydi_fs", *arguments],
+        check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=ROOT,
+        env={**environment(), **variables},
         timeout=COMMAND_DEADLINE_S,
     )  # fmt: skip
 

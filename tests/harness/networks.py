@@ -73,6 +73,10 @@ class Network:
         """What to put before a command line to run it on that machine."""
         return ["ip", "netns", "exec", self._namespace(machine)]
 
+    def on_network_of(self, machine: int) -> list[str]:
+        """As `inside`, but what the command mounts is mounted here too."""
+        return ["nsenter", f"--net=/run/netns/{self._namespace(machine)}"]
+
     def cut(self, *parts: Sequence[int]) -> None:
         """Only machines of one part reach each other; those named in no part reach nobody."""
         bridge_of = {m: f"bridge{n}" for n, part in enumerate(parts, 1) for m in part}

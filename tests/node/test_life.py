@@ -64,7 +64,7 @@ def assert_sentence(ended: subprocess.CompletedProcess[str], code: int, *words: 
     """It ended with this code and one sentence that has these words, and no traceback."""
     assert ended.returncode == code, ended.stderr
     last = ended.stderr.strip().splitlines()[-1]
-    assert last.startswith("pydi-node: "), ended.stderr
+    assert last.startswith(("pydi-node: ", "pydi: ")), ended.stderr
     assert "Traceback" not in ended.stderr
     for word in words:
         assert word in last, last

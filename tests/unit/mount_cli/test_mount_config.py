@@ -52,6 +52,8 @@ EXAMPLES: dict[str, tuple[str, str, object]] = {
     "node": ("h:1", "h:2", "h:1"),
     "token": ("t", "u", "t"),
     "token-file": ("/t", "/u", "/t"),
+    "group": ("239.1.2.3:4", "[ff12::5]:6", ["239.1.2.3", "", 4]),
+    "interface": ("10.0.0.1", "fd00::1", "10.0.0.1"),
     "driver": ("kernel", "fusepy", "kernel"),
     "cache-dir": ("/a", "/b", "/a"),
     "cache-size": ("2M", "3M", 2 << 20),
@@ -80,7 +82,8 @@ def test_flag_beats_environment_beats_file(name: str) -> None:
             return None if config.options == MountOptions(noatime=True) else config.options
         if name == "read-only":
             return config.options.read_only
-        return dataclasses.asdict(config)[option.field]
+        found = dataclasses.asdict(config)[option.field]
+        return list(found) if isinstance(found, tuple) else found
 
     assert field(configure(flags={**base, name: near})) == value
     assert field(configure(flags=base, environ={option.variable: near})) == value
@@ -100,9 +103,14 @@ def test_data_dir_and_node_exclude_each_other_only_in_one_place() -> None:
 
 
 def test_tokens() -> None:
-    """One token, and only for a node elsewhere; a far one is not handed to the local node."""
+    """One token, and only for nodes elsewhere; a far one is not handed to the local node."""
     assert "--token-file" in refusal(flags={"node": "h:1", "token": "t", "token-file": "/t"})
-    assert "--node" in refusal(flags={"token": "t"})
+    message = refusal(flags={"data-dir": "/d", "token": "t"})
+    assert "--data-dir" in message
+    assert "--token" in message
+    found = configure({"token": "t"}, {"PYDI_DATA_DIR": "/d"})
+    assert (found.has_token, found.node, found.data_dir) == (True, None, "/var/lib/pydi")
+    assert not configure(environ={"PYDI_DATA_DIR": "/d", "PYDI_TOKEN_FILE": "/t"}).has_token
     near = configure({"node": "h:1", "token-file": "/t"}, {"PYDI_TOKEN": "t"})
     assert (near.token, near.token_file) == (None, "/t")
     assert configure({"data-dir": "/d"}, {"PYDI_NODE": "h:1", "PYDI_TOKEN": "t"}).token is None
@@ -113,6 +121,8 @@ def test_tokens() -> None:
     [
         ("node", "host"), ("node", "host:"), ("node", ":1"), ("node", "h:0"), ("node", "h:65536"),
         ("node", "::1:7420"), ("driver", "fuse"), ("cache-size", "much"), ("cache-size", "1K"),
+        ("group", "10.0.0.1:7420"), ("group", "239.1.1.1:0"), ("group", "host:1"),
+        ("group", "[ff12::1"), ("interface", "eth0"), ("interface", "10.0.0.300"),
         ("deadline", "0"), ("deadline", "-1"), ("deadline", "nan"), ("deadline", "99999"),
         ("read-only", "perhaps"), ("options", "rw,sideways"), ("options", "fsname="),
         ("options", "max_read=1"), ("options", "max_read=x"), ("options", "suid"),

@@ -15,6 +15,7 @@ from pydi_node.config import (
     load_config,
     parse_address,
 )
+from pydi_node.discovery.group import Group
 from pydi_node.errors import EXIT_USAGE, UserError
 
 
@@ -35,7 +36,7 @@ def test_nearer_places_win(tmp_path: Path) -> None:
     assert (config.number, config.listen, config.log_level) == (1, Address("h", 2), "error")
     assert config.peers == (Address("a", 2), Address("b", 2))
     assert load(file=file).peers == (Address("a", 3), Address("b", 3))
-    assert load().listen == Address("127.0.0.1", 7420)
+    assert load().listen == Address("::", 7420)
 
 
 def test_config_file_of_the_data_dir_is_read(tmp_path: Path) -> None:
@@ -115,6 +116,7 @@ def test_every_option_is_a_flag_that_reaches_the_config(tmp_path: Path) -> None:
     """The command line is made from the table and loses none of it."""
     texts = {
         "number": "4", "listen": "h:1", "peer": "p:2", "token-file": "/f", "log-level": "debug",
+        "group": "239.1.2.3:4", "interface": "10.0.0.1",
     }  # fmt: skip
     arguments = [str(tmp_path), *(f"--{name}={text}" for name, text in texts.items())]
     config = parse_config(arguments)
@@ -126,6 +128,8 @@ def test_every_option_is_a_flag_that_reaches_the_config(tmp_path: Path) -> None:
         None,
         Path("/f"),
         "debug",  # type: ignore[arg-type]
+        group=Group("239.1.2.3", "", 4),
+        interfaces=("10.0.0.1",),
     )
     assert texts.keys() | {"join", "data-dir", "witness"} == {option.name for option in OPTIONS}
     assert parse_config([str(tmp_path), "--join", "T"]).join_token == "T"
