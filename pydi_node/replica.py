@@ -111,6 +111,7 @@ from pydi_node.errors import (
 )
 from pydi_node.ids import ClientId, LogIndex, NodeNumber, Serial, Term, TimeNs
 from pydi_node.records import Result, Touched
+from pydi_node.tree.committer import CommitConfig, Committer
 from pydi_node.tree.machine import Tree
 
 _log = logging.getLogger(__name__)
@@ -144,8 +145,9 @@ class ReplicaConfig:
     # and with the trailing ones some 6 MB of memory.
     cut_entries: int = 5_000
     cut_idle_s: float = 60.0  # and after this time if anything was applied at all
-    # Entries of one tree transaction: about 50 ms in which nothing else runs.
+    # Entries applied in one piece: about 50 ms in which nothing else runs.
     apply_batch_max: int = 1000
+    commit: CommitConfig = field(default_factory=CommitConfig)
     proposals_per_step_max: int = 2000  # bounds one append; the rest goes with the next step
     forwarded_max: int = 10_000  # waiting for the log on the leader; others are sent again
 
@@ -212,6 +214,7 @@ class Replica:
         self._held: deque[_Held] = deque()
         self._persisting = 0  # number of the newest Persist handed out
         self._persisted = 0
+        self._committer = Committer(tree, config.commit, now.mono_s)
         self._tree_full = False
         self._disk_full = False
         self._cut_at_index = tree.applied_index
@@ -281,8 +284,9 @@ class Replica:
 
     def _on_tick(self, _: Tick) -> None:
         self.raft.tick()
-        if self._tree_full:
-            self._apply()
+        if self._committer.is_time(self._now.mono_s, self._tree_full):
+            # A full tree goes on where it stopped, if there is room again.
+            self._set_tree_full(not (self._commit() and self._apply_all()))
         now_s = self._now.mono_s
         if now_s >= self._next_expiry_s:
             self._expire()
@@ -549,6 +553,11 @@ class Replica:
 
     def _apply(self) -> None:
         """Applies what is committed, as far as the tree's disk has room for it."""
+        if not self._tree_full:
+            self._set_tree_full(not self._apply_all())
+
+    def _apply_all(self) -> bool:
+        """False when there was no room."""
         committed = self._committed
         while committed:
             if committed[0].kind is EntryKind.MEMBERSHIP:
@@ -564,17 +573,23 @@ class Replica:
             try:
                 self._apply_batch(batch)
             except NoSpaceError:
-                self._set_tree_full(True)
-                return
+                return False
             for _ in batch:
                 committed.popleft()
             self.raft.applied(batch[-1].index)
-        self._set_tree_full(False)
+            if self._committer.is_due(sum(len(entry.data) for entry in batch)) and (
+                not self._commit()
+            ):
+                return False
+        return True
+
+    def _commit(self) -> bool:
+        return self._committer.commit(self._now.mono_s)
 
     def _apply_batch(self, batch: Sequence[Entry]) -> None:
         first = batch[0]
         if first.kind is EntryKind.MEMBERSHIP:
-            self.tree.set_membership(first.index, first.term, first.data)
+            self.tree.advance_membership(first.index, first.term, first.data)
             self._answer_member_waiters(first.index)
             return
         work: list[tuple[LogIndex, Term, Envelope | None]] = []
@@ -586,7 +601,7 @@ class Replica:
                     known[1] if known is not None and known[0] == term else unpack_envelope(data)
                 )
             work.append((index, term, envelope))
-        results = self.tree.apply_batch(work)
+        results = self.tree.advance(work)
         touched: list[tuple[ClientId, Serial, Touched]] = []
         for (index, _, envelope), result in zip(work, results, strict=True):
             if envelope is None:
@@ -653,6 +668,7 @@ class Replica:
     def _on_snapshot_installed(self, event: SnapshotInstalled) -> None:
         assert not self._committed, "the core hands out nothing while a snapshot is installed"
         self.tree = event.tree
+        self._committer.use(event.tree)
         assert self.tree.applied_index == event.install.meta.index, event.install
         self._cut_at_index = self.tree.applied_index
         self.raft.snapshot_installed(event.install)

@@ -338,11 +338,17 @@ def measure_cluster(work: Path, nodes: int, clients: list[int], count: int) -> N
 
     for number in clients:
         inside = Path(tempfile.mkdtemp(prefix="c", dir=work))
-        with bench_cluster.running(inside, nodes, started) as directories:
-            seconds = asyncio.run(bench_cluster.creates(directories, number, count))
+        with bench_cluster.running(inside, nodes, started) as running:
+            cost = asyncio.run(bench_cluster.creates(running, number, count))
         done = count // number * number
         name = f"committed creates, {nodes} nodes, {number} clients"
-        emit_figure(name, inside, Figure(done, seconds, "ops/s"))
+        emit_figure(name, inside, Figure(done, cost.seconds, "ops/s"))
+        emit(
+            name=f"{name}: processor time each",
+            unit="us",
+            nodes=[round(cpu_s / done * 1e6) for cpu_s in cost.node_cpu_s],
+            clients=round(cost.client_cpu_s / done * 1e6),
+        )
 
 
 # --- command line --------------------------------------------------------------------------------

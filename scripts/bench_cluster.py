@@ -1,7 +1,8 @@
 """``scripts/bench --cluster``: committed creates a second through real node processes.
 
 Each client waits for one create before it sends the next, as programs do; many clients show what
-sharing a log write among them is worth. Every create counted was on disk on a majority.
+sharing a log write among them is worth. Every create counted was on disk on a majority. Beside the
+rate stands the processor time of each process, which other work on the machine disturbs far less.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 from pydi_fs.client import Client, node_on_this_machine
 from pydi_node.commands import Caller, Create, Mkdir
@@ -27,20 +29,33 @@ CALLER = Caller(os.geteuid(), os.getegid())
 Start = Callable[[str, list[str], Callable[[], bool]], AbstractContextManager[int]]
 
 
+class Node(NamedTuple):
+    directory: Path
+    pid: int
+
+    def cpu_s(self) -> float:
+        """Processor time so far, of all its threads."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextlib.contextmanager
-def running(work: Path, nodes: int, start: Start) -> Iterator[list[Path]]:
-    """Data directories of a fresh cluster whose nodes are all up and, up to five, voters."""
+def running(work: Path, nodes: int, start: Start) -> Iterator[list[Node]]:
+    """A fresh cluster whose nodes are all up and, up to five, voters; the first one leads."""
     program = str(Path(sys.executable).parent / "pydi-node")
     directories = [work / f"node{number}" for number in range(1, nodes + 1)]
+    started = []
     with contextlib.ExitStack() as stack:
         for directory in directories:
             command = [program, str(directory), "--listen", "127.0.0.1:0"]
             if directory != directories[0]:
                 first = json.loads((directories[0] / "run.json").read_text())["address"]
                 command += ["--peer", first, "--token-file", str(directories[0] / "token")]
-            stack.enter_context(start(directory.name, command, (directory / "node.sock").exists))
+            is_ready = (directory / "node.sock").exists
+            pid = stack.enter_context(start(directory.name, command, is_ready))
+            started.append(Node(directory, pid))
         asyncio.run(_wait_for_members(directories[0], nodes))
-        yield directories
+        yield started
 
 
 async def _wait_for_members(directory: Path, nodes: int) -> None:
@@ -59,11 +74,19 @@ async def _wait_for_members(directory: Path, nodes: int) -> None:
     await client.close()
 
 
-async def creates(directories: list[Path], clients: int, count: int) -> float:
-    """Seconds that this many clients, spread over the nodes, take for ``count`` creates in all."""
+class Cost(NamedTuple):
+    """What the creates took."""
+
+    seconds: float
+    node_cpu_s: list[float]  # of each node, the first one leads
+    client_cpu_s: float
+
+
+async def creates(nodes: list[Node], clients: int, count: int) -> Cost:
+    """This many clients, spread over the nodes, make ``count`` files in all."""
     sessions = []
     for number in range(clients):
-        client = Client([node_on_this_machine(directories[number % len(directories)])])
+        client = Client([node_on_this_machine(nodes[number % len(nodes)].directory)])
         await client.connect()
         made = await client.execute(Mkdir(CALLER, ROOT_INO, f"client{number}".encode(), 0o755))
         sessions.append((client, made.ino))
@@ -72,9 +95,13 @@ async def creates(directories: list[Path], clients: int, count: int) -> float:
         for number in range(share):
             await client.execute(Create(CALLER, parent, b"%d" % number, 0o644, True))
 
+    cpu_before = [node.cpu_s() for node in nodes]
+    own_before = time.process_time()
     start = time.perf_counter()
     await asyncio.gather(*(work(client, ino, count // clients) for client, ino in sessions))
     seconds = time.perf_counter() - start
+    own = time.process_time() - own_before
+    cpu = [node.cpu_s() - before for node, before in zip(nodes, cpu_before, strict=True)]
     for client, _ in sessions:
         await client.close()
-    return seconds
+    return Cost(seconds, cpu, own)

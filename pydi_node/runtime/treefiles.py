@@ -63,7 +63,11 @@ class TreeFiles:
         self._copies = 0
 
     def close(self) -> None:
-        """The database is closed; SQLite writes its WAL back first."""
+        """The database is closed with all that was applied; SQLite writes its WAL back first."""
+        try:
+            self.tree.commit()
+        except NoSpaceError:
+            pass  # the next start applies it again, out of the log
         self._connection.close()
 
     @property
@@ -91,7 +95,7 @@ class TreeFiles:
     # --- copies for others ------------------------------------------------------------------------
 
     def take(self) -> SnapshotTaken | SnapshotFailed:
-        """A complete copy of the tree as of now, read through a connection of its own."""
+        """A complete copy of the tree as of its last commit, through a connection of its own."""
         self._copies += 1
         temporary = self._folder / f"snapshot-{self._copies}.new"
         try:

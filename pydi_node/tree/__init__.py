@@ -9,20 +9,26 @@ random number, so the same log gives the same rows and the same Results on every
     tree = Tree(connection)          ``sqlite3.connect(path, isolation_level=None)``, prepared;
                                      one Tree is the only writer of its database
 
-Applying. Each call is one SQLite transaction together with ``applied_index``; whatever fails inside
-rolls the whole call back and raises, so the node stops with a whole tree. A raised exception is
-never an outcome of a command: outcomes are Results.
+Applying. What is applied is seen by every query of the Tree, and written to the database's files in
+larger pieces: ``committer.Committer`` says when. Each commit is one SQLite transaction together
+with ``applied_index``, so a restart finds a whole tree and goes on from there in the log. Whatever
+fails undoes its own call alone and raises. A raised exception is never an outcome of a command:
+outcomes are Results.
 
-    tree.apply_batch(entries: Sequence[tuple[LogIndex, Term, Envelope | None]]) -> list[Result]
+    tree.advance(entries: Sequence[tuple[LogIndex, Term, Envelope | None]]) -> list[Result]
         Indexes go on where ``applied_index`` ended, without a gap. None is a log entry without a
         command and gives Result(). A repeated (client, serial) gives its first Result again; one
         so old that it left the window of SESSION_WINDOW serials gives EIO and changes nothing.
-    tree.apply(index: LogIndex, term: Term, envelope: Envelope | None) -> Result
-    tree.set_membership(index: LogIndex, term: Term, data: bytes) -> None
+    tree.advance_membership(index: LogIndex, term: Term, data: bytes) -> None
         Applies the log entry ``index`` that carries consensus' membership (opaque here); with
         ``index == applied_index`` it only records (the first membership of a new cluster).
+    tree.commit() -> None                                 tree.uncommitted: int
+    tree.apply_batch(entries) -> list[Result]             advance and commit
+    tree.apply(index: LogIndex, term: Term, envelope: Envelope | None) -> Result
+    tree.set_membership(index: LogIndex, term: Term, data: bytes) -> None
     tree.checkpoint() -> LogIndex
-        Everything applied up to the returned index is on disk: the log may be cut up to there.
+        Commits; then everything applied up to the returned index is on disk: the log may be cut
+        up to there.
         Never waits; while a snapshot is read it returns what an earlier call returned, or 0.
 
 State (properties, no query):

@@ -50,6 +50,10 @@ _HANDLERS: Final[dict[type[Any], Callable[[Store, Any], Result]]] = {
 assert _HANDLERS.keys() | {ExpireSessions} == commands.COMMAND_CODES.keys()
 
 
+# (index, term, envelope, or the data of a membership)
+_Applied = tuple[LogIndex, Term, Envelope | bytes | None]
+
+
 class Tree(Queries):
     """The virtual tree on one prepared connection; the only writer of its database.
 
@@ -63,6 +67,9 @@ class Tree(Queries):
         self._sessions = Sessions(connection)
         self._tick_second = self._last_tick_second()
         self._durable_index = LogIndex(0)  # nobody knows before the first checkpoint
+        # Applied since the last commit: what a rollback must bring back.
+        self._uncommitted: list[_Applied] = []
+        self._is_written = True  # the Store's and the Sessions' rows are in SQLite
 
     # --- state ----------------------------------------------------------------------------------
 
@@ -89,28 +96,59 @@ class Tree(Queries):
 
     # --- applying -------------------------------------------------------------------------------
 
-    def apply_batch(
-        self, entries: Sequence[tuple[LogIndex, Term, Envelope | None]]
-    ) -> list[Result]:
-        """The outcome of each log entry, all applied in one transaction or none.
+    def advance(self, entries: Sequence[tuple[LogIndex, Term, Envelope | None]]) -> list[Result]:
+        """The outcome of each log entry; all are applied for every query of this Tree, or none.
 
         entries  (index, term, envelope), going on at ``applied_index + 1`` without a gap; an
                  envelope of None is an entry without a command and gives ``Result()``.
 
-        Any exception means that nothing of the batch was applied: NoSpaceError (the disk is full),
-        CorruptionError (the database is damaged), sqlite3.Error or AssertionError (stop the node).
+        Other connections see it, and a restart finds it, after ``commit``.
+
+        Any exception means that nothing of ``entries`` was applied: NoSpaceError (the disk is
+        full), CorruptionError (the database is damaged), sqlite3.Error or AssertionError (stop the
+        node).
         """
         if not entries:
             return []
-        results = []
-        with self._transaction():
-            meta = self._store.meta
-            for index, term, envelope in entries:
-                assert index == meta.applied_index + 1, (index, meta.applied_index)
-                assert term >= meta.applied_term, (term, meta.applied_term)
-                results.append(Result() if envelope is None else self._step(index, envelope))
-                meta.applied_index = index
-                meta.applied_term = term
+        with self._all_or_nothing():
+            results = [self._apply(entry) for entry in entries]
+        self._uncommitted += entries
+        return results
+
+    def advance_membership(self, index: LogIndex, term: Term, data: bytes) -> None:
+        """The log entry ``index`` is applied, and ``data`` is the membership as of it.
+
+        index  ``applied_index + 1``; or ``applied_index``, to record the membership only.
+        data   opaque; comes back unchanged from ``membership`` and travels with snapshots.
+        """
+        entry = (index, term, data)
+        with self._all_or_nothing():
+            self._apply_membership(*entry)
+        self._uncommitted.append(entry)
+
+    @property
+    def uncommitted(self) -> int:
+        """Log entries applied since the last ``commit``."""
+        return len(self._uncommitted)
+
+    def commit(self) -> None:
+        """All that was applied is in the database's files: a killed program keeps it.
+
+        Not on the disk yet, which is for ``checkpoint``; the log is there to bring it back.
+        NoSpaceError: it stays applied for this Tree, and the next call tries again.
+        """
+        if self._uncommitted:
+            with self._all_or_nothing():
+                self._write_back()
+                self._connection.execute("COMMIT")
+            self._uncommitted = []
+
+    def apply_batch(
+        self, entries: Sequence[tuple[LogIndex, Term, Envelope | None]]
+    ) -> list[Result]:
+        """``advance`` and ``commit``."""
+        results = self.advance(entries)
+        self.commit()
         return results
 
     def apply(self, index: LogIndex, term: Term, envelope: Envelope | None) -> Result:
@@ -118,19 +156,9 @@ class Tree(Queries):
         return self.apply_batch([(index, term, envelope)])[0]
 
     def set_membership(self, index: LogIndex, term: Term, data: bytes) -> None:
-        """The log entry ``index`` is applied, and ``data`` is the membership as of it.
-
-        index  ``applied_index + 1``; or ``applied_index``, to record the membership only.
-        data   opaque; comes back unchanged from ``membership`` and travels with snapshots.
-        """
-        with self._transaction():
-            meta = self._store.meta
-            assert index in (meta.applied_index, meta.applied_index + 1), (index, meta)
-            assert term >= meta.applied_term, (term, meta.applied_term)
-            meta.applied_index = index
-            meta.applied_term = term
-            meta.membership_index = index
-            meta.membership = data
+        """``advance_membership`` and ``commit``."""
+        self.advance_membership(index, term, data)
+        self.commit()
 
     def checkpoint(self) -> LogIndex:
         """Everything applied up to the returned index is on disk, whatever happens to the power.
@@ -138,7 +166,9 @@ class Tree(Queries):
         Call it before cutting the log: ``synchronous=NORMAL`` may lose the last transactions, and
         only the log brings them back. Takes two fsyncs and a write of every page in the WAL. It
         never waits: while somebody reads a snapshot, the answer is that of an earlier call.
+        Commits; NoSpaceError as there.
         """
+        self.commit()
         with translated_errors():
             row = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         _, frames, frames_moved = row
@@ -155,24 +185,72 @@ class Tree(Queries):
     # --- internals ------------------------------------------------------------------------------
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All or nothing, in the database and in the caches."""
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Inside a transaction; what is raised inside leaves the tree as it was before."""
         connection = self._connection
         with translated_errors():
-            connection.execute("BEGIN IMMEDIATE")
             try:
+                if not connection.in_transaction:
+                    connection.execute("BEGIN IMMEDIATE")
                 yield
-                self._store.flush()
-                self._sessions.flush()
-                connection.execute("COMMIT")
             except BaseException:
-                # SQLite has rolled back by itself after some errors, such as a full disk.
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                self._store.forget()
-                self._sessions.forget()
-                self._tick_second = self._last_tick_second()
+                self._return()
                 raise
+
+    def _return(self) -> None:
+        """Back to the last commit, and forward again to where ``_uncommitted`` ends.
+
+        Going forward reads the disk but never writes to it (``cache_spill`` is off), and gave its
+        results before: it can't fail for want of room.
+        """
+        connection = self._connection
+        # SQLite has rolled back by itself after some errors, such as a full disk.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        self._store.forget()
+        self._sessions.forget()
+        self._is_written = True
+        self._tick_second = self._last_tick_second()
+        if self._uncommitted:
+            connection.execute("BEGIN IMMEDIATE")
+            for entry in self._uncommitted:
+                if isinstance(entry[2], bytes):
+                    self._apply_membership(*entry)  # type: ignore[arg-type]  # narrowed just above
+                else:
+                    self._apply(entry)  # type: ignore[arg-type]  # likewise
+
+    def _write_back(self) -> None:
+        if not self._is_written:
+            self._store.flush()
+            self._sessions.flush()
+            self._is_written = True
+
+    def _ask(self, statement: str, values: Any = ()) -> sqlite3.Cursor:
+        if not self._is_written:
+            with self._all_or_nothing():
+                self._write_back()
+        return super()._ask(statement, values)
+
+    def _apply(self, entry: tuple[LogIndex, Term, Envelope | None]) -> Result:
+        index, term, envelope = entry
+        meta = self._store.meta
+        assert index == meta.applied_index + 1, (index, meta.applied_index)
+        assert term >= meta.applied_term, (term, meta.applied_term)
+        self._is_written = False
+        result = Result() if envelope is None else self._step(index, envelope)
+        meta.applied_index = index
+        meta.applied_term = term
+        return result
+
+    def _apply_membership(self, index: LogIndex, term: Term, data: bytes) -> None:
+        meta = self._store.meta
+        assert index in (meta.applied_index, meta.applied_index + 1), (index, meta)
+        assert term >= meta.applied_term, (term, meta.applied_term)
+        self._is_written = False
+        meta.applied_index = index
+        meta.applied_term = term
+        meta.membership_index = index
+        meta.membership = data
 
     def _step(self, index: LogIndex, envelope: Envelope) -> Result:
         """One command applied, or its first Result found again."""

@@ -114,6 +114,10 @@ class Queries(ABC):
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
+    def _ask(self, statement: str, values: Any = ()) -> sqlite3.Cursor:
+        """Every question to the database goes through here."""
+        return self._connection.execute(statement, values)
+
     @property
     @abstractmethod
     def applied_index(self) -> LogIndex: ...
@@ -158,9 +162,9 @@ class Queries(ABC):
         at = self._checked(at)
         question = {"ino": ino, "after": after_cookie, "limit": limit, "at": at}
         if at is None:
-            rows = self._connection.execute(_READDIR_NOW, question).fetchall()
+            rows = self._ask(_READDIR_NOW, question).fetchall()
             return [DirEntry(row[0], row[1], Attr(*row[2:])) for row in rows]
-        rows = self._connection.execute(_READDIR_PAST, question).fetchall()
+        rows = self._ask(_READDIR_PAST, question).fetchall()
         return [DirEntry(cookie, name, self.getattr(child, at)) for cookie, name, child in rows]
 
     def readlink(self, ino: Ino, at: LogIndex | None = None) -> bytes:
@@ -213,7 +217,7 @@ class Queries(ABC):
 
     def versions_of(self, ino: Ino) -> list[Version]:
         """The versions of an inode's content that are kept, oldest first; [] when unknown."""
-        rows = self._connection.execute(
+        rows = self._ask(
             f"SELECT {_ATTR}, since, until FROM inode_history WHERE ino = :ino UNION ALL"
             f" SELECT {_ATTR}, since, NULL FROM inode WHERE ino = :ino ORDER BY since",
             {"ino": ino},
@@ -236,7 +240,7 @@ class Queries(ABC):
         directory = self.resolve(b"/".join(parts[:-1]), at)
         if not directory.is_dir:
             raise FileError(errno.ENOTDIR)
-        spans = self._connection.execute(
+        spans = self._ask(
             "SELECT ino, since, until FROM entry_history WHERE parent = :parent AND name = :name"
             " UNION ALL SELECT ino, since, NULL FROM entry WHERE parent = :parent AND name = :name"
             " ORDER BY since",
@@ -255,7 +259,7 @@ class Queries(ABC):
     def index_at(self, time_ns: TimeNs) -> LogIndex:
         """The last log index applied in that second or before it; 0 when it is before the first."""
         second = time_ns // NANOSECONDS_PER_TICK
-        row = self._connection.execute(
+        row = self._ask(
             "SELECT log_index - 1 FROM tick WHERE time_ns >= ? ORDER BY log_index LIMIT 1",
             ((second + 1) * NANOSECONDS_PER_TICK,),
         ).fetchone()
@@ -263,7 +267,7 @@ class Queries(ABC):
 
     def time_of(self, index: LogIndex) -> TimeNs:
         """When that index was proposed, exact to a second; 0 when it is older than history."""
-        row = self._connection.execute(
+        row = self._ask(
             "SELECT time_ns FROM tick WHERE log_index <= ? ORDER BY log_index DESC LIMIT 1",
             (index,),
         ).fetchone()
@@ -273,23 +277,21 @@ class Queries(ABC):
 
     def orphans(self, limit: int, after: Ino = _NO_INO) -> list[Ino]:
         """Inodes without a name, ascending after ``after``."""
-        rows = self._connection.execute(
+        rows = self._ask(
             "SELECT ino FROM orphan WHERE ino > ? ORDER BY ino LIMIT ?", (after, limit)
         )
         return [ino for (ino,) in rows.fetchall()]
 
     def blob(self, blob: BlobId) -> BlobInfo:
         """What the tree knows of a blob. ENOENT."""
-        row = self._connection.execute(f"{_BLOB} WHERE blob = ?", (blob,)).fetchone()
+        row = self._ask(f"{_BLOB} WHERE blob = ?", (blob,)).fetchone()
         if row is None:
             raise FileError(errno.ENOENT)
         return _blob_info(row)
 
     def blobs(self, after: BlobId, limit: int) -> list[BlobInfo]:
         """All blobs, ascending after ``after``."""
-        rows = self._connection.execute(
-            f"{_BLOB} WHERE blob > ? ORDER BY blob LIMIT ?", (after, limit)
-        )
+        rows = self._ask(f"{_BLOB} WHERE blob > ? ORDER BY blob LIMIT ?", (after, limit))
         return [_blob_info(row) for row in rows.fetchall()]
 
     def blobs_of_node(self, node: NodeNumber, after: BlobId, limit: int) -> list[BlobInfo]:
@@ -305,7 +307,7 @@ class Queries(ABC):
 
     def garbage_blobs(self, limit: int, after: BlobId = HOLE) -> list[BlobInfo]:
         """Blobs that no version, present or kept, names any more."""
-        rows = self._connection.execute(
+        rows = self._ask(
             f"{_BLOB} WHERE refs = 0 AND blob > ? ORDER BY blob LIMIT ?", (after, limit)
         )
         return [_blob_info(row) for row in rows.fetchall()]
@@ -313,7 +315,7 @@ class Queries(ABC):
     def last_counter_of(self, node: NodeNumber) -> int:
         """The highest counter among the blobs that ``node`` named; 0 when there is none."""
         first, last = blob_id(node, 1), blob_id(node, BLOB_COUNTER_MAX)
-        (found,) = self._connection.execute(
+        (found,) = self._ask(
             "SELECT max(blob) FROM blob WHERE blob BETWEEN ? AND ?", (first, last)
         ).fetchone()
         return 0 if found is None else blob_counter(BlobId(found))
@@ -323,7 +325,7 @@ class Queries(ABC):
     ) -> list[BlobInfo]:
         """Named blobs with exactly these holders (ascending) and this factor, as in
         ``blob_totals``; ascending after ``after``."""
-        rows = self._connection.execute(
+        rows = self._ask(
             f"{_BLOB} WHERE refs > 0 AND holders = ? AND factor = ? AND blob > ?"
             " ORDER BY blob LIMIT ?",
             (pack_holders(holders), factor, after, limit),
@@ -332,14 +334,12 @@ class Queries(ABC):
 
     def blob_totals(self) -> list[BlobTotal]:
         """Named blobs by their holders and factor, in the order of these."""
-        rows = self._connection.execute(
-            "SELECT holders, blobs, bytes, factor FROM tally ORDER BY holders, factor"
-        )
+        rows = self._ask("SELECT holders, blobs, bytes, factor FROM tally ORDER BY holders, factor")
         return [BlobTotal(unpack_holders(row[0]), *row[1:]) for row in rows.fetchall()]
 
     def copies_of_blob(self, blob: BlobId) -> int:
         """How many copies of it there should be. ENOENT."""
-        row = self._connection.execute("SELECT factor FROM blob WHERE blob = ?", (blob,)).fetchone()
+        row = self._ask("SELECT factor FROM blob WHERE blob = ?", (blob,)).fetchone()
         if row is None:
             raise FileError(errno.ENOENT)
         return row[0] or self.settings()["replicas"]
@@ -347,15 +347,15 @@ class Queries(ABC):
     def copies_of(self, ino: Ino) -> int:
         """How many copies new content of a file should have, by the nearest directory above that
         asks for a number; the setting for what is not known."""
-        if self._connection.execute(_ANY_FACTOR).fetchone() is not None:
-            row = self._connection.execute(_FACTOR_ABOVE, {"ino": ino}).fetchone()
+        if self._ask(_ANY_FACTOR).fetchone() is not None:
+            row = self._ask(_FACTOR_ABOVE, {"ino": ino}).fetchone()
             if row is not None:
                 return int(row[0])
         return self.settings()["replicas"]
 
     def has_refactor(self) -> bool:
         """Whether blobs may have another factor than asked: SpreadFactors sees to it."""
-        row = self._connection.execute("SELECT 1 FROM refactor LIMIT 1").fetchone()
+        row = self._ask("SELECT 1 FROM refactor LIMIT 1").fetchone()
         return row is not None
 
     @property
@@ -366,20 +366,18 @@ class Queries(ABC):
 
     def settings(self) -> dict[str, int]:
         """Every known setting with its value, set or default, by name."""
-        rows = self._connection.execute("SELECT name, value FROM setting ORDER BY name")
+        rows = self._ask("SELECT name, value FROM setting ORDER BY name")
         given: dict[str, int] = dict(rows.fetchall())
         return {name: given.get(name, setting.default) for name, setting in SETTINGS.items()}
 
     def nodes(self) -> list[NodeInfo]:
         """Book-keeping of the cluster's members, by number."""
-        rows = self._connection.execute(
-            "SELECT number, address, state, witness FROM node ORDER BY number"
-        )
+        rows = self._ask("SELECT number, address, state, witness FROM node ORDER BY number")
         return [NodeInfo(row[0], row[1], row[2], bool(row[3])) for row in rows.fetchall()]
 
     def is_untouched(self) -> bool:
         """Nobody ever kept anything here, as far as history goes back: a root without entries."""
-        row = self._connection.execute(
+        row = self._ask(
             "SELECT EXISTS (SELECT 1 FROM entry) OR EXISTS (SELECT 1 FROM entry_history)"
             " OR EXISTS (SELECT 1 FROM blob) OR EXISTS (SELECT 1 FROM orphan)"
         ).fetchone()
@@ -387,7 +385,7 @@ class Queries(ABC):
 
     def counters(self) -> Counters:
         """Inodes and allocated bytes, for statfs."""
-        row = self._connection.execute("SELECT files, bytes FROM meta WHERE id = 1").fetchone()
+        row = self._ask("SELECT files, bytes FROM meta WHERE id = 1").fetchone()
         return Counters(*row)
 
     def digest(self) -> bytes:
@@ -396,7 +394,7 @@ class Queries(ABC):
         digest = hashlib.blake2b(digest_size=32)
         for table, key in TABLES.items():
             digest.update(table.encode())
-            for row in self._connection.execute(f"SELECT * FROM {table} ORDER BY {key}"):
+            for row in self._ask(f"SELECT * FROM {table} ORDER BY {key}"):
                 digest.update(repr(row).encode())
         return digest.digest()
 
@@ -415,8 +413,8 @@ class Queries(ABC):
     ) -> list[Any]:
         at = self._checked(at)
         if at is None:
-            return self._connection.execute(statement.now, question).fetchall()
-        return self._connection.execute(statement.past, {**question, "at": at}).fetchall()
+            return self._ask(statement.now, question).fetchall()
+        return self._ask(statement.past, {**question, "at": at}).fetchall()
 
     def _inode(self, ino: Ino, at: LogIndex | None) -> Any:
         rows = self._select(_INODE, {"ino": ino}, at)

@@ -44,6 +44,9 @@ _PRAGMAS: Final = (
     # A power cut may undo the last transactions but never tears one; the log replays them.
     "PRAGMA synchronous = NORMAL",
     f"PRAGMA cache_size = -{_CACHE_KIB}",
+    # Only a commit writes, so only a commit can find the disk full: Tree relies on it. What is
+    # changed between two of them (some hundreds of commands) stays in memory.
+    "PRAGMA cache_spill = OFF",
     f"PRAGMA wal_autocheckpoint = {_WAL_AUTOCHECKPOINT_PAGES}",
     "PRAGMA temp_store = MEMORY",
     "PRAGMA cell_size_check = ON",  # find a damaged page when it is read, not when it is used

@@ -35,7 +35,7 @@ def copy_to(
 ) -> Snapshot:
     """``target`` is one whole, consistent copy of the tree as of now, in a single file.
 
-    source    the tree's own connection, between batches; or, to copy in a thread while batches go
+    source    the tree's own connection, just committed; or, to copy in a thread while batches go
               on, another connection to the same file that never writes. The copy reads one WAL
               snapshot from beginning to end: batches applied meanwhile are not in it, and no
               checkpoint passes it.

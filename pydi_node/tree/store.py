@@ -4,9 +4,9 @@ One ``Store`` belongs to one ``Tree``; only command functions and the Tree use i
 transaction of a batch. It decides nothing about POSIX.
 
 Inodes and blobs are written back: a command changes the cached row, and ``flush`` writes what is
-dirty once, at the end of the batch. 64 files created in one directory so cost one write of the
-directory, not 64. Entries, extents and xattrs are written at once. Hence the one rule: inside a
-batch, inode and blob are read through ``inode()`` and ``blob()`` only, and whoever runs SQL over
+dirty once: when a query asks, or with a commit. 64 files created in one directory so cost one write
+of the directory, not 64. Entries, extents and xattrs are written at once. Hence the one rule: until
+then, inode and blob are read through ``inode()`` and ``blob()`` only, and whoever runs SQL over
 these tables or over history calls ``flush`` first. A rollback drops every cache.
 """
 

@@ -20,7 +20,7 @@ from pydi_node.replica import ReplicaConfig
 from pydi_node.tree.machine import Tree
 from tests.harness.disk_sim import Crash, SimulatedDisk
 from tests.simulation.process import Process
-from tests.simulation.storage import WatchedTree, open_database
+from tests.simulation.storage import WatchedTree, committed_image, open_database
 from tests.simulation.watch import Watch
 from tests.simulation.world import MS, SECOND, Network, World
 
@@ -158,6 +158,7 @@ class Machine:
         self.world.note(f"{self.number} stops")
         try:
             self.process.log.close()
+            self.process.replica.tree.commit()
         except (NoSpaceError, OSError):
             pass  # what was appended last is lost as in a crash; nobody relied on it
         self._take_image()
@@ -192,7 +193,7 @@ class Machine:
 
     def _take_image(self) -> None:
         assert self.process is not None
-        self.image = self.process.connection.serialize()
+        self.image = committed_image(self.process.connection)
         self._memberships = self.memberships()
         self.process.connection.close()
         self.process.ended = True

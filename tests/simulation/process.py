@@ -59,7 +59,7 @@ from pydi_node.replica import Replica
 from pydi_node.runtime.disklog import DiskLog, LoadedState
 from pydi_node.tree import snapshot
 from tests.harness.disk_sim import Crash
-from tests.simulation.storage import WatchedTree, open_database
+from tests.simulation.storage import WatchedTree, committed_image, open_database
 from tests.simulation.watch import Seen
 from tests.simulation.world import MS, SECOND, Action, Owner, Violation
 
@@ -338,6 +338,8 @@ class Process(Owner):
     def _take(self) -> Event:
         if self.machine.room == "none" or self.world.dice.percent(2):
             return SnapshotFailed(b"")
+        # The runtime copies what was committed last, through another connection.
+        self.replica.tree.commit()
         target = sqlite3.connect(":memory:", isolation_level=None)
         taken = snapshot.copy_to(self.connection, target)
         data = target.serialize()
@@ -399,7 +401,7 @@ class Process(Owner):
         point()
         machine.installing = install.meta.index
         point()
-        old = self.connection.serialize()
+        old = committed_image(self.connection)
         self.connection.close()
         self.connection = open_database(bytes(self._incoming))
         # Renamed, the folder not synced: after a power cut either file may be there.

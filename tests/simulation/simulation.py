@@ -17,6 +17,7 @@ from pydi_node.errors import PydiError
 from pydi_node.ids import ROOT_INO
 from pydi_node.replica import ReplicaConfig
 from pydi_node.tree.check import check
+from pydi_node.tree.committer import CommitConfig
 from tests.simulation.clients import Attempted, Client, Plan, Workload
 from tests.simulation.linearize import FOREVER
 from tests.simulation.machine import Machine, Settings
@@ -77,6 +78,7 @@ def draw_parameters(dice: Dice) -> dict[str, int]:
         "snapshot_chunk_bytes": dice.pick([16 * 1024, 64 * 1024, 512 * 1024]),
         "cut_entries": dice.pick([3, 20, 100]),
         "apply_batch_max": dice.pick([1, 4, 1000]),
+        "commit_entries": dice.pick([1, 5, 500]),
         "proposals_per_step_max": dice.pick([1, 3, 2000]),
         "forwarded_max": dice.pick([2, 10_000]),
         "segment_bytes": dice.pick([512, 4096, 64 * 1024]),
@@ -118,7 +120,10 @@ class Simulation:
         self.think_us = self.parameters["think_us"]
         self.settings = Settings(
             replica=ReplicaConfig(
-                tick_s=0.05, cut_idle_s=5.0, **{name: self.parameters[name] for name in _REPLICA}
+                tick_s=0.05,
+                cut_idle_s=5.0,
+                commit=CommitConfig(entries_max=self.parameters["commit_entries"]),
+                **{name: self.parameters[name] for name in _REPLICA},
             ),
             raft={name: self.parameters[name] for name in _RAFT},
             segment_bytes=self.parameters["segment_bytes"],

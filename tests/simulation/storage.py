@@ -30,22 +30,26 @@ class WatchedTree(Tree):
         self.machine = machine
         self._reported = LogIndex(0)  # by the last checkpoint
 
-    def apply_batch(
-        self, entries: Sequence[tuple[LogIndex, Term, Envelope | None]]
-    ) -> list[Result]:
-        if self.machine.room == "none":
-            raise NoSpaceError("simulated")
-        results = super().apply_batch(entries)
+    def advance(self, entries: Sequence[tuple[LogIndex, Term, Envelope | None]]) -> list[Result]:
+        results = super().advance(entries)
         self.machine.watch.on_apply(entries, results)
-        self._after_commit()
+        self._after_apply()
         return results
 
-    def set_membership(self, index: LogIndex, term: Term, data: bytes) -> None:
-        if self.machine.room == "none":
-            raise NoSpaceError("simulated")
-        super().set_membership(index, term, data)
+    def advance_membership(self, index: LogIndex, term: Term, data: bytes) -> None:
+        super().advance_membership(index, term, data)
         self.machine.watch.on_membership(index, term, data)
-        self._after_commit()
+        self._after_apply()
+
+    def commit(self) -> None:
+        if not self.uncommitted:
+            return
+        with self._all_or_nothing():
+            if self.machine.room == "none":
+                raise NoSpaceError("simulated")
+        super().commit()
+        if self.machine.world.dice.percent(10):
+            self.machine.images_between.append(self._connection.serialize())
 
     def checkpoint(self) -> LogIndex:
         if self.machine.room == "none":
@@ -56,11 +60,16 @@ class WatchedTree(Tree):
             self.machine.images_between = []
         return self._reported
 
-    def _after_commit(self) -> None:
+    def _after_apply(self) -> None:
         if self.applied_index % 16 == 0:
             self.machine.watch.on_digest(self)
-        if self.machine.world.dice.percent(3):
-            self.machine.images_between.append(self._connection.serialize())
+
+
+def committed_image(connection: sqlite3.Connection) -> bytes:
+    """What a program that is killed now leaves of the database."""
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
+    return connection.serialize()
 
 
 def open_database(image: bytes) -> sqlite3.Connection:

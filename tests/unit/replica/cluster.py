@@ -85,6 +85,8 @@ class Member:
         self.replica: Replica | None = None
 
     def start(self, now: Now, seed: int) -> None:
+        if self.connection.in_transaction:
+            self.connection.execute("ROLLBACK")  # what the last life had not committed
         tree = Tree(self.connection)
         raft = Raft(
             Config(self.number, seed, **self._raft), self.hard_state, self.meta, self.entries,
@@ -120,6 +122,8 @@ class Cluster:
 
     def close(self) -> None:
         for member in self.members.values():
+            if member.replica is not None:
+                member.replica.tree.commit()
             assert check(member.connection) == []
             member.connection.close()
 
@@ -270,6 +274,7 @@ class Cluster:
                 member.meta = meta
                 member.entries = [e for e in member.entries if e.index > meta.index]
             case TakeSnapshot():
+                self.tree(member.number).commit()  # the runtime's copy is of the last commit
                 target = new_connection(prepare=False)
                 taken = snapshot.copy_to(member.connection, target)
                 data = target.serialize()

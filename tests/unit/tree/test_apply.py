@@ -145,12 +145,80 @@ def test_a_full_disk_undoes_the_batch_and_says_so(fs: Driver) -> None:
     fs.tree.apply_batch(creates(51, 900))
 
 
+def test_others_see_what_was_committed(tmp_path: Path) -> None:
+    """``advance`` answers this tree's queries at once and costs no write; ``commit`` shows it to
+    other connections, and a program that is killed keeps it."""
+    connection, tree = open_tree(str(tmp_path / "tree.db"))
+    reader = sqlite3.connect(tmp_path / "tree.db", isolation_level=None)
+    assert [r.errno for r in tree.advance(creates(1, 30))] == [0] * 30
+    tree.advance_membership(LogIndex(31), Term(1), b"members")
+    assert (tree.uncommitted, tree.applied_index, tree.counters().files) == (31, 31, 31)
+    assert len(tree.readdir(ROOT_INO, 0, 99)) == 30
+    assert Tree(reader).applied_index == 0
+    tree.commit()
+    assert tree.uncommitted == 0
+    assert (Tree(reader).digest(), Tree(reader).membership) == (tree.digest(), (31, b"members"))
+    tree.advance(creates(32, 40))
+    reader.close()
+    connection.close()
+    connection, tree = open_tree(str(tmp_path / "tree.db"))
+    assert (tree.applied_index, check(connection)) == (31, [])
+    connection.close()
+
+
+@pytest.mark.parametrize("where", ["apply", "write back", "commit"])
+def test_what_fails_takes_nothing_along_that_was_applied_before(fs: Driver, where: str) -> None:
+    """A batch that fails, or a commit, leaves the tree as it was: what was applied and answered is
+    still there for queries, repetitions and later commits, and was executed once."""
+    log = everything()
+    fs.tree.apply_batch(log[:4])
+    if where != "commit":
+        event = {"apply": "DELETE ON xattr", "write back": "UPDATE ON meta"}[where]
+        fs.connection.execute(
+            f"CREATE TEMP TRIGGER fault BEFORE {event} BEGIN SELECT RAISE(ABORT, 'f'); END"
+        )
+    fs.tree.advance(log[4:8])
+    fs.tree.advance_membership(LogIndex(9), Term(1), b"members")
+    later = [(LogIndex(i + 1), t, e) for i, t, e in log[8:]]
+    first = fs.tree.advance(later[:4])
+    if where == "apply":
+        with pytest.raises(sqlite3.IntegrityError):
+            fs.tree.advance(later[4:])
+        fs.connection.execute("DROP TRIGGER temp.fault")
+    elif where == "write back":
+        for attempt in (fs.tree.commit, fs.tree.settings, fs.tree.commit):
+            with pytest.raises(sqlite3.IntegrityError):
+                attempt()
+        fs.connection.execute("DROP TRIGGER temp.fault")
+    else:
+        fs.connection.set_authorizer(_refuse_commit)
+        for _ in range(2):
+            with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
+                fs.tree.commit()
+        fs.connection.set_authorizer(None)
+    assert (fs.tree.applied_index, fs.tree.uncommitted) == (13, 9)
+    assert fs.tree.membership == (9, b"members")
+    fs.tree.advance(later[4:])
+    fs.tree.commit()
+
+    connection, other = open_tree()
+    other.apply_batch(log[:8])
+    other.set_membership(LogIndex(9), Term(1), b"members")
+    assert other.apply_batch(later)[:4] == first
+    assert other.digest() == fs.tree.digest()
+    connection.close()
+
+
+def _refuse_commit(action: int, argument: str | None, *_: object) -> int:
+    refused = action == sqlite3.SQLITE_TRANSACTION and argument == "COMMIT"
+    return sqlite3.SQLITE_DENY if refused else sqlite3.SQLITE_OK
+
+
 def test_a_crash_at_any_statement_leaves_a_whole_tree(tmp_path: Path) -> None:
     """Copies of the files taken while a batch is being written are trees of before or after it, and
     replaying the log from their applied index gives the same tree."""
     path = tmp_path / "tree.db"
     connection, tree = open_tree(str(path))
-    connection.execute("PRAGMA cache_size = 5")  # pages spill into the WAL before the commit
     log = everything()
     copies: list[Path] = []
 
