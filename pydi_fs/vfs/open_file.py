@@ -49,7 +49,8 @@ class OpenFile:
         self.attr: Attr = version.attr  # as the cluster has it
         self.handles = 0  # open handles of this mount; changed by Vfs
         self.writers = 0  # those of them that may write
-        self.stale = False  # someone else changed the file: look before the next answer
+        self._changes_heard = 0  # how often somebody else changed the file
+        self._changes_seen = 0  # that many of them are in the content here
         self._client = client
         self._area = area
         self._reader = reader
@@ -64,6 +65,16 @@ class OpenFile:
         self._publishing = False  # changes are on their way: the cluster's attributes lag behind
 
     # --- attributes --------------------------------------------------------------------------
+
+    @property
+    def stale(self) -> bool:
+        """Someone else changed the file: `refresh` before the next answer. It stays so until the
+        newer version is here, for whoever asks meanwhile must wait for that too."""
+        return self._changes_seen < self._changes_heard
+
+    def changed_elsewhere(self) -> None:
+        """The cluster may have a newer version than this."""
+        self._changes_heard += 1
 
     @property
     def dirty(self) -> bool:
@@ -107,26 +118,34 @@ class OpenFile:
         # Staged bytes first and without waiting: a write that comes while blobs are fetched may
         # replace them, and a read must not mix the two.
         result = bytearray(size)
-        waiting = []
+        waiting: list[tuple[Segment, BlobInfo]] = []
         for segment in segments:
             if segment.source < 0:
                 at = segment.offset - offset
                 stage = self._stages[segment.source]
                 result[at : at + segment.length] = stage.read(segment.source_offset, segment.length)
             else:
-                waiting.append(segment)
-        for segment in waiting:
+                # Before the first wait too: a newer version forgets the blobs of this one.
+                waiting.append((segment, self._blob_of(segment)))
+        for segment, info in waiting:
             at = segment.offset - offset
-            result[at : at + segment.length] = await self._read_segment(segment, sequential)
+            result[at : at + segment.length] = await self._reader.read(
+                info, segment.source_offset, segment.length, sequential
+            )
         return bytes(result)
 
     async def _read_segment(self, segment: Segment, sequential: bool) -> bytes:
         if segment.source < 0:
             return self._stages[segment.source].read(segment.source_offset, segment.length)
+        return await self._reader.read(
+            self._blob_of(segment), segment.source_offset, segment.length, sequential
+        )
+
+    def _blob_of(self, segment: Segment) -> BlobInfo:
         info = self._blobs.get(BlobId(segment.source))
         if info is None:
             raise BlobMissingError(f"blob {blob_name(BlobId(segment.source))} is not in the tree")
-        return await self._reader.read(info, segment.source_offset, segment.length, sequential)
+        return info
 
     def seek(self, offset: int, data: bool) -> int:
         """The next byte of data (or of a hole) at or after ``offset``; ENXIO behind the end.
@@ -255,12 +274,13 @@ class OpenFile:
             for source, info in infos.items():
                 self._blobs[info.blob] = info
                 self._content.sealed(source, info.blob)
-            if changes.append_start is not None:
+            appended_at = changes.append_start
+            if appended_at is not None and self.attr.size != appended_at + changes.size:
                 # Another mount appended first: the cluster put our bytes behind theirs.
-                self.stale |= self.attr.size != changes.append_start + changes.size
+                self.changed_elsewhere()
             await self._drop_unused_stages()
         if len(self._stages) > UNNAMED_STAGES_MAX:
-            self.stale = True
+            self.changed_elsewhere()
             await self.refresh()
 
     async def _seal(self, sources: set[int]) -> tuple[dict[int, BlobInfo], Stage | None]:
@@ -280,17 +300,18 @@ class OpenFile:
         async with self._lock:
             if not self.stale:
                 return
-            # Cleared before asking: an invalidation that arrives after the answer sets it again.
-            self.stale = False
-            try:
-                self.adopt(await self._client.call(GetFile(self.ino)))
-                await self._drop_unused_stages()
-            except BaseException:
-                self.stale = True
-                raise
+            # Counted before asking: what is heard of after the answer needs another look.
+            heard = self._changes_heard
+            version = await self._client.call(GetFile(self.ino))
+            self._adopt(version, heard)
+            await self._drop_unused_stages()
 
     def adopt(self, version: FileVersion) -> None:
-        """``version`` is the newest of the cluster. Not while a publication is on its way."""
+        """``version`` is the newest of the cluster, just now. Not while the file is `busy`."""
+        self._adopt(version, self._changes_heard)
+
+    def _adopt(self, version: FileVersion, heard: int) -> None:
+        self._changes_seen = heard
         self.attr = version.attr
         self._content.rebase(version)
         self._blobs.update((info.blob, info) for info in version.blobs)

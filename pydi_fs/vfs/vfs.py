@@ -210,16 +210,22 @@ class Vfs:
         file = self._files.get(ino)
         if size is not None and file is not None and (file.dirty or self._writes(fh)):
             # Part of what the writer does: published with the rest, by its flush or fsync.
+            await _look(file)
             file.truncate(caller, size)
             size = None
         if file is not None and file.dirty and mtime_ns is not None:
             file.set_mtime(self._clock() if mtime_ns == TIME_NOW else mtime_ns)
         if (mode, uid, gid, size, atime_ns, mtime_ns) == (None,) * 6:
             return await self.getattr(ino)
-        if file is not None and size is not None:
-            file.stale = True
+
+        def arrived(answer: Any) -> Attr:
+            opened = self._files.get(ino)
+            if opened is not None and size is not None:
+                opened.changed_elsewhere()
+            return self._arrived_attr(answer)
+
         command = SetAttr(caller, ino, mode, uid, gid, size, atime_ns, mtime_ns)
-        return self._overlay(await self._execute(command, self._arrived_attr))
+        return self._overlay(await self._execute(command, arrived))
 
     async def access(self, caller: Caller, ino: Ino, mask: int) -> None:
         """access(2) for bindings whose kernel does not check permissions. EACCES."""
@@ -407,10 +413,9 @@ class Vfs:
             if file is None:
                 file = self._files[ino] = self._file_of(version)
             elif file.busy:
-                file.stale = True
+                file.changed_elsewhere()
             else:
                 file.adopt(version)
-                file.stale = False
             opened.append(self._new_handle(file, flags, caller))
             return opened[0], version
 
@@ -465,9 +470,10 @@ class Vfs:
         handle = self._handle(fh)
         if not handle.writable:
             raise FileError(errno.EBADF)
+        # A write on top of a size that is no longer the file's would show that size until the next
+        # read.
+        await _look(handle.file)
         append = bool(handle.flags & os.O_APPEND)
-        if append and handle.file.stale:
-            await handle.file.refresh()
         return handle.file.write(handle.caller, offset, data, append)
 
     async def flush(self, fh: int) -> None:
@@ -543,8 +549,7 @@ class Vfs:
         if offset < 0 or length <= 0:
             raise FileError(errno.EINVAL)
         file = handle.file
-        if file.stale:
-            await file.refresh()
+        await _look(file)
         keep_size = bool(mode & FALLOC_KEEP_SIZE)
         if mode & ~FALLOC_KEEP_SIZE == 0:
             if not keep_size and offset + length > file.size:
@@ -559,8 +564,7 @@ class Vfs:
     async def lseek(self, fh: int, offset: int, whence: int) -> int:
         """lseek(2) with SEEK_DATA or SEEK_HOLE. ENXIO behind the end."""
         handle = self._handle(fh)
-        if handle.file.stale:
-            await handle.file.refresh()
+        await _look(handle.file)
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise FileError(errno.EINVAL)
         return handle.file.seek(offset, data=whence == os.SEEK_DATA)
@@ -589,7 +593,7 @@ class Vfs:
         def arrived(answer: Any) -> int:
             attr, copied = answer
             self._arrived_attr(attr)
-            target.file.stale = True
+            target.file.changed_elsewhere()
             return int(copied)
 
         copied: int = await self._execute(command, arrived)
@@ -722,17 +726,23 @@ class Vfs:
         for ino in inos:
             file = self._files.get(ino)
             if file is not None:
-                file.stale = True
+                file.changed_elsewhere()
         return self.on_invalidate(inos, entries, False)
 
     def _reset(self) -> None:
         """The stream of invalidations broke (another node, a gap): nothing cached is certain."""
         self._cache.clear()
         for file in self._files.values():
-            file.stale = True
+            file.changed_elsewhere()
             for _ in range(file.handles):
                 self._later(self._tell_open(file.ino))
         self.on_invalidate((), (), True)
+
+
+async def _look(file: OpenFile) -> None:
+    """What follows builds on the file as the cluster has it, not on what it was."""
+    if file.stale:
+        await file.refresh()
 
 
 _LOCK_KINDS = {

@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 
 from pydi_fs.client import Client, node_on_this_machine
+from pydi_fs.vfs.vfs import FALLOC_KEEP_SIZE as KEEP_SIZE
+from pydi_fs.vfs.vfs import FALLOC_PUNCH_HOLE as PUNCH_HOLE
+from pydi_fs.vfs.vfs import FALLOC_ZERO_RANGE as ZERO_RANGE
 from pydi_fs.vfs.vfs import Vfs, VfsConfig
 from pydi_node.commands import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT_CALLER
 from pydi_node.errors import FileError
@@ -137,11 +140,17 @@ class Pair:
             return
         fd, fh = self.rng.choice(self.handles)
         offset, size = self.rng.choice([0, 5, 4096, 99_000]), self.rng.choice([1, 4096, 3_000_000])
-        found = await self.both(
-            f"read {offset}+{size}",
-            lambda: os.pread(fd, size, offset),
-            lambda: self.vfs.read(fh, offset, size),
-        )
+        half = size // 2
+
+        async def remote() -> bytes:
+            # Two at a time, as the kernel fills its pages.
+            return b"".join(
+                await asyncio.gather(
+                    self.vfs.read(fh, offset, half), self.vfs.read(fh, offset + half, size - half)
+                )
+            )
+
+        found = await self.both(f"read {offset}+{size}", lambda: os.pread(fd, size, offset), remote)
         if found:
             assert found[0] == found[1], f"read {offset}+{size}"
 
@@ -158,6 +167,67 @@ class Pair:
                 lambda: self.vfs.setattr(ROOT_CALLER, ino, size=size, fh=fh),
             )
 
+    async def cut(self) -> None:
+        """truncate(2): by name, so that it is not part of what an open descriptor writes."""
+        if not self.handles:
+            return
+        fd, fh = self.rng.choice(self.handles)
+        size = self.rng.choice([0, 7, 6000, 400_000])
+        ino = self.vfs.ino_of(fh)
+        await self.both(
+            f"truncate {size}",
+            lambda: os.truncate(f"/proc/self/fd/{fd}", size),
+            lambda: self.vfs.setattr(ROOT_CALLER, ino, size=size),
+        )
+
+    async def copy(self) -> None:
+        """copy_file_range(2); what the kernel refuses by itself is not tried."""
+        if not self.handles:
+            return
+        source, target = self.rng.choice(self.handles), self.rng.choice(self.handles)
+        same = self.vfs.ino_of(source[1]) == self.vfs.ino_of(target[1])
+        if same or not _is_writable(target[0]):
+            return
+        start, to = self.rng.choice([0, 100, 5000]), self.rng.choice([0, 50, 4096, 90_000])
+        length = self.rng.choice([1, 4096, 200_000])
+        found = await self.both(
+            f"copy {length} from {start} to {to}",
+            lambda: os.copy_file_range(source[0], target[0], length, start, to),
+            lambda: self.vfs.copy_file_range(source[1], start, target[1], to, length),
+        )
+        if found:
+            assert found[0] == found[1], f"copy {length} from {start} to {to}"
+
+    async def punch(self) -> None:
+        """A hole within the file, or zeros that may make it longer: fallocate(2)."""
+        if not self.handles:
+            return
+        fd, fh = self.rng.choice(self.handles)
+        if not _is_writable(fd):
+            return
+        offset, length = self.rng.choice([0, 50, 80_000]), self.rng.choice([1, 5000, 100_000])
+        mode = self.rng.choice([PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE])
+
+        def local() -> None:
+            # Not every file system under a test has these modes; zeros are what they come to.
+            size = os.fstat(fd).st_size
+            end = min(offset + length, size) if mode & KEEP_SIZE else offset + length
+            if end > offset:
+                os.pwrite(fd, bytes(end - offset), offset)
+
+        await self.both(
+            f"fallocate {mode} {offset}+{length}",
+            local,
+            lambda: self.vfs.fallocate(fh, mode, offset, length),
+        )
+
+    async def describe(self) -> None:
+        if self.handles:
+            fd, fh = self.rng.choice(self.handles)
+            attr = await self.vfs.getattr(self.vfs.ino_of(fh))
+            assert os.fstat(fd).st_size == attr.size
+            assert os.fstat(fd).st_nlink == attr.nlink
+
     async def sync(self) -> None:
         if self.handles:
             await self.vfs.fsync(self.rng.choice(self.handles)[1])
@@ -165,8 +235,6 @@ class Pair:
     async def close(self) -> None:
         if self.handles:
             fd, fh = self.handles.pop(self.rng.randrange(len(self.handles)))
-            assert os.fstat(fd).st_size == (await self.vfs.getattr(self.vfs.ino_of(fh))).size
-            assert os.fstat(fd).st_nlink == (await self.vfs.getattr(self.vfs.ino_of(fh))).nlink
             os.close(fd)
             await self.vfs.flush(fh)
             await self.vfs.release(fh)
@@ -242,9 +310,15 @@ class Pair:
 
 ACTIONS: dict[Callable[[Pair], Awaitable[None]], int] = {
     Pair.mkdir: 4, Pair.create: 6, Pair.open: 4, Pair.write: 10, Pair.read: 8, Pair.truncate: 3,
-    Pair.sync: 2, Pair.close: 5, Pair.unlink: 2, Pair.rmdir: 1, Pair.rename: 5, Pair.link: 3,
-    Pair.symlink: 1, Pair.stat: 6,
+    Pair.cut: 2, Pair.copy: 5, Pair.punch: 3, Pair.describe: 6, Pair.sync: 2, Pair.close: 5,
+    Pair.unlink: 2, Pair.rmdir: 1, Pair.rename: 5, Pair.link: 3, Pair.symlink: 1, Pair.stat: 6,
 }  # fmt: skip
+
+
+def _is_writable(fd: int) -> bool:
+    """For any offset: neither O_RDONLY nor O_APPEND."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    return flags & os.O_ACCMODE != os.O_RDONLY and not flags & os.O_APPEND
 
 
 async def whole_tree(vfs: Vfs, ino: Ino, prefix: bytes = b"") -> dict[bytes, Any]:
@@ -338,5 +412,33 @@ def test_rename_flags(tmp_path: Path, node: NodeProcess) -> None:
         assert await whole_tree(vfs, ROOT_INO) == {b"one": b"two", b"two": b"one"}
         await vfs.stop()
         await vfs.client.close()
+
+    asyncio.run(run())
+
+
+def test_a_read_goes_on_while_a_newer_version_arrives(tmp_path: Path, node: NodeProcess) -> None:
+    """Goal: a long read ends with bytes, though the file it began with is replaced meanwhile.
+    Method: a file of many blobs is read, cut by another client, and opened again."""
+
+    async def run() -> None:
+        one = await connect(node.data_dir, tmp_path / "one")
+        two = await connect(node.data_dir, tmp_path / "two")
+        attr, fh = await one.create(ROOT_CALLER, ROOT_INO, b"file", 0o644, os.O_RDWR)
+        for number in range(60):
+            await one.write(fh, number * 100, b"%100d" % number)
+            await one.flush(fh)
+        await one.flush(fh)
+        await one.release(fh)
+        fh = await one.open(ROOT_CALLER, attr.ino, os.O_RDONLY)
+        expected = b"".join(b"%100d" % number for number in range(60))
+        changing = asyncio.create_task(two.setattr(ROOT_CALLER, attr.ino, size=0))
+        reading = asyncio.create_task(one.read(fh, 0, 6000))
+        await changing
+        again = await one.open(ROOT_CALLER, attr.ino, os.O_RDONLY)
+        assert await reading == expected
+        assert await one.read(again, 0, 6000) == b""
+        for each in (one, two):
+            await each.stop()
+            await each.client.close()
 
     asyncio.run(run())
