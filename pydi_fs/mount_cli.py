@@ -36,10 +36,12 @@ from typing import Any, NoReturn, Protocol
 
 from pydi_fs import mount_config
 from pydi_fs.client import Client
+from pydi_fs.client.descriptors import SOCKET_NAME, DescriptorClient
 from pydi_fs.commands_connect import ways_of
 from pydi_fs.mount_config import CONFIG_FILE_NAME, OPTIONS, MountConfig
 from pydi_fs.mount_options import MountOptions
 from pydi_fs.mountpoints import Mounted, mounted_at, unmount
+from pydi_fs.vfs.local_blobs import BlobSource
 from pydi_fs.vfs.vfs import Vfs, VfsConfig
 from pydi_node import __version__
 from pydi_node.errors import (
@@ -281,7 +283,10 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report) -> int
     shown = os.fsencode(config.mountpoint).decode("utf-8", "replace")
     about = {"mountpoint": shown, "driver": config.driver, "passthrough": False}
     client = await _connect(config, about)
-    vfs = Vfs(client, VfsConfig(Path(config.cache_dir) / "staging", config.cache_size))
+    vfs = Vfs(
+        client,
+        VfsConfig(Path(config.cache_dir) / "staging", config.cache_size, _blob_sources(config)),
+    )
     await vfs.start(client.is_connected)
     binding: Binding = binding_class(vfs, config.mountpoint, config.options)
     try:
@@ -328,6 +333,13 @@ async def _connect(config: MountConfig, about: dict[str, Any]) -> Client:
             if exc.exit_code != EXIT_UNREACHABLE or loop.time() >= end:
                 raise
         await asyncio.sleep(NODE_START_POLL_S)
+
+
+def _blob_sources(config: MountConfig) -> tuple[BlobSource, ...]:
+    """Where content may be on this machine; called in the loop."""
+    if config.node is not None:
+        return ()
+    return (DescriptorClient(Path(config.data_dir) / SOCKET_NAME),)
 
 
 async def _leave(vfs: Vfs, client: Client) -> int:

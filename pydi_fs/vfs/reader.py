@@ -1,7 +1,8 @@
-"""Reading blobs through the network: chunks, a bounded cache of them, read-ahead.
+"""Reading blobs: from a file on this machine, or through the network in chunks.
 
-Blobs are immutable, so a cached chunk is right for ever and needs no invalidation. Called by
-`vfs.open_file`; runs in the loop.
+Of the network's chunks a bounded number is kept, and the next ones are fetched ahead. Blobs are
+immutable, so a cached chunk is right for ever and needs no invalidation. Called by `vfs.open_file`;
+runs in the loop.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 from collections import OrderedDict
 
 from pydi_fs.client import Client
+from pydi_fs.vfs.local_blobs import LocalBlobs
 from pydi_node.errors import PydiError
 from pydi_node.ids import BlobId, blob_name
 from pydi_node.records import BlobInfo
@@ -21,10 +23,14 @@ READ_AHEAD_CHUNKS = 4  # keeps the link busy; more only fills the cache with wha
 
 
 class BlobReader:
-    """Chunks of blobs, fetched once. ``cache_bytes_max`` bounds what is kept."""
+    """Chunks of blobs, fetched once. ``cache_bytes_max`` bounds what is kept.
 
-    def __init__(self, client: Client, cache_bytes_max: int = 32 << 20) -> None:
+    local  files on this machine: what is there is neither fetched nor kept in memory.
+    """
+
+    def __init__(self, client: Client, local: LocalBlobs, cache_bytes_max: int = 32 << 20) -> None:
         self._client = client
+        self._local = local
         self._cache_bytes_max = cache_bytes_max
         self._cache: OrderedDict[tuple[BlobId, int], bytes] = OrderedDict()
         self._cache_bytes = 0
@@ -38,6 +44,9 @@ class BlobReader:
         BlobError, UnavailableError  no holder could give it.
         """
         assert 0 < length <= info.size - offset, (offset, length, info.size)
+        data = await self._local.read(info, offset, length)
+        if data is not None:
+            return data
         first, last = offset // CHUNK_BYTES, (offset + length - 1) // CHUNK_BYTES
         if not ahead and length <= DIRECT_BYTES_MAX and info.size > CHUNK_BYTES:
             key = (info.blob, first)

@@ -20,6 +20,7 @@ from typing import Any
 
 from pydi_fs.client import Client
 from pydi_fs.vfs.cache import ABSENT, NameCache
+from pydi_fs.vfs.local_blobs import BlobSource, LocalBlobs
 from pydi_fs.vfs.open_file import OpenFile
 from pydi_fs.vfs.reader import BlobReader
 from pydi_fs.vfs.staging import StagingArea
@@ -87,10 +88,12 @@ class VfsConfig:
 
     staging_dir       where written content waits, in files without a name
     read_cache_bytes  memory for content that came over the network
+    sources           where files of blobs may be on this machine, the best first
     """
 
     staging_dir: Path
     read_cache_bytes: int = 32 << 20
+    sources: tuple[BlobSource, ...] = ()
 
 
 @dataclass(slots=True)
@@ -116,12 +119,14 @@ class Vfs:
         self._clock = clock
         self._cache = NameCache()
         self._area = StagingArea(client, config.staging_dir)
-        self._reader = BlobReader(client, config.read_cache_bytes)
+        self._local = LocalBlobs(config.sources)
+        self._reader = BlobReader(client, self._local, config.read_cache_bytes)
         self._files: dict[Ino, OpenFile] = {}
         self._handles: dict[int, _Handle] = {}
         self._directories: dict[int, Ino] = {}
         self._last_fh = 0
         self._background: set[asyncio.Task[None]] = set()
+        self._sweeps: asyncio.Task[None] | None = None
 
     async def start(self, connected: bool = True) -> None:
         """Begin to listen to changes made elsewhere.
@@ -131,6 +136,7 @@ class Vfs:
         self.client.on_touched = self._invalidate
         self.client.on_reset = self._reset
         await self.client.subscribe(connected)
+        self._sweeps = asyncio.get_running_loop().create_task(self._local.run_sweeps())
 
     async def stop(self) -> None:
         """Publish what is left and give everything back. The first error is raised, at the end."""
@@ -146,6 +152,9 @@ class Vfs:
         self._handles.clear()
         if self._background:
             await asyncio.wait(self._background)
+        if self._sweeps is not None:
+            self._sweeps.cancel()
+        self._local.close()
         if failures:
             raise failures[0]
 

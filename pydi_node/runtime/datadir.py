@@ -9,6 +9,7 @@ such case is one sentence for a person (UserError), and the folder stays as it w
     token       the cluster's token, mode 0600: written once
     run.json    what the running node serves on; says nothing while no node holds the lock
     node.sock   unix socket; accepting connections means ready
+    blobs.sock  unix socket that hands files of blobs to this machine's mounts
     log/ tree/ blobs/
 """
 
@@ -62,6 +63,7 @@ class DataDir:
         self.tree = path / "tree" / "tree.db"
         self.blobs = path / "blobs"
         self.socket = path / "node.sock"
+        self.descriptor_socket = path / "blobs.sock"
         self._files = OsFiles()
         self._lock = -1
         try:
@@ -186,7 +188,7 @@ class DataDir:
 
     def remove_run(self) -> None:
         """At a clean stop: nothing here claims to be served any more."""
-        for path in (self.path / "run.json", self.socket):
+        for path in (self.path / "run.json", self.socket, self.descriptor_socket):
             path.unlink(missing_ok=True)
 
     # --- inner ------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from pydi_node.records import HOLE
 from pydi_node.replica import Replica, ReplicaConfig
 from pydi_node.runtime.admission import Admission
 from pydi_node.runtime.datadir import DataDir, Identity
+from pydi_node.runtime.descriptors import DescriptorServer
 from pydi_node.runtime.discovery import Discovery
 from pydi_node.runtime.disklog import DiskLog, LoadedState
 from pydi_node.runtime.draining import Draining
@@ -293,6 +294,9 @@ class _Node:
         repairing = Repairing(service, transfers, own_store)
         admission = Admission(credentials, identity.number, service, peers)
         server = Server(service, admission, peers.receive)
+        descriptors = DescriptorServer(
+            lambda request: service.tree.blob(request.blob), service.replication.open_here
+        )
         status = Status(service, server, peers)
         housekeeping = Housekeeping(service, peers, store, server)
         service.admin |= status.admin | peers.admin(service) | housekeeping.admin
@@ -330,6 +334,7 @@ class _Node:
             ]
             await self._wait_first_leader(driver)
             self._save_run(identity, address)
+            descriptors.listen(self._folder.descriptor_socket)
             await server.listen_unix(self._folder.socket)
             _settle_memory()
             _log.info(
@@ -353,6 +358,7 @@ class _Node:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             server.close()
+            descriptors.close()
             await service.close()
             await peers.close()
             await driver.stop()

@@ -62,6 +62,16 @@ FETCHES_AT_ONCE = 8  # each holds a few chunks in memory
 _Identity = tuple[int, int, int, int]
 
 
+def _identity_of(fd: int) -> _Identity:
+    status = os.fstat(fd)
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _close_unwanted(opening: asyncio.Future[tuple[int, _Identity, bool]]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        os.close(opening.result()[0])
+
+
 class _Found(NamedTuple):
     """A range of a local file."""
 
@@ -230,30 +240,73 @@ class Replication:
         found: _Found = await self._service.in_pool(
             lambda: self._read_file(blob, info, known, offset, length)
         )
-        if info is not None and found.identity != known:
-            self._verified[blob] = found.identity
-            self._verified.move_to_end(blob)
-            if len(self._verified) > VERIFIED_MAX:
-                self._verified.popitem(last=False)
-            if not found.is_hashed:
-                self.on_doubt(info)
+        if info is not None:
+            self._note_checked(info, known, found.identity, found.is_hashed)
         return found.data
+
+    async def open_here(self, info: BlobInfo) -> int:
+        """A read-only descriptor of this node's own copy, checked as for `read_here`. The caller
+        closes it. BlobMissingError, BlobCorruptError; UnavailableError: ask again."""
+        known = self._verified.get(info.blob)
+
+        def open_file() -> tuple[int, _Identity, bool]:
+            fd = self._store.open(info.blob)
+            try:
+                identity = _identity_of(fd)
+                is_hashed = self._check_file(info, identity, known)
+                if _identity_of(fd) != identity:
+                    # Replaced while it was checked by name: the check may have been of another.
+                    raise UnavailableError(f"blob {blob_name(info.blob)} is being replaced")
+            except BaseException:
+                os.close(fd)
+                raise
+            return fd, identity, is_hashed
+
+        opening = asyncio.ensure_future(self._service.in_pool(open_file))
+        try:
+            fd, identity, is_hashed = await asyncio.shield(opening)
+        except (BlobMissingError, BlobCorruptError):
+            if self._node in info.holders:
+                self.on_lost(info)
+            raise
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_unwanted)
+            raise
+        self._note_checked(info, known, identity, is_hashed)
+        return int(fd)
 
     def _read_file(
         self, blob: BlobId, info: BlobInfo | None, known: _Identity | None, offset: int, length: int
     ) -> _Found:
         fd = self._store.open(blob)
         try:
-            status = os.fstat(fd)
+            identity = _identity_of(fd)
         finally:
             os.close(fd)
-        identity = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        is_hashed = True
-        if info is not None and identity != known:
-            is_hashed = info.size <= VERIFY_FIRST_MAX_BYTES
-            if is_hashed or status.st_size != info.size:
-                self._store.verify(blob, info.size, info.checksum)
+        is_hashed = info is None or self._check_file(info, identity, known)
         return _Found(self._store.read(blob, offset, length), identity, is_hashed)
+
+    def _check_file(self, info: BlobInfo, identity: _Identity, known: _Identity | None) -> bool:
+        """In a thread: whether the file was hashed, now or when it was ``known`` to be the same.
+        False: only its size was compared, for it is large. BlobCorruptError."""
+        if identity == known:
+            return True
+        is_hashed = info.size <= VERIFY_FIRST_MAX_BYTES
+        if is_hashed or identity[1] != info.size:
+            self._store.verify(info.blob, info.size, info.checksum)
+        return is_hashed
+
+    def _note_checked(
+        self, info: BlobInfo, known: _Identity | None, identity: _Identity, is_hashed: bool
+    ) -> None:
+        if identity == known:
+            return
+        self._verified[info.blob] = identity
+        self._verified.move_to_end(info.blob)
+        if len(self._verified) > VERIFIED_MAX:
+            self._verified.popitem(last=False)
+        if not is_hashed:
+            self.on_doubt(info)
 
     async def _info(self, blob: BlobId, deadline_s: float) -> BlobInfo | None:
         """What the tree says of a blob; None when it says nothing."""

@@ -523,7 +523,7 @@ class Server:
 
         UserError  the path is too long, or something that isn't a socket is in the way.
         """
-        sock = _bind_unix(path)
+        sock = bind_unix(path)
         self._unix_listener = await self.loop.create_unix_server(
             lambda: Connection(self, is_unix=True), sock=sock, backlog=BACKLOG
         )
@@ -664,14 +664,14 @@ async def _bind_tcp(wanted: Address) -> socket.socket:
     raise UserError(f"--listen {wanted}: no free port from there to {last - 1}")
 
 
-def _bind_unix(path: Path) -> socket.socket:
+def bind_unix(path: Path, kind: int = socket.SOCK_STREAM) -> socket.socket:
     """A bound and listening socket that nobody else could use for a moment."""
     if len(os.fsencode(path)) > 107:  # sun_path of Linux, less its NUL
         raise UserError(f"{path} is too long for a unix socket: use a shorter data directory")
     if path.exists() and not path.is_socket():
         raise UserError(f"{path} is in the way of the node's socket: move it elsewhere")
     path.unlink(missing_ok=True)  # a killed node's; the lock says that it isn't running
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = socket.socket(socket.AF_UNIX, kind)
     mask = os.umask(0o177)
     try:
         sock.bind(str(path))

@@ -1,0 +1,158 @@
+"""Asks the node of this machine for files of blobs: read-only descriptors over its second socket.
+
+Called by `vfs.local_blobs`. Everything here is a shortcut: when the node is away, is slow or has no
+copy, the answer is None, and content comes over the ordinary connection as from any other node.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import stat
+from pathlib import Path
+
+from pydi_node.ids import blob_name
+from pydi_node.records import BlobInfo
+from pydi_node.wire.descriptors import ANSWER_BYTES, FileRequest, parse_answer
+
+log = logging.getLogger("pydi.client")
+
+SOCKET_NAME = "blobs.sock"
+ANSWER_TIMEOUT_S = 2.0  # the node may hash the file first; a reader can ask it for bytes meanwhile
+RETRY_S = 1.0  # a node that is away is not looked for more often
+_FD_BYTES = array.array("i").itemsize
+_SERIALS = 1 << 32
+
+
+class DescriptorClient:
+    """One connection, made when it is needed and again after it broke. One asyncio loop owns it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._loop = asyncio.get_running_loop()
+        self._sock: socket.socket | None = None
+        self._retry_at_s = 0.0
+        self._serial = 0
+        self._waiting: dict[int, tuple[BlobInfo, asyncio.Future[int | None]]] = {}
+
+    async def open(self, info: BlobInfo) -> int | None:
+        """A read-only descriptor of a verified file with this content, the caller's to close.
+        None: there is none to be had now."""
+        if self._sock is None and not self._connect():
+            return None
+        assert self._sock is not None
+        self._serial = (self._serial + 1) % _SERIALS
+        request = FileRequest(self._serial, info.blob, info.size, info.checksum)
+        answer: asyncio.Future[int | None] = self._loop.create_future()
+        self._waiting[request.serial] = (info, answer)
+        try:
+            self._sock.send(request.pack())
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                return await answer
+        except BlockingIOError:
+            return None  # the node takes no more questions for now
+        except TimeoutError:
+            log.debug("no file of blob %s in time", blob_name(info.blob))
+            return None
+        except OSError as exc:
+            self._drop(exc.strerror or str(exc))
+            return None
+        finally:
+            self._waiting.pop(request.serial, None)
+            if answer.cancelled() or not answer.done():
+                answer.cancel()
+
+    def close(self) -> None:
+        self._retry_at_s = float("inf")
+        self._drop("closed")
+
+    def _connect(self) -> bool:
+        now_s = self._loop.time()
+        if now_s < self._retry_at_s or not hasattr(socket, "SOCK_SEQPACKET"):
+            return False
+        self._retry_at_s = now_s + RETRY_S
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.setblocking(False)
+        try:
+            sock.connect(str(self._path))
+        except OSError as exc:
+            sock.close()
+            log.debug("no files of blobs from %s: %s", self._path, exc)
+            return False
+        self._sock = sock
+        self._loop.add_reader(sock, self._on_readable)
+        return True
+
+    def _on_readable(self) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            # The space of one descriptor may hold two; of more the kernel closes the rest.
+            packet, ancillary, flags, _ = sock.recvmsg(
+                ANSWER_BYTES + 1, socket.CMSG_SPACE(_FD_BYTES), socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._drop(exc.strerror or str(exc))
+            return
+        fds = _descriptors(ancillary)
+        with contextlib.ExitStack() as stack:
+            for fd in fds:
+                stack.callback(os.close, fd)
+            if not packet:
+                self._drop("the node closed it")
+                return
+            try:
+                answer = parse_answer(packet)
+                expected = 1 if answer.errno == 0 else 0
+                if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC) or len(fds) != expected:
+                    raise ValueError("wrong number of descriptors")
+            except ValueError as exc:
+                log.warning("%s broke the protocol: %s", self._path, exc)
+                self._drop("broken")
+                return
+            waiting = self._waiting.get(answer.serial)
+            if waiting is None or waiting[1].done():
+                return  # asked too long ago
+            info, future = waiting
+            if not fds:
+                future.set_result(None)
+            elif _is_file_of(fds[0], info):
+                stack.pop_all()  # its owner now is who waits
+                future.set_result(fds[0])
+            else:
+                log.warning("%s gave a wrong file for blob %s", self._path, blob_name(info.blob))
+                future.set_result(None)
+
+    def _drop(self, why: str) -> None:
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        log.debug("no more files of blobs from %s: %s", self._path, why)
+        self._loop.remove_reader(sock)
+        sock.close()
+        for _, future in self._waiting.values():
+            if not future.done():
+                future.set_result(None)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % _FD_BYTES])
+    return list(fds)
+
+
+def _is_file_of(fd: int, info: BlobInfo) -> bool:
+    """A regular file of the right size that can only be read."""
+    status = os.fstat(fd)
+    mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    return stat.S_ISREG(status.st_mode) and status.st_size == info.size and mode == os.O_RDONLY
