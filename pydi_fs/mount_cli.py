@@ -281,7 +281,8 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report) -> int
         loop.add_signal_handler(number, stop.set)
     # For people: a mount point's name may be no text, a message's text always is.
     shown = os.fsencode(config.mountpoint).decode("utf-8", "replace")
-    about = {"mountpoint": shown, "driver": config.driver, "passthrough": False}
+    passes = config.driver == "kernel" and binding_class.may_pass(config.options)
+    about = {"mountpoint": shown, "driver": config.driver, "passthrough": passes}
     client = await _connect(config, about)
     vfs = Vfs(
         client,

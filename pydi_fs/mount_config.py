@@ -164,7 +164,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "options", "mount_options", str, "OPTIONS",
         "comma-separated, as for mount(8): ro bg allow_other noallow_other noatime fsname=NAME"
-        " max_read=BYTES default_permissions nodefault_permissions debug",
+        " max_read=BYTES passthrough_after=SECONDS|never default_permissions"
+        " nodefault_permissions debug",
         flag="-o",
     ),
     Option("debug", "debug", _switch, None, "log every request"),
@@ -215,6 +216,8 @@ def parse_mount_options(text: str) -> dict[str, Any]:
             fields["fsname"] = value
         elif name == "max_read" and value.isascii() and value.isdigit():
             fields["max_read"] = int(value)
+        elif name == "passthrough_after" and re.fullmatch(r"[0-9]+(\.[0-9]+)?|never", value):
+            fields["passthrough_after_s"] = None if value == "never" else float(value)
         elif word not in _FSTAB_WORDS and not name.startswith(("x-", "comment")):
             raise ValueError(f"unknown mount option {word!r}")
     return fields

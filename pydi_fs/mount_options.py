@@ -15,6 +15,9 @@ MIB = 1 << 20
 
 # The kernel splits at max_pages = 256 pages of 4 KiB anyway; fewer bytes only cost requests.
 MAX_READ_BYTES = 1 * MIB
+# A file that was just written may well be written again while others read it (a log, a file that is
+# still being put together); after a few seconds it hardly ever is.
+PASSTHROUGH_AFTER_S = 5.0
 # The kernel rounds smaller values up to a page.
 MIN_READ_BYTES = 4 * KIB
 
@@ -46,6 +49,11 @@ class MountOptions:
 
     max_read: int = MAX_READ_BYTES
     """Largest READ in bytes, 4 KiB .. 1 MiB."""
+
+    passthrough_after_s: float | None = PASSTHROUGH_AFTER_S
+    """Seconds without a change, by its time of modification, after which a local file may be read
+    by the kernel itself. Programs that have such a file open don't see a later change until they
+    open it again. None: never."""
 
     def validate(self) -> None:
         """Returns if the values make sense together; UserError with one sentence otherwise."""

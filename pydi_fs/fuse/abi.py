@@ -156,6 +156,7 @@ FOPEN_NONSEEKABLE = 1 << 2
 FOPEN_CACHE_DIR = 1 << 3
 FOPEN_STREAM = 1 << 4
 FOPEN_NOFLUSH = 1 << 5
+FOPEN_PASSTHROUGH = 1 << 7
 
 FUSE_RELEASE_FLOCK_UNLOCK = 1 << 1  # fuse_release_in.release_flags
 FUSE_LK_FLOCK = 1 << 0  # fuse_lk_in.lk_flags

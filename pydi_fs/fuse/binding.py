@@ -17,6 +17,7 @@ import asyncio
 import errno
 import logging
 import os
+import re
 from collections.abc import Sequence
 
 from pydi_fs.fuse import device
@@ -24,6 +25,7 @@ from pydi_fs.fuse.dispatch import CACHE_TIMEOUT_S, Dispatcher
 from pydi_fs.fuse.filesystem import Entries, FileSystem
 from pydi_fs.fuse.negotiation import REQUEST_MAX_BYTES, Negotiated
 from pydi_fs.fuse.notify import Notifier
+from pydi_fs.fuse.passthrough import Passthrough
 from pydi_fs.fuse.printer import describe_invalidation
 from pydi_fs.mount_options import MountOptions
 from pydi_node.errors import UserError
@@ -35,6 +37,9 @@ log = logging.getLogger("pydi.fuse")
 # again, so the next request is already there (measured: 20-29 us a request without, 12-17 with);
 # the limit keeps timers and the network from starving.
 DRAIN_MAX = 64
+
+PASSTHROUGH_LINUX = (6, 9)
+CAP_SYS_ADMIN = 1 << 21
 
 INIT_TIMEOUT_S = 10.0
 # After a lazy unmount, for programs to close their files; what is left then is cut off. DESIGN
@@ -71,13 +76,20 @@ class KernelBinding:
             handed_out=self._on_handed_out,
             cache_timeout_s=cache_timeout_s,
             kernel_checks=options.default_permissions,
+            passthrough_after_s=options.passthrough_after_s if self.may_pass(options) else None,
             debug=options.debug,
         )
         self._notifier: Notifier | None = None  # from INIT on
+        self._has_passthrough = False  # likewise
         self._ready = asyncio.Event()
         self._ended = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
         self._device = 0  # st_dev of the mount, known once mounted
+
+    @staticmethod
+    def may_pass(options: MountOptions) -> bool:
+        """Shall files be passed through, and are system and process such that they can be?"""
+        return options.passthrough_after_s is not None and _may_pass_through()
 
     async def mount(self) -> None:
         """Returns when programs can use the mount. UserError with one sentence if that fails."""
@@ -91,6 +103,7 @@ class KernelBinding:
         except TimeoutError:
             await self.unmount()
             raise UserError(f"the kernel did not begin to use {self._mountpoint}") from None
+        self._begin_passthrough()
         self._device = device.device_number(self._mountpoint)
         device.raise_read_ahead(self._device)
         log.info("mounted on %s", self._mountpoint)
@@ -132,6 +145,8 @@ class KernelBinding:
             log.warning("aborting the FUSE connection of %s", self._mountpoint)
             if device.abort_connection(self._device):
                 await asyncio.to_thread(notifier.stop, NOTIFIER_STOP_S)
+        if self._dispatcher.passthrough is not None:
+            self._dispatcher.passthrough.stop()
         os.close(self._fd)
         self._fd = -1
         self._ended.set()
@@ -176,20 +191,31 @@ class KernelBinding:
         if self._notifier is None:
             self._notifier = Notifier(self._notify, agreed.has_epoch)
             self._notifier.start()
+        self._has_passthrough = agreed.has_passthrough
         self._ready.set()
+
+    def _begin_passthrough(self) -> None:
+        """Not before the kernel has the answer to its INIT."""
+        reason: str | None = "not agreed with the kernel"
+        if self._has_passthrough:
+            passthrough = Passthrough(self._fd)
+            reason = passthrough.why_not()
+            if reason is None:
+                self._dispatcher.passthrough = passthrough
+        log.info("passthrough: %s", "on" if reason is None else f"off ({reason})")
 
     # --- caches of the kernel ---------------------------------------------------------------------
 
     def _notify(self, message: bytes) -> None:
         os.write(self._fd, message)
 
-    def _on_handed_out(self, ino: Ino) -> None:
+    def _on_handed_out(self, nodeid: int) -> None:
         if self._notifier is not None:
-            self._notifier.handed_out(ino)
+            self._notifier.handed_out(nodeid)
 
-    def _forget_attributes(self, ino: Ino) -> None:
+    def _forget_attributes(self, nodeid: int) -> None:
         if self._notifier is not None:
-            self._notifier.forget_attributes(ino)
+            self._notifier.forget_attributes(nodeid)
 
     def _on_invalidate(
         self, inos: tuple[Ino, ...], entries: Entries, everything: bool
@@ -203,4 +229,28 @@ class KernelBinding:
         else:
             for ino in inos:
                 self._dispatcher.pages.changed(ino)
-        return self._notifier.invalidate(inos, entries, everything)
+        nodeids = tuple(self._dispatcher.nodeids.of(ino) for ino in inos)
+        return self._notifier.invalidate(nodeids, entries, everything)
+
+
+def _may_pass_through() -> bool:
+    """Is this system new enough, and this process privileged enough?
+
+    CAP_SYS_ADMIN counts only in the first user namespace: there all ids are mapped to themselves.
+    """
+    if _linux_version(os.uname().release) < PASSTHROUGH_LINUX:
+        return False
+    try:
+        with open("/proc/self/status", "rb") as status, open("/proc/self/uid_map", "rb") as uids:
+            effective = next(line for line in status if line.startswith(b"CapEff:"))
+            return bool(int(effective.split()[1], 16) & CAP_SYS_ADMIN) and (
+                uids.read().split() == [b"0", b"0", b"4294967295"]
+            )
+    except (OSError, StopIteration):
+        return False
+
+
+def _linux_version(release: str) -> tuple[int, int]:
+    """(6, 9) of "6.9.1-arch1"; (0, 0) if it is written otherwise."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from pydi_fs.fuse import abi
 from pydi_fs.fuse.abi import FuseNotify, FuseOpcode
-from pydi_node.ids import INT64_MAX
+from pydi_node.ids import INT64_MAX, Ino
 from pydi_node.records import Attr, DirEntry, Statfs
 
 NS_PER_S = 1_000_000_000
@@ -42,6 +42,7 @@ class Header(NamedTuple):
     uid: int
     gid: int
     pid: int
+    second: bool = False  # it came as the second node id of its inode: see `nodeids`
 
 
 # --- bodies of requests ---------------------------------------------------------------------------
@@ -467,9 +468,9 @@ def encode_reply_header(unique: int, error: int, payload_bytes: int) -> bytes:
     return abi.fuse_out_header.pack(abi.fuse_out_header.size + payload_bytes, -error, unique)
 
 
-def encode_entry(attr: Attr, timeout: Timeout) -> bytes:
-    """struct fuse_entry_out: a name that exists. The node id is the inode number."""
-    return _entry(attr.ino, attr, timeout)
+def encode_entry(nodeid: int, attr: Attr, timeout: Timeout) -> bytes:
+    """struct fuse_entry_out: a name that exists."""
+    return _entry(nodeid, attr, timeout)
 
 
 def encode_negative_entry(timeout: Timeout) -> bytes:
@@ -513,9 +514,9 @@ def encode_statx(attr: Attr, timeout: Timeout) -> bytes:
     )
 
 
-def encode_open(fh: int, open_flags: int) -> bytes:
-    """struct fuse_open_out without a backing file"""
-    return abi.fuse_open_out.pack(fh, open_flags, 0)
+def encode_open(fh: int, open_flags: int, backing_id: int = 0) -> bytes:
+    """struct fuse_open_out"""
+    return abi.fuse_open_out.pack(fh, open_flags, backing_id)
 
 
 def encode_write(size: int) -> bytes:
@@ -584,11 +585,13 @@ def encode_dirents(entries: Iterable[DirEntry], space: int) -> bytes:
     )
 
 
-def encode_direntsplus(entries: Iterable[DirEntry], timeout: Timeout, space: int) -> bytes:
+def encode_direntsplus(
+    entries: Iterable[DirEntry], nodeid_of: Callable[[Ino], int], timeout: Timeout, space: int
+) -> bytes:
     """As many struct fuse_direntplus as fit into ``space`` bytes; the kernel asks for the rest."""
     return _fill(
         (
-            _entry(e.attr.ino, e.attr, timeout)
+            _entry(nodeid_of(e.attr.ino), e.attr, timeout)
             + _dirent(e.attr.ino, e.cookie + COOKIE_SHIFT, e.attr.mode, e.name)
             for e in entries
         ),

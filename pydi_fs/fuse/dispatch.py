@@ -25,6 +25,7 @@ import fcntl
 import logging
 import os
 import stat
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -35,8 +36,11 @@ from pydi_fs.fuse.codec import CodecError, Header, Timeout
 from pydi_fs.fuse.filesystem import FileSystem
 from pydi_fs.fuse.lock_owners import LockOwners
 from pydi_fs.fuse.negotiation import Negotiated, negotiate
+from pydi_fs.fuse.nodeids import SECOND, NodeIds, Verdict
 from pydi_fs.fuse.page_cache import PageCache
+from pydi_fs.fuse.passthrough import Passthrough
 from pydi_fs.fuse.printer import describe_reply, describe_request
+from pydi_fs.vfs.local_blobs import LocalBlob
 from pydi_node.commands import ROOT_CALLER, TIME_NOW, Caller
 from pydi_node.errors import FileError, PydiError, errno_of
 from pydi_node.ids import INT64_MAX, Ino
@@ -90,10 +94,11 @@ class Dispatcher:
     vfs           where operations go.
     write         takes each answer as a list of buffers.
     on_ready      called once when the kernel's INIT is answered.
-    forget_attributes  tells the kernel to ask for an inode's attributes again; must not block.
-    handed_out    told each inode whose attributes go to the kernel.
+    forget_attributes  tells the kernel to ask for a node id's attributes again; must not block.
+    handed_out    told each node id whose attributes go to the kernel.
     cache_timeout_s  seconds, see CACHE_TIMEOUT_S.
     kernel_checks    the mount has default_permissions.
+    passthrough_after_s  seconds without a change before a file is passed through; None: never is.
     debug         log every request and answer.
     """
 
@@ -103,13 +108,16 @@ class Dispatcher:
         write: WriteMessage,
         *,
         on_ready: Callable[[Negotiated], None],
-        forget_attributes: Callable[[Ino], None],
-        handed_out: Callable[[Ino], None],
+        forget_attributes: Callable[[int], None],
+        handed_out: Callable[[int], None],
         cache_timeout_s: float = CACHE_TIMEOUT_S,
         kernel_checks: bool = True,
+        passthrough_after_s: float | None = None,
         debug: bool = False,
     ) -> None:
         self.pages = PageCache()
+        self.nodeids = NodeIds(forget_attributes)
+        self.passthrough: Passthrough | None = None  # set when the kernel and our rights allow it
         self._vfs = vfs
         self._write = write
         self._on_ready = on_ready
@@ -117,6 +125,9 @@ class Dispatcher:
         self._handed_out = handed_out
         self._timeout = Timeout.of(cache_timeout_s)
         self._kernel_checks = kernel_checks
+        self._passthrough_after_s = passthrough_after_s
+        # Handles that the kernel reads by itself, and the files that must stay open for it.
+        self._passed: dict[int, LocalBlob] = {}
         self._debug = debug
         self._lock_owners = LockOwners()
         # Requests without an answer yet, by unique.
@@ -134,6 +145,9 @@ class Dispatcher:
         except CodecError as exc:
             log.error("dropped a message of the kernel: %s", exc)
             return
+        if header.nodeid & SECOND:
+            # From here on both node ids are the inode number.
+            header = header._replace(nodeid=header.nodeid ^ SECOND, second=True)
         opcode = header.opcode
         try:
             body = codec.decode_body(opcode, body_bytes)
@@ -260,8 +274,14 @@ class Dispatcher:
         return Caller(header.uid, header.gid, _groups_of(header.pid))
 
     def _entry(self, attr: Attr) -> bytes:
-        self._handed_out(attr.ino)
-        return codec.encode_entry(attr, self._timeout)
+        nodeid = self.nodeids.of(attr.ino)
+        self._handed_out(nodeid)
+        return codec.encode_entry(nodeid, attr, self._timeout)
+
+    def _attr_timeout(self, header: Header) -> Timeout:
+        """How long the kernel may believe the attributes that it asked for."""
+        outdated = self.nodeids.is_outdated(Ino(header.nodeid), header.second)
+        return _NO_TIMEOUT if outdated else self._timeout
 
     async def _clear_set_id(self, ino: Ino) -> None:
         """The kernel asks for this where a write must take set-user-id and set-group-id away."""
@@ -304,7 +324,7 @@ class Dispatcher:
     # --- handlers: names and attributes -----------------------------------------------------------
 
     def _init_nowait(self, _header: Header, body: codec.Init) -> bytes:
-        agreed = negotiate(body)
+        agreed = negotiate(body, self._passthrough_after_s is not None)
         if isinstance(agreed, bytes):
             return agreed
         self._on_ready(agreed)
@@ -331,17 +351,19 @@ class Dispatcher:
 
     def _getattr_nowait(self, header: Header, _body: codec.Empty) -> bytes | None:
         attr = self._vfs.getattr_nowait(Ino(header.nodeid))
-        return None if attr is None else codec.encode_attr(attr, self._timeout)
+        return None if attr is None else codec.encode_attr(attr, self._attr_timeout(header))
 
     async def _getattr(self, header: Header, _body: codec.Empty) -> bytes:
-        return codec.encode_attr(await self._vfs.getattr(Ino(header.nodeid)), self._timeout)
+        attr = await self._vfs.getattr(Ino(header.nodeid))
+        return codec.encode_attr(attr, self._attr_timeout(header))
 
     def _statx_nowait(self, header: Header, _body: codec.Empty) -> bytes | None:
         attr = self._vfs.getattr_nowait(Ino(header.nodeid))
-        return None if attr is None else codec.encode_statx(attr, self._timeout)
+        return None if attr is None else codec.encode_statx(attr, self._attr_timeout(header))
 
     async def _statx(self, header: Header, _body: codec.Empty) -> bytes:
-        return codec.encode_statx(await self._vfs.getattr(Ino(header.nodeid)), self._timeout)
+        attr = await self._vfs.getattr(Ino(header.nodeid))
+        return codec.encode_statx(attr, self._attr_timeout(header))
 
     async def _setattr(self, header: Header, body: codec.Setattr) -> bytes:
         ino = Ino(header.nodeid)
@@ -360,7 +382,9 @@ class Dispatcher:
             mtime_ns=_time(valid, abi.FATTR_MTIME, abi.FATTR_MTIME_NOW, body.mtime_ns),
             fh=body.fh if valid & abi.FATTR_FH else None,
         )
-        return codec.encode_attr(attr, self._timeout)
+        if self.nodeids.is_outdated(ino, header.second):
+            self._forget_attributes(self.nodeids.of(ino))
+        return codec.encode_attr(attr, self._attr_timeout(header))
 
     async def _access(self, header: Header, body: codec.Access) -> bytes:
         await self._vfs.access(self._caller(header), Ino(header.nodeid), body.mask)
@@ -390,7 +414,7 @@ class Dispatcher:
     async def _link(self, header: Header, body: codec.Link) -> bytes:
         parent = Ino(header.nodeid)
         return self._entry(
-            await self._vfs.link(self._caller(header), Ino(body.ino), parent, body.name)
+            await self._vfs.link(self._caller(header), Ino(body.ino & ~SECOND), parent, body.name)
         )
 
     async def _unlink(self, header: Header, body: codec.Named) -> bytes:
@@ -472,8 +496,8 @@ class Dispatcher:
             max(1, space // codec.DIRENTPLUS_MIN_BYTES),
         )
         for entry in entries:
-            self._handed_out(entry.attr.ino)
-        return dots + codec.encode_direntsplus(entries, self._timeout, space)
+            self._handed_out(self.nodeids.of(entry.attr.ino))
+        return dots + codec.encode_direntsplus(entries, self.nodeids.of, self._timeout, space)
 
     def _dots(self, header: Header, body: codec.Read, plus: bool) -> bytes:
         if body.offset >= codec.DOT_DOT_OFFSET:
@@ -494,16 +518,54 @@ class Dispatcher:
 
     async def _open(self, header: Header, body: codec.Open) -> bytes:
         ino = Ino(header.nodeid)
+        if not self.nodeids.may_open(ino, header.second, writes=_writes(body.flags)):
+            raise FileError(errno.ESTALE, "open it under its other node id")
         before = self._vfs.getattr_nowait(ino)
         if body.open_flags & abi.FUSE_OPEN_KILL_SUIDGID:
             await self._clear_set_id(ino)
         fh = await self._vfs.open(self._caller(header), ino, body.flags)
+        local = None if _writes(body.flags) else await self._file_to_pass(ino, fh)
+        # No wait from here to the answer: what is booked is what the kernel is told.
         after = self._vfs.getattr_nowait(ino)
         if before is None or after is None or before.changed != after.changed:
             # Close-to-open: the file was changed since the kernel last heard of it. The version
             # check drops its pages; without this it would cut reads at the size it remembers.
-            self._forget_attributes(ino)
+            self._forget_attributes(self.nodeids.of(ino))
+        backing_id = self._backing_id(local)
+        verdict = self.nodeids.opened(ino, header.second, fh, local if backing_id else None)
+        if verdict is Verdict.STALE:
+            await self._vfs.release(fh)
+            raise FileError(errno.ESTALE, "open it under its other node id")
+        if verdict is Verdict.PASSTHROUGH:
+            assert local is not None
+            assert backing_id is not None
+            local.pin()
+            self._passed[fh] = local
+            self.pages.changed(ino)  # the kernel drops what it had
+            return codec.encode_open(fh, abi.FOPEN_PASSTHROUGH | abi.FOPEN_NOFLUSH, backing_id)
         return codec.encode_open(fh, self._open_flags(ino, fh, body.flags, after))
+
+    async def _file_to_pass(self, ino: Ino, fh: int) -> LocalBlob | None:
+        """The file that the kernel may read instead of asking us; not pinned."""
+        if self.passthrough is None or not self.nodeids.may_pass(ino):
+            return None
+        attr = self._vfs.getattr_nowait(ino)
+        assert self._passthrough_after_s is not None
+        if attr is None or time.time_ns() - attr.mtime_ns < self._passthrough_after_s * 1e9:
+            return None
+        return await self._vfs.local_file(fh)
+
+    def _backing_id(self, local: LocalBlob | None) -> int | None:
+        if local is None or self.passthrough is None:
+            return None
+        return self.passthrough.backing_id(local)
+
+    def _closed(self, ino: Ino, fh: int) -> None:
+        self.pages.closed(ino, fh)
+        self.nodeids.closed(ino, fh)
+        local = self._passed.pop(fh, None)
+        if local is not None:
+            local.unpin()
 
     async def _create(self, header: Header, body: codec.Create) -> bytes:
         attr, fh = await self._vfs.create(
@@ -518,6 +580,7 @@ class Dispatcher:
         return self._created(attr, fh, body.flags)
 
     def _created(self, attr: Attr, fh: int, flags: int) -> bytes:
+        self.nodeids.created(attr.ino, fh)
         open_flags = self._open_flags(attr.ino, fh, flags, attr)
         return self._entry(attr) + codec.encode_open(fh, open_flags)
 
@@ -525,11 +588,12 @@ class Dispatcher:
         await self._undo(Ino(header.nodeid), payload)
 
     async def _undo_create(self, _header: Header, payload: bytes) -> None:
-        await self._undo(Ino(abi.fuse_entry_out.unpack_from(payload)[0]), payload)
+        nodeid = abi.fuse_entry_out.unpack_from(payload)[0]
+        await self._undo(Ino(nodeid & ~SECOND), payload)
 
     async def _undo(self, ino: Ino, payload: bytes) -> None:
         fh = _fh_in(payload)
-        self.pages.closed(ino, fh)
+        self._closed(ino, fh)
         await self._vfs.release(fh)
 
     async def _read(self, _header: Header, body: codec.Read) -> bytes:
@@ -559,7 +623,7 @@ class Dispatcher:
 
     async def _release(self, header: Header, body: codec.Release) -> bytes:
         ino = Ino(header.nodeid)
-        self.pages.closed(ino, body.fh)
+        self._closed(ino, body.fh)
         try:
             if body.release_flags & abi.FUSE_RELEASE_FLOCK_UNLOCK:
                 await self._unlock(body.fh, body.lock_owner, flock=True)
@@ -670,10 +734,13 @@ class Dispatcher:
 _OPERATIONS = Dispatcher.OPERATIONS
 
 # By protocol nobody waits for an answer to these. FORGET needs no work at all: a node id is the
-# inode number and means the same whether the kernel remembers it or not.
+# inode number and means the same whether the kernel remembers it or not (`nodeids`).
 _WITHOUT_ANSWER = frozenset(
     (FuseOpcode.FUSE_FORGET, FuseOpcode.FUSE_BATCH_FORGET, FuseOpcode.FUSE_INTERRUPT)
 )
+
+# What the kernel is told of a node id that it will not be told any changes of.
+_NO_TIMEOUT = Timeout.of(0.0)
 
 # The kernel's own limit for the answer with 32 bits: the largest multiple of a page below 4 GiB.
 _COPY_32_MAX_BYTES = 0xFFFF_F000
@@ -682,6 +749,11 @@ _COPY_32_MAX_BYTES = 0xFFFF_F000
 def _cancel(task: asyncio.Task[None]) -> None:
     """Cancel after the task's first step: cancelled before it, it would never answer."""
     asyncio.get_running_loop().call_soon(task.cancel)
+
+
+def _writes(flags: int) -> bool:
+    """Do these flags of open(2) let the program change the content?"""
+    return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
 
 
 def _fh_in(payload: bytes) -> int:

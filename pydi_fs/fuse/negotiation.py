@@ -45,6 +45,10 @@ WANTED = (
     | InitFlag.FUSE_HANDLE_KILLPRIV_V2
     | InitFlag.FUSE_INIT_EXT
 )
+# Blobs lie on a file system that is not stacked itself; then an overlayfs can still be stacked on
+# the mount. With 2 it would be the other way round.
+STACK_DEPTH = 1
+
 # EXPLICIT_INVAL_DATA and not AUTO_INVAL_DATA: with AUTO the kernel drops cached content whenever it
 # sees another mtime. utimes(2) makes that drop too much (and every write of our own does), and two
 # versions with one mtime (rsync -t, touch -r) make it keep what is stale. Close-to-open needs the
@@ -72,9 +76,16 @@ class Negotiated:
         """Can all names be made stale at once without blocking?"""
         return self.minor >= abi.MINOR_INC_EPOCH
 
+    @property
+    def has_passthrough(self) -> bool:
+        """May OPEN be answered with a file for the kernel to read by itself?"""
+        return bool(self.flags & InitFlag.FUSE_PASSTHROUGH)
 
-def negotiate(init: Init) -> Negotiated | bytes:
+
+def negotiate(init: Init, passthrough: bool = False) -> Negotiated | bytes:
     """The agreement, or only an answer if the kernel must ask again with our major version.
+
+    passthrough  ask for it, where the kernel has it (Linux 6.9).
 
     FileError(EPROTO)  the kernel is too old; it refuses the mount.
     """
@@ -83,7 +94,8 @@ def negotiate(init: Init) -> Negotiated | bytes:
     if init.major < abi.FUSE_KERNEL_VERSION or init.minor < abi.MINOR_MIN:
         raise FileError(errno.EPROTO, f"FUSE {init.major}.{init.minor} is older than 7.31")
     minor = min(init.minor, abi.FUSE_KERNEL_MINOR_VERSION)
-    flags = InitFlag(init.flags) & WANTED
+    wanted = WANTED | InitFlag.FUSE_PASSTHROUGH if passthrough else WANTED
+    flags = InitFlag(init.flags) & wanted
     reply = abi.fuse_init_out.pack(
         abi.FUSE_KERNEL_VERSION,
         minor,
@@ -96,7 +108,7 @@ def negotiate(init: Init) -> Negotiated | bytes:
         MAX_PAGES if flags & InitFlag.FUSE_MAX_PAGES else 0,
         0,
         flags >> 32,
-        0,
+        STACK_DEPTH if flags & InitFlag.FUSE_PASSTHROUGH else 0,
         0,
     )
     return Negotiated(minor, flags, reply)

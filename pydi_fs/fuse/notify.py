@@ -31,7 +31,6 @@ from typing import NamedTuple
 
 from pydi_fs.fuse import codec
 from pydi_fs.fuse.filesystem import Entries
-from pydi_node.ids import Ino
 
 log = logging.getLogger("pydi.fuse")
 
@@ -48,7 +47,7 @@ _GONE = frozenset((errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED, errno.EBADF
 
 class _Batch(NamedTuple):
     serial: int
-    inos: tuple[Ino, ...]
+    nodeids: tuple[int, ...]
     entries: Entries
     everything: bool
     told: asyncio.Future[None]  # done when the kernel uses none of these any more
@@ -69,8 +68,8 @@ class Notifier:
         self._delivered = 0  # serial of the last batch done; written by the thread
         # Two generations, so that a full one can go without losing what is in flight. Sets are
         # replaced and never emptied: the thread may be reading them.
-        self._handed_out: set[Ino] = set()
-        self._handed_out_before: set[Ino] = set()
+        self._handed_out: set[int] = set()
+        self._handed_out_before: set[int] = set()
         self._thread = threading.Thread(target=self._run, name="fuse-notify", daemon=True)
 
     def start(self) -> None:
@@ -82,38 +81,38 @@ class Notifier:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def handed_out(self, ino: Ino) -> None:
-        """The attributes of ``ino`` are about to be sent to the kernel."""
-        self._handed_out.add(ino)
+    def handed_out(self, nodeid: int) -> None:
+        """The attributes of ``nodeid`` are about to be sent to the kernel."""
+        self._handed_out.add(nodeid)
         if len(self._handed_out) > HANDED_OUT_MAX:
             self._handed_out_before = self._handed_out
             self._handed_out = set()
 
     def invalidate(
-        self, inos: Iterable[Ino], entries: Entries, everything: bool = False
+        self, nodeids: Iterable[int], entries: Entries, everything: bool = False
     ) -> asyncio.Future[None]:
         """The kernel stops using these within DEADLINE_S. Returns at once; the future is done when
         it has. Without epochs a name behind a local operation may take as long as its time-out.
 
-        everything  all names are stale too; ``inos`` are then those that may have content cached.
+        everything  all names are stale too; ``nodeids`` then are those that may have content.
         """
         loop = asyncio.get_running_loop()
         self._queued += 1
-        batch = _Batch(self._queued, tuple(inos), entries, everything, loop.create_future())
+        batch = _Batch(self._queued, tuple(nodeids), entries, everything, loop.create_future())
         self._queue.put(batch)
         loop.call_later(DEADLINE_S, self._overdue, batch)
         return batch.told
 
-    def forget_attributes(self, ino: Ino) -> None:
-        """The kernel asks for the attributes of ``ino`` at their next use. Never blocks."""
-        self._send(codec.encode_inval_inode(ino, pages=False))
+    def forget_attributes(self, nodeid: int) -> None:
+        """The kernel asks for the attributes of ``nodeid`` at their next use. Never blocks."""
+        self._send(codec.encode_inval_inode(nodeid, pages=False))
 
     def _overdue(self, batch: _Batch) -> None:
         if self._delivered < batch.serial and batch.entries:
             log.debug("an invalidation waits for a local operation; all names are stale instead")
             self._inc_epoch()
-            for ino in batch.inos:
-                self.forget_attributes(ino)
+            for nodeid in batch.nodeids:
+                self.forget_attributes(nodeid)
         _resolve(batch.told)
 
     # --- in the thread ----------------------------------------------------------------------------
@@ -139,9 +138,9 @@ class Notifier:
             self._send(codec.encode_inval_entry(parent, name))
         for parent in dict.fromkeys(parent for parent, _ in batch.entries):
             self._send(codec.encode_inval_inode(parent, pages=True))
-        for ino in batch.inos:
-            known = self._send(codec.encode_inval_inode(ino, pages=True))
-            if not known and (ino in self._handed_out or ino in self._handed_out_before):
+        for nodeid in batch.nodeids:
+            known = self._send(codec.encode_inval_inode(nodeid, pages=True))
+            if not known and (nodeid in self._handed_out or nodeid in self._handed_out_before):
                 self._inc_epoch()
 
     # --- in either --------------------------------------------------------------------------------

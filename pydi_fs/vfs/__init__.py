@@ -53,6 +53,7 @@ Files (``fh`` is a small integer, never reused within a mount)
     open_version(caller, ino) -> (fh, FileVersion)   for reading
     create(caller, parent, name, mode, flags) -> (Attr, fh)      O_EXCL is honoured
     tmpfile(caller, parent, mode, flags) -> (Attr, fh)
+    local_file(fh) -> LocalBlob | None               a file of this machine with its whole content
     read(fh, offset, size) -> bytes                  short only at the end of the file
     write(fh, offset, data) -> int                   O_APPEND handles ignore ``offset``
     truncate: setattr(size=...)

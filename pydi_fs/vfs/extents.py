@@ -53,6 +53,10 @@ class ExtentMap:
         """One past the last mapped byte; 0 when empty."""
         return self._segments[-1].end if self._segments else 0
 
+    def only(self) -> Segment | None:
+        """The segment if there is just one."""
+        return self._segments[0] if len(self._segments) == 1 else None
+
     def put(self, new: Segment) -> None:
         """Map ``new``'s range to it, whatever was there before."""
         segments, starts = self._segments, self._starts

@@ -134,6 +134,22 @@ class OpenFile:
             )
         return bytes(result)
 
+    def whole_blob(self) -> BlobInfo | None:
+        """The blob that is the whole content, for every reader here and elsewhere; else None.
+
+        A file that was changed in place since its creation has several, so what is written on and
+        on (logs, databases) never has one.
+        """
+        if self._content.dirty or self._publishing or self.stale or self.writers:
+            return None
+        segment = self._content.map.only()
+        if segment is None or segment.source < 0:
+            return None
+        info = self._blobs.get(BlobId(segment.source))
+        if info is None or segment.source_offset or info.size != segment.length:
+            return None
+        return info if (segment.offset, segment.length) == (0, self._content.size) else None
+
     async def _read_segment(self, segment: Segment, sequential: bool) -> bytes:
         if segment.source < 0:
             return self._stages[segment.source].read(segment.source_offset, segment.length)

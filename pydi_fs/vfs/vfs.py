@@ -20,7 +20,7 @@ from typing import Any
 
 from pydi_fs.client import Client
 from pydi_fs.vfs.cache import ABSENT, NameCache
-from pydi_fs.vfs.local_blobs import BlobSource, LocalBlobs
+from pydi_fs.vfs.local_blobs import BlobSource, LocalBlob, LocalBlobs
 from pydi_fs.vfs.open_file import OpenFile
 from pydi_fs.vfs.reader import BlobReader
 from pydi_fs.vfs.staging import StagingArea
@@ -473,6 +473,17 @@ class Vfs:
         sequential = offset == handle.next_offset
         handle.next_offset = offset + size
         return await handle.file.read(offset, size, sequential and offset > 0)
+
+    async def local_file(self, fh: int) -> LocalBlob | None:
+        """The file on this machine that has exactly the content of ``fh`` now, if there is one.
+        Not pinned: see `local_blobs`."""
+        file = self._handle(fh).file
+        info = file.whole_blob()
+        if info is None:
+            return None
+        local = await self._local.get(info)
+        # Meanwhile it may have been written, here or elsewhere.
+        return local if file.whole_blob() == info else None
 
     async def write(self, fh: int, offset: int, data: bytes | memoryview) -> int:
         """Stage ``data``; durable and seen by other machines after flush or fsync."""

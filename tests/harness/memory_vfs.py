@@ -343,6 +343,9 @@ class MemoryVfs:
         inode.nlink = 0
         return self._attr(inode), self._open(inode, flags)
 
+    async def local_file(self, fh: int) -> None:
+        """Nothing here is in a file."""
+
     async def read(self, fh: int, offset: int, size: int) -> bytes:
         handle = self._handle(fh)
         if not handle.readable:

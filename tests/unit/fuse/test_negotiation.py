@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import struct
+from typing import Any
 
 import pytest
 
@@ -17,14 +18,14 @@ ALL = (1 << 43) - 1
 
 
 def init(
-    major: int, minor: int, flags: int, max_readahead: int = 131072
+    major: int, minor: int, flags: int, max_readahead: int = 131072, **options: Any
 ) -> tuple[Kernel, k.Answer]:
     body = struct.pack("=IIII", major, minor, max_readahead, flags & 0xFFFFFFFF)
     if flags & InitFlag.FUSE_INIT_EXT:
         body += struct.pack("=I44x", flags >> 32)
 
     async def main() -> tuple[Kernel, k.Answer]:
-        kernel = Kernel()
+        kernel = Kernel(**options)
         return kernel, await kernel.ask(k.INIT, 0, body)
 
     return asyncio.run(main())
@@ -94,3 +95,18 @@ def test_a_kernel_that_is_too_old_is_refused(version: tuple[int, int]) -> None:
     kernel, answer = init(*version, ALL)
     assert answer.error == errno.EPROTO
     assert kernel.negotiated is None
+
+
+def test_passthrough_is_asked_for_where_it_is_offered_and_wanted() -> None:
+    """Flag and stack depth go together; without either side's will both are absent."""
+    bit = InitFlag.FUSE_PASSTHROUGH >> 32
+    for wanted, offered, expected in (
+        (5.0, ALL, True),
+        (None, ALL, False),
+        (5.0, ALL & ~InitFlag.FUSE_PASSTHROUGH, False),
+    ):
+        kernel, answer = init(7, 45, offered, passthrough_after_s=wanted)
+        flags2, depth = answer.unpack("II", 32)
+        assert (bool(flags2 & bit), depth) == (expected, int(expected))
+        assert kernel.negotiated is not None
+        assert kernel.negotiated.has_passthrough == expected

@@ -125,7 +125,8 @@ def test_tokens() -> None:
         ("group", "[ff12::1"), ("interface", "eth0"), ("interface", "10.0.0.300"),
         ("deadline", "0"), ("deadline", "-1"), ("deadline", "nan"), ("deadline", "99999"),
         ("read-only", "perhaps"), ("options", "rw,sideways"), ("options", "fsname="),
-        ("options", "max_read=1"), ("options", "max_read=x"), ("options", "suid"),
+        ("options", "max_read=1"), ("options", "max_read=x"), ("options", "passthrough_after=soon"),
+        ("options", "suid"),
     ],
 )  # fmt: skip
 def test_bad_value_names_option_and_place(name: str, text: str) -> None:
@@ -147,6 +148,8 @@ def test_o_words() -> None:
     assert parse_mount_options(" , ") == {}
     assert configure({"options": "noallow_other"}).allow_other_given
     assert not configure({"options": "ro"}).allow_other_given
+    for word, seconds in (("0", 0.0), ("2.5", 2.5), ("never", None)):
+        assert parse_mount_options(f"passthrough_after={word}") == {"passthrough_after_s": seconds}
 
 
 def test_debug_reaches_the_binding() -> None:
