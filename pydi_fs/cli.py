@@ -23,6 +23,7 @@ from pydi_fs import (
     commands_history,
     commands_scrub,
     commands_status,
+    commands_token,
     commands_tree,
     commands_why,
     mount_config,
@@ -272,6 +273,24 @@ COMMANDS: dict[str, CommandSpec] = {
             _argument("--no-wait", action="store_true", help="return at once"),
         ),
         ("pydi drain 3", "pydi drain 3 --stop"),
+    ),
+    "token": CommandSpec(
+        commands_token.token,
+        "make, list and revoke tokens for mounts",
+        (
+            _argument("action", choices=commands_token.ACTIONS, metavar="create|list|revoke"),
+            _argument("id", nargs="?", metavar="ID", help="of the token to revoke, or its start"),
+            _argument("--mount", action="store_true", help="create: for mounts, the only kind"),
+            _argument("--read-only", action="store_true", help="create: refuse every change"),
+            _argument("--dir", default="/", metavar="PATH", help="create: only what is below it"),
+            _argument("--expires", metavar="TIME", help="create: 12h, 30d, or never (never)"),
+            _argument("--note", default="", metavar="TEXT", help="create: what list calls it"),
+        ),
+        (
+            "pydi token create --mount --read-only --dir /photos --expires 30d",
+            "pydi token list",
+            "pydi token revoke 3f9a",
+        ),
     ),
     "forget": CommandSpec(
         commands_cluster.forget,

@@ -31,6 +31,7 @@ XATTR_REPLACE = 2
 # A name longer than 255 bytes is an outcome (ENAMETOOLONG); one longer than a path is an attack.
 NAME_WIRE_MAX_BYTES = 4096
 XATTR_VALUE_WIRE_MAX_BYTES = 1 << 20
+TOKEN_ID_BYTES = 8
 GROUPS_MAX = 65536  # NGROUPS_MAX of Linux
 EXTENTS_PER_COMMAND_MAX = 65536  # 64 Ki extents of ~20 bytes keep a command near 1 MiB
 INOS_PER_COMMAND_MAX = 4096
@@ -291,10 +292,24 @@ class SpreadFactors:
     limit: int
 
 
+@dataclass(frozen=True, slots=True)
+class SetToken:
+    """The list of mount tokens has this one, with these limits; revoked, it opens nothing any more.
+    Value: None."""
+
+    token_id: bytes  # 8 bytes
+    read_only: bool
+    directory: bytes  # absolute path
+    expires_s: int  # since 1970; 0: never
+    made_s: int
+    note: str
+    revoked: bool
+
+
 Command = (
     Mkdir | Create | Mknod | Symlink | Tmpfile | Link | Unlink | Rmdir | Rename | SetAttr
     | SetXattr | RemoveXattr | Commit | CloneRange | PurgeOrphans | TrimHistory | SetSetting
-    | SetHolders | ForgetBlobs | ExpireSessions | SetNode | SpreadFactors
+    | SetHolders | ForgetBlobs | ExpireSessions | SetNode | SpreadFactors | SetToken
 )  # fmt: skip
 
 
@@ -316,7 +331,7 @@ COMMAND_CODES: dict[type[Any], int] = {
     Mkdir: 1, Create: 2, Mknod: 3, Symlink: 4, Tmpfile: 5, Link: 6, Unlink: 7, Rmdir: 8,
     Rename: 9, SetAttr: 10, SetXattr: 11, RemoveXattr: 12, Commit: 13, CloneRange: 14,
     PurgeOrphans: 15, TrimHistory: 16, SetSetting: 17, SetHolders: 18, ForgetBlobs: 19,
-    ExpireSessions: 20, SetNode: 21, SpreadFactors: 22,
+    ExpireSessions: 20, SetNode: 21, SpreadFactors: 22, SetToken: 25,
 }  # fmt: skip
 
 # Codes that a client may send; the others come from the nodes themselves.
@@ -434,6 +449,12 @@ def _text(value: Any) -> str:
     return value
 
 
+def _token_id(value: Any) -> bytes:
+    if not isinstance(value, bytes) or len(value) != TOKEN_ID_BYTES:
+        raise ValueError("not a token's id")
+    return value
+
+
 def _caller(value: Any) -> Caller:
     if not isinstance(value, (list, tuple)) or len(value) != 3:
         raise ValueError("not (uid, gid, groups)")
@@ -476,6 +497,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "add": _array(_NODE, 64), "remove": _array(_NODE, 64),
     "before_ns": _SIZE,
     "number": _NODE, "address": _text, "state": _text,
+    "token_id": _token_id, "read_only": _bool, "directory": _bytes(NAME_WIRE_MAX_BYTES),
+    "expires_s": _SIZE, "made_s": _SIZE, "note": _text, "revoked": _bool,
 }  # fmt: skip
 
 # Where one command gives a name another meaning.

@@ -202,6 +202,19 @@ class NodeInfo(NamedTuple):
         return cls(NodeNumber(number), address, state, bool(witness))
 
 
+class TokenInfo(NamedTuple):
+    """One mount token that was made, as SetToken left it. The token itself is nowhere in the tree:
+    who has this can't mount."""
+
+    token_id: bytes  # 8 bytes
+    read_only: bool
+    directory: bytes  # absolute path
+    expires_s: int  # since 1970; 0: never
+    made_s: int  # since 1970
+    note: str  # what a person called it
+    revoked: bool
+
+
 class BlobTotal(NamedTuple):
     """How many blobs, of those that some version names, are held by exactly these nodes and should
     have that many copies."""

@@ -40,6 +40,7 @@ from pydi_node.commands import (
     Rmdir,
     SetHolders,
     SetNode,
+    SetToken,
     TrimHistory,
     Unlink,
     decode_envelope,
@@ -128,6 +129,7 @@ _MAKES_ROOM = (
     ExpireSessions,
     SetHolders,
     SetNode,
+    SetToken,
 )
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import itertools
 import time
 
+from pydi_node.errors import FileError
 from pydi_node.ids import NodeNumber
+from pydi_node.runtime.bounds import Bounds
 from pydi_node.runtime.histories import HISTORY_KEY, Relation, relation, unpack
 from pydi_node.runtime.peers import Peers
 from pydi_node.runtime.server import PeerIdentity, make_session
 from pydi_node.runtime.service import Service, Session
+from pydi_node.runtime.tokens import trouble_with
 from pydi_node.wire import tls
 from pydi_node.wire.events import Hello, Refusal
 from pydi_node.wire.messages import Role
@@ -60,8 +63,9 @@ class Admission:
             refused = self._check_past(hello)
             if refused is not None:
                 return refused
-        if limits is not None and limits.directory != b"/":
-            return Refusal.ROLE, "this version can't keep a mount below one directory"
+        trouble = trouble_with(limits, self._service.tree, time.time())
+        if trouble is not None:
+            return Refusal.ROLE, trouble
         return self._welcome(hello, peer, limits)
 
     def _check_past(self, hello: Hello) -> tuple[Refusal, str] | None:
@@ -92,9 +96,24 @@ class Admission:
             )
         return None
 
-    def _welcome(self, hello: Hello, peer: PeerIdentity, limits: MountLimits | None) -> Session:
+    def _welcome(
+        self, hello: Hello, peer: PeerIdentity, limits: MountLimits | None
+    ) -> Session | tuple[Refusal, str]:
         session = make_session(next(self._numbers), hello)
-        session.read_only = limits is not None and limits.read_only
+        session.limits = limits
+        if limits is not None and limits.directory != b"/":
+            # By number from here on: whoever renames the directory takes the session along.
+            try:
+                root = self._service.tree.resolve(limits.directory)
+                root_is_dir = root.is_dir
+            except FileError:
+                root_is_dir = False
+            if not root_is_dir:
+                shown = limits.directory.decode(errors="replace")
+                return Refusal.OTHER, f"{shown}, which the mount token is for, is no directory"
+            session.bounds = Bounds(
+                lambda: self._service.tree, root.ino, lambda ino: ino in session.opens
+            )
         if session.node is not None:
             self._peers.on_hello(session.node, hello.about, peer.host)
         return session

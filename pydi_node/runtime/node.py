@@ -51,6 +51,7 @@ from pydi_node.runtime.scrubbing import Scrubbing
 from pydi_node.runtime.server import Server
 from pydi_node.runtime.service import Service
 from pydi_node.runtime.status import Status
+from pydi_node.runtime.tokens import Tokens
 from pydi_node.runtime.transfers import Transfers
 from pydi_node.runtime.treefiles import TreeFiles
 from pydi_node.runtime.whereabouts import Whereabouts
@@ -309,6 +310,8 @@ class _Node:
         service.admin |= Whereabouts(service, transfers, own_store).admin
         scrubbing = Scrubbing(service, peers, self._folder.path / "scrub.json")
         service.admin |= scrubbing.admin
+        tokens = Tokens(service, server, token)
+        service.admin |= tokens.admin
         if raft.membership.voters == (identity.number,):
             raft.campaign()  # nobody else could win: no need to wait for the time-out
         driver.start()
@@ -323,6 +326,7 @@ class _Node:
                 for name, task in (
                     ("peers", peers.run()),
                     ("discovery", discovery.run()),
+                    ("tokens", tokens.run()),
                     ("housekeeping", housekeeping.run()),
                     ("locks", service.locking.run()),
                     ("transfers", transfers.run()),

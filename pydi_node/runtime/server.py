@@ -22,6 +22,7 @@ from typing import Any, Protocol, cast
 
 from pydi_node.config import Address
 from pydi_node.errors import (
+    BlobError,
     DeadlineError,
     FileError,
     LocalProtocolError,
@@ -251,6 +252,13 @@ class Connection(asyncio.Protocol):
     ) -> None:
         assert self._session is not None
         deadline_s = self._server.loop.time() + deadline_ms / 1000
+        bounds = self._session.bounds
+        if bounds is not None:
+            try:
+                message = bounds.inward(message)
+            except (FileError, BlobError) as exc:
+                self._answer_error(request_id, exc)
+                return
         request = Request(self._session, message, payload, deadline_s)
         if isinstance(message, (messages.Execute, messages.ExecutePut)):
             key = (message.client, message.serial)
@@ -260,9 +268,13 @@ class Connection(asyncio.Protocol):
             if type(message) is messages.Execute:
                 if self._session.read_only:
                     raise FileError(errno.EROFS, "this token may only read")
-                self._server.service.execute_nowait(
-                    request, lambda outcome: self._answer(request_id, outcome)
-                )
+
+                def answer_with(outcome: Any) -> None:
+                    if bounds is not None:
+                        bounds.made(message, outcome)
+                    self._answer(request_id, outcome)
+
+                self._server.service.execute_nowait(request, answer_with)
                 return
             answer = self._server.service.handle(request)
         except Exception as exc:
@@ -310,6 +322,8 @@ class Connection(asyncio.Protocol):
         ):
             return
         self._forget_command(request_id)
+        if self._session is not None and self._session.bounds is not None:
+            value = self._session.bounds.outward(value)
         try:
             if type(value) is Content:
                 buffers = self._wire.send_answer(request_id, None, value.data)
@@ -345,6 +359,9 @@ class Connection(asyncio.Protocol):
         answer, which follows, tells. Whoever had an error for an answer (a deadline) gets it."""
         if key in self._commands:
             return 0
+        assert self._session is not None
+        if self._session.bounds is not None:
+            touched = self._session.bounds.pushed(touched)
         self._write(self._wire.send_push(Invalidate(self._wire.push_sequence + 1, touched)))
         return self._wire.push_sequence
 
@@ -441,6 +458,14 @@ class Connection(asyncio.Protocol):
         assert self._identity is not None
         _log.error("internal error with %s: disconnected", self._identity.name, exc_info=error)
         self._abort()
+
+    def end_if(self, why: Callable[[Session], str | None]) -> None:
+        """Ends the session when there is a reason to."""
+        reason = None if self._session is None or self._closing else why(self._session)
+        if reason is not None:
+            assert self._identity is not None
+            _log.info("session of %s ended: %s", self._identity.name, reason)
+            self._abort()
 
     def cut_off(self, reason: str) -> None:
         """Disconnect a peer that holds others up; it may come back."""
@@ -590,6 +615,11 @@ class Server:
                 sequence = connection.push(key, item)
                 if sequence:
                     self.coherence.pushed(key, connection, sequence)
+
+    def end_sessions(self, why: Callable[[Session], str | None]) -> None:
+        """Those for which ``why`` gives a reason end now, whatever they are about."""
+        for connection in list(self._connections):
+            connection.end_if(why)
 
     def push_drop_all(self) -> None:
         for connection in self._connections:

@@ -31,8 +31,10 @@ from pydi_node.tree.machine import Tree
 from pydi_node.tree.settings import SETTINGS
 from pydi_node.wire import messages
 from pydi_node.wire.messages import LockHolder, Role
+from pydi_node.wire.trust import MountLimits
 
 if TYPE_CHECKING:
+    from pydi_node.runtime.bounds import Bounds
     from pydi_node.runtime.locking import Locking
     from pydi_node.runtime.replication import Copies, Replication
 
@@ -70,10 +72,15 @@ class Session:
         self.role = role
         self.host = host
         self.about = about
-        self.read_only = False
+        self.limits: MountLimits | None = None  # of a mount that came with a mount token
+        self.bounds: Bounds | None = None  # when that is for one directory
         self.node: NodeNumber | None = None  # when the peer is a node
         self.opens: dict[Ino, int] = {}
         self.writers: dict[int, _BlobWriter] = {}
+
+    @property
+    def read_only(self) -> bool:
+        return self.limits is not None and self.limits.read_only
 
 
 class Request(NamedTuple):

@@ -15,6 +15,7 @@ from pydi_node.commands import (
     SetHolders,
     SetNode,
     SetSetting,
+    SetToken,
     TrimHistory,
 )
 from pydi_node.errors import FileError
@@ -98,6 +99,18 @@ def set_node(store: Store, command: SetNode) -> Result:
         "REPLACE INTO node (number, address, state, witness) VALUES (?, ?, ?, ?)",
         (command.number, command.address, command.state, int(command.witness)),
     )
+    store.writes += 1
+    return Result()
+
+
+def set_token(store: Store, command: SetToken) -> Result:
+    store.connection.execute(
+        "INSERT OR REPLACE INTO token VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            command.token_id, int(command.read_only), command.directory, command.expires_s,
+            command.made_s, command.note, int(command.revoked),
+        ),
+    )  # fmt: skip
     store.writes += 1
     return Result()
 

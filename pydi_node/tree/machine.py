@@ -46,6 +46,7 @@ _HANDLERS: Final[dict[type[Any], Callable[[Store, Any], Result]]] = {
     commands.ForgetBlobs: housekeeping.forget_blobs,
     commands.SetNode: housekeeping.set_node,
     commands.SpreadFactors: factors.spread_factors,
+    commands.SetToken: housekeeping.set_token,
 }
 assert _HANDLERS.keys() | {ExpireSessions} == commands.COMMAND_CODES.keys()
 

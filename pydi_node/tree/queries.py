@@ -37,6 +37,7 @@ from pydi_node.records import (
     Extent,
     FileVersion,
     NodeInfo,
+    TokenInfo,
     Version,
 )
 from pydi_node.tree.schema import FACTOR_LITERAL, TABLES
@@ -55,6 +56,7 @@ _ATTR: Final = (
     "ino, mode, nlink, uid, gid, rdev, size, allocated, atime_ns, mtime_ns, ctime_ns, btime_ns,"
     " version, changed"
 )
+_TOKEN: Final = f"SELECT {', '.join(TokenInfo._fields)} FROM token"
 _BLOB: Final = "SELECT blob, size, checksum, holders FROM blob"
 
 
@@ -375,6 +377,16 @@ class Queries(ABC):
         rows = self._ask("SELECT number, address, state, witness FROM node ORDER BY number")
         return [NodeInfo(row[0], row[1], row[2], bool(row[3])) for row in rows.fetchall()]
 
+    def tokens(self) -> list[TokenInfo]:
+        """The mount tokens that were made, oldest first."""
+        rows = self._connection.execute(f"{_TOKEN} ORDER BY made_s, token_id")
+        return [_token_info(row) for row in rows.fetchall()]
+
+    def token(self, token_id: bytes) -> TokenInfo | None:
+        """One mount token; None when it is not in the list."""
+        row = self._connection.execute(f"{_TOKEN} WHERE token_id = ?", (token_id,)).fetchone()
+        return None if row is None else _token_info(row)
+
     def is_untouched(self) -> bool:
         """Nobody ever kept anything here, as far as history goes back: a root without entries."""
         row = self._ask(
@@ -452,6 +464,11 @@ def inodes_that_named(
         (*blobs, limit),
     )
     return [(ino, index) for ino, index in rows.fetchall()]
+
+
+def _token_info(row: Any) -> TokenInfo:
+    info = TokenInfo(*row)
+    return info._replace(read_only=bool(info.read_only), revoked=bool(info.revoked))
 
 
 def _blob_info(row: Any) -> BlobInfo:

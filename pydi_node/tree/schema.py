@@ -23,8 +23,8 @@ from pydi_node.ids import ROOT_INO
 from pydi_node.records import FACTOR_XATTR
 
 APPLICATION_ID: Final = 0x50794469  # "PyDi" in the header of the file
-# 1: tally by number of copies. 2: by holders. 3: by holders and factor.
-SCHEMA_VERSION: Final = 3  # a change of any table is a new number and a migration
+# 1: tally by number of copies. 2: by holders. 3: by holders and factor. 4: mount tokens.
+SCHEMA_VERSION: Final = 4  # a change of any table is a new number and a migration
 
 # The root is everybody's, like /tmp: a mount made by an ordinary user has to be able to begin, and
 # nobody there could chown it. Whoever mounts as root can restrict it.
@@ -219,6 +219,15 @@ CREATE TABLE node (
     state      TEXT NOT NULL,        -- one of settings.NODE_STATES
     witness    INTEGER NOT NULL      -- 0 or 1
 );
+CREATE TABLE token (                 -- mount tokens, by what may be told of them
+    token_id   BLOB PRIMARY KEY,     -- 8 bytes
+    read_only  INTEGER NOT NULL,     -- 0 or 1
+    directory  BLOB NOT NULL,        -- absolute path
+    expires_s  INTEGER NOT NULL,     -- since 1970; 0: never
+    made_s     INTEGER NOT NULL,     -- since 1970
+    note       TEXT NOT NULL,        -- for people
+    revoked    INTEGER NOT NULL      -- 0 or 1
+) WITHOUT ROWID;
 CREATE TABLE tick (                  -- the first log index of each second in which any came
     log_index  INTEGER PRIMARY KEY,
     time_ns    INTEGER NOT NULL      -- grows with log_index, whatever the leaders' clocks did
@@ -244,6 +253,7 @@ TABLES: Final[dict[str, str]] = {
     "session_result": "client, slot",
     "setting": "name",
     "node": "number",
+    "token": "token_id",
     "tick": "log_index",
 }
 
@@ -340,6 +350,17 @@ CREATE TABLE tally (
 ) WITHOUT ROWID;
 INSERT INTO tally SELECT holders, factor, count(*), sum(size) FROM blob WHERE refs > 0
     GROUP BY holders, factor;
+""",
+    3: """
+CREATE TABLE token (
+    token_id   BLOB PRIMARY KEY,
+    read_only  INTEGER NOT NULL,
+    directory  BLOB NOT NULL,
+    expires_s  INTEGER NOT NULL,
+    made_s     INTEGER NOT NULL,
+    note       TEXT NOT NULL,
+    revoked    INTEGER NOT NULL
+) WITHOUT ROWID;
 """,
 }
 

@@ -176,6 +176,7 @@ _VALUE_OF: Final = {
         (commands.ExpireSessions, _plain),
         (commands.SetNode, _plain),
         (commands.SpreadFactors, _plain),
+        (commands.SetToken, _plain),
     )
 }
 assert sorted(_VALUE_OF) == sorted(COMMAND_CODES.values()), "every command has its value here"

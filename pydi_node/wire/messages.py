@@ -773,4 +773,5 @@ RESULT_VALUES: dict[type[Any], Check] = {
     commands.ExpireSessions: fields.SIZE,
     commands.SetNode: fields.nothing,
     commands.SpreadFactors: fields.pair(fields.SIZE, fields.boolean),
+    commands.SetToken: fields.nothing,
 }

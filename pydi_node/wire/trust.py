@@ -22,6 +22,7 @@ import datetime
 import hashlib
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Self
 
@@ -32,6 +33,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
+from pydi_node.commands import TOKEN_ID_BYTES
 from pydi_node.errors import EXIT_USAGE, PydiError, UserError
 from pydi_node.ids import NODE_NUMBER_MAX
 from pydi_node.wire import codec, fields
@@ -55,7 +57,10 @@ _CHECKSUM_BYTES: Final = 4  # a typing mistake passes once in four billion
 _SIGNATURE_BYTES: Final = 64
 _TOKEN_MAX_CHARACTERS: Final = 8192  # more than the longest directory makes
 # read only, expiry (s since 1970; 0: never), length of the directory that follows
-_LIMITS: Final = struct.Struct(">?QH")
+_LIMITS: Final = struct.Struct(">BQH")
+# The same with the token's id behind it, told by this bit beside "read only". Without an id, as
+# tokens were before there was a list of them, a token can't be revoked.
+_HAS_ID: Final = 2
 _LIMITS_DOMAIN: Final = b"pydi mount limits 1\0"  # no certificate's bytes begin like this
 
 # Made from a random UUID (ITU-T X.667), so it needs no registration: what our leaves say.
@@ -81,6 +86,7 @@ class MountLimits:
     read_only: bool = False
     directory: bytes = b"/"  # absolute path in the tree; nothing outside of it is reachable
     expires_s: int = 0  # seconds since 1970; 0: never
+    token_id: bytes = b""  # TOKEN_ID_BYTES, by which it is listed and revoked; empty: it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,16 +169,23 @@ class PeerIdentity:
 
 def parse_node_token(text: str) -> NodeToken:
     """The token in what a person pasted; TokenError says in one sentence what is wrong with it."""
-    body = _token_body(text, _NODE_PREFIX, CLUSTER_ID_BYTES + SECRET_BYTES, None)
+    body = _token_body(text, _NODE_PREFIX, lambda _: CLUSTER_ID_BYTES + SECRET_BYTES)
     return NodeToken(body[:CLUSTER_ID_BYTES].hex(), body[CLUSTER_ID_BYTES:])
 
 
 def parse_mount_token(text: str, now_s: int) -> MountToken:
     """The token in what a person pasted; TokenError, also when it expired before ``now_s``."""
     fixed = CLUSTER_ID_BYTES + SEED_BYTES + 32
-    body = _token_body(
-        text, _MOUNT_PREFIX, fixed + _LIMITS.size + _SIGNATURE_BYTES, fixed + _LIMITS.size - 2
-    )
+
+    def length(data: bytes) -> int:
+        limits = data[fixed : fixed + _LIMITS.size]
+        more = 0
+        if len(limits) == _LIMITS.size:
+            flags, _, directory_bytes = _LIMITS.unpack(limits)
+            more = directory_bytes + (TOKEN_ID_BYTES if flags & _HAS_ID else 0)
+        return fixed + _LIMITS.size + more + _SIGNATURE_BYTES
+
+    body = _token_body(text, _MOUNT_PREFIX, length)
     cluster = body[:CLUSTER_ID_BYTES].hex()
     seed = body[CLUSTER_ID_BYTES : CLUSTER_ID_BYTES + SEED_BYTES]
     public = body[CLUSTER_ID_BYTES + SEED_BYTES : fixed]
@@ -330,10 +343,10 @@ def _token_text(prefix: str, body: bytes) -> str:
     return prefix + encoded.decode().rstrip("=").lower()
 
 
-def _token_body(text: str, prefix: str, fixed_bytes: int, extra_at: int | None) -> bytes:
+def _token_body(text: str, prefix: str, length: Callable[[bytes], int]) -> bytes:
     """The checked body of a token.
 
-    fixed_bytes  its length without what the u16 at ``extra_at`` adds to it.
+    length  its length, told from its beginning, of which there may be less than enough.
     """
     squeezed = _squeeze(text)
     _check_prefix(squeezed, prefix)
@@ -345,9 +358,7 @@ def _token_body(text: str, prefix: str, fixed_bytes: int, extra_at: int | None) 
     count = len(encoded) * 5 // 8
     padded = encoded[: (count * 8 + 4) // 5]
     data = base64.b32decode(padded.upper() + "=" * (-len(padded) % 8))[:count]
-    expected = fixed_bytes + _CHECKSUM_BYTES
-    if extra_at is not None and len(data) >= extra_at + 2:
-        expected += int.from_bytes(data[extra_at : extra_at + 2], "big")
+    expected = length(data) + _CHECKSUM_BYTES
     characters = (expected * 8 + 4) // 5
     body, checksum = data[: expected - _CHECKSUM_BYTES], data[expected - _CHECKSUM_BYTES : expected]
     sound = checksum == _checksum(prefix, body)
@@ -387,23 +398,29 @@ def _checksum(prefix: str, body: bytes) -> bytes:
 
 
 def _pack_limits(limits: MountLimits) -> bytes:
+    if len(limits.token_id) not in (0, TOKEN_ID_BYTES):
+        raise ValueError("limits: a token's id of another length")
+    flags = int(limits.read_only) | (_HAS_ID if limits.token_id else 0)
     try:
-        fixed = _LIMITS.pack(limits.read_only, limits.expires_s, len(limits.directory))
+        fixed = _LIMITS.pack(flags, limits.expires_s, len(limits.directory))
     except struct.error as exc:
         raise ValueError(f"limits: {exc}") from exc
-    return fixed + limits.directory
+    return fixed + limits.directory + limits.token_id
 
 
 def _unpack_limits(packed: bytes) -> MountLimits:
     if len(packed) < _LIMITS.size:
         raise ValueError("limits are cut off")
-    read_only, expires_s, length = _LIMITS.unpack_from(packed)
-    directory = packed[_LIMITS.size :]
+    flags, expires_s, length = _LIMITS.unpack_from(packed)
+    if flags > 1 | _HAS_ID:
+        raise ValueError("limits of a later version")
+    end = len(packed) - (TOKEN_ID_BYTES if flags & _HAS_ID else 0)
+    directory = packed[_LIMITS.size : end]
     if len(directory) != length or length > DIRECTORY_MAX_BYTES:
         raise ValueError("limits have a directory of another length")
     if not directory.startswith(b"/") or b"\0" in directory:
         raise ValueError("limits have a directory that is not an absolute path")
-    return MountLimits(read_only, directory, expires_s)
+    return MountLimits(bool(flags & 1), directory, expires_s, packed[end:])
 
 
 def _verify_limits(node_authority: Ed25519PublicKey, cluster: str, grant: bytes) -> None:
@@ -434,7 +451,7 @@ def _claims(certificate: x509.Certificate) -> tuple[Role, str, int, bytes]:
 _ROLE = fields.one_of(Role.NODE.value, Role.MOUNT.value)
 _CLUSTER = fields.text(2 * CLUSTER_ID_BYTES)
 _NUMBER = fields.integer(0, NODE_NUMBER_MAX)
-_GRANT = fields.data(_LIMITS.size + DIRECTORY_MAX_BYTES + _SIGNATURE_BYTES)
+_GRANT = fields.data(_LIMITS.size + DIRECTORY_MAX_BYTES + TOKEN_ID_BYTES + _SIGNATURE_BYTES)
 
 
 def _derive(secret: bytes, cluster: str, purpose: str) -> bytes:

@@ -64,6 +64,7 @@ def everything() -> list[Entry]:
         c.SetSetting("replicas", "3"),
         c.SetHolders(blob(1), (two,), (NodeNumber(1),)),
         c.SetNode(two, "host:1", "up", False),
+        c.SetToken(b"12345678", True, b"/d", 9, 8, "note", False),
         c.ForgetBlobs((blob(1),)),
         c.ExpireSessions(TimeNs(0)),
         c.TrimHistory(LogIndex(3), 99),

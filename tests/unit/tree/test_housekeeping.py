@@ -9,7 +9,7 @@ import pytest
 
 from pydi_node import commands as c
 from pydi_node.ids import ROOT_INO, BlobId, Ino, LogIndex, NodeNumber, TimeNs, blob_node
-from pydi_node.records import HOLDERS_MAX, BlobTotal, Counters, Extent, NodeInfo, Touched
+from pydi_node.records import HOLDERS_MAX, BlobTotal, Counters, Extent, NodeInfo, TokenInfo, Touched
 from pydi_node.tree.settings import SETTINGS, parse_setting
 from tests.unit.tree.driver import EPOCH, ROOT, Driver, blob, blob_info, extent, file_error
 
@@ -165,6 +165,17 @@ def test_nodes_are_listed_by_number(fs: Driver) -> None:
         NodeInfo(one, "a:1", "up", True),
         NodeInfo(two, "b:2", "draining", False),
     ]
+
+
+def test_tokens_are_listed_by_age(fs: Driver) -> None:
+    """The last SetToken of each id counts."""
+    old = TokenInfo(b"b" * 8, False, b"/", 0, 5, "", False)
+    new = TokenInfo(b"a" * 8, True, b"/d", 99, 6, "camera", False)
+    for info in (new, old, new._replace(revoked=True)):
+        fs.ok(c.SetToken(*info))
+    assert fs.tree.tokens() == [old, new._replace(revoked=True)]
+    assert fs.tree.token(b"b" * 8) == old
+    assert fs.tree.token(b"c" * 8) is None
 
 
 def test_idle_sessions_expire_and_others_stay(fs: Driver) -> None:

@@ -63,6 +63,7 @@ COMMANDS: dict[type[Any], commands.Command] = {
         commands.ExpireSessions(TimeNs(5)),
         commands.SetNode(NodeNumber(3), "host:1234", "up", False),
         commands.SpreadFactors(100),
+        commands.SetToken(b"12345678", True, b"/a", 9, 8, "of a camera", False),
     )
 }
 
@@ -76,6 +77,7 @@ RESULT_VALUES: dict[type[Any], Any] = {
     commands.TrimHistory: (100, True), commands.SetSetting: None, commands.SetHolders: INFO,
     commands.ForgetBlobs: 1, commands.ExpireSessions: 0, commands.SetNode: None,
     commands.SpreadFactors: (100, True),
+    commands.SetToken: None,
 }  # fmt: skip
 
 FILE = FileVersion(ATTR, (Extent(0, 5, BLOB, 0),), (INFO,))

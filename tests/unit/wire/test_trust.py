@@ -38,6 +38,12 @@ OTHER_NODE = NodeToken.new(bytes(range(1, 49)))
 LIMITS = MountLimits(read_only=True, directory="/home/jürgen".encode(), expires_s=NOW_S + 60)
 MOUNT = mount_token(NODE, LIMITS)
 SEED = bytes(range(32))
+OLD_MOUNT = (
+    "pydi1m-aaaqeayeaudaocajbifqydiob5urb5zhkjrvevmp6yhhgiw7y62lehjli6sszxwe2xvomtvw5"
+    "zncofaa4je52xygjgvnxh6kz75qhy22hxxxo63nkjp2rr3iqaugej5uaeaaaaaanne5epaabuxwq33nm"
+    "uxwvq54ojtwk3ufouwo22cmogntjrdlhiyudsdmb3ibmyixn5fhemg7pmlxrr75lrfomm3tsfjp7ngzj"
+    "4ssddv2kbkod34ejkubvw37kw52kknaqwtarejmfhlq"
+)
 
 
 def der(pem: bytes) -> bytes:
@@ -90,12 +96,18 @@ def test_secrets_are_not_in_the_repr():
 @settings(deadline=None, max_examples=50)
 @given(
     st.booleans(), st.binary(max_size=50).filter(lambda path: b"\0" not in path),
-    st.integers(NOW_S + 1, 1 << 63) | st.just(0),
+    st.integers(NOW_S + 1, 1 << 63) | st.just(0), st.just(b"") | st.binary(min_size=8, max_size=8),
 )  # fmt: skip
-def test_any_limits_survive(read_only, path, expires_s):
-    """Whatever can be limited comes back as it was."""
-    limits = MountLimits(read_only, b"/" + path, expires_s)
+def test_any_limits_survive(read_only, path, expires_s, token_id):
+    """Whatever can be limited comes back as it was, with an id or without one."""
+    limits = MountLimits(read_only, b"/" + path, expires_s, token_id)
     assert parse_mount_token(mount_token(NODE, limits).text(), NOW_S).limits == limits
+
+
+def test_tokens_of_before_the_list_are_read():
+    """A token that was written down before tokens had ids."""
+    assert parse_mount_token(OLD_MOUNT, NOW_S).limits == LIMITS
+    assert credentials_of(parse_mount_token(OLD_MOUNT, NOW_S)).grant == credentials_of(MOUNT).grant
 
 
 @pytest.mark.parametrize(
@@ -104,6 +116,7 @@ def test_any_limits_survive(read_only, path, expires_s):
         MountLimits(directory=b""), MountLimits(directory=b"relative"),
         MountLimits(directory=b"/a\0b"), MountLimits(directory=b"/" + b"x" * 4096),
         MountLimits(directory=b"/" * 70000), MountLimits(expires_s=-1),
+        MountLimits(token_id=b"short"),
     ],
 )  # fmt: skip
 def test_limits_that_mean_nothing_are_refused(limits):

@@ -1,0 +1,170 @@
+"""A session that may see one directory and what is below it, as if that were the whole tree.
+
+Made by admission.py for a mount token with ``--dir``; server.py hands every request, answer and
+push of such a session through here, and the handlers know nothing of it. Three rules:
+
+- The directory has the root's number (1) on this session's side of the wire, and its own on ours.
+- A request names only inodes that are below the directory when it arrives, by any of their names,
+  or that the session opened (or made without a name) while they were: what is open stays open.
+  Any other number gets ESTALE, whether it exists or not.
+- Content is reached by the names of blobs, which can be guessed: a session reads those that an
+  answer showed it, and commits those, or what it has written itself.
+
+Parents are looked up anew for each request, so a directory that is moved out is out at once. That
+costs some 10 us for each level, and only such sessions pay it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from pydi_node.commands import Commit, Tmpfile
+from pydi_node.errors import BlobMissingError, FileError
+from pydi_node.ids import ROOT_INO, BlobId, Ino, LogIndex
+from pydi_node.records import HOLE, Attr, BlobInfo, DirEntry, FileVersion, Result, Touched, Version
+from pydi_node.tree.machine import Tree
+from pydi_node.wire import messages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Blobs that a session may read, the last that it was shown: some 25 MB for each such session.
+BLOBS_MAX = 1 << 18
+MADE_MAX = 1 << 16  # files without a name that it made
+
+_INODES = ("ino", "parent", "new_parent", "source", "target")
+
+
+class Bounds:
+    """What one session is held to."""
+
+    def __init__(self, tree: Callable[[], Tree], root: Ino, is_open: Callable[[Ino], bool]) -> None:
+        """root: the directory. is_open: whether the session holds an inode open."""
+        self._tree = tree
+        self._root = root
+        self._is_open = is_open
+        self._shown: OrderedDict[BlobId, None] = OrderedDict()
+        self._written: OrderedDict[BlobId, BlobInfo] = OrderedDict()
+        self._made: OrderedDict[Ino, None] = OrderedDict()
+
+    # --- in ---------------------------------------------------------------------------------------
+
+    def inward(self, message: messages.Request) -> messages.Request:
+        """The request in our numbers. FileError, BlobError: it names what is out of bounds."""
+        match message:
+            case messages.Execute() | messages.ExecutePut():
+                command = self._inner(message.command, None)
+                if isinstance(command, Commit):
+                    self._check_content(command)
+                return dataclasses.replace(message, command=command)
+            case messages.BlobRead(blob=blob):
+                if blob not in self._shown and blob not in self._written:
+                    raise BlobMissingError("not content that this session was shown")
+                return message
+            case messages.PathOf() | messages.PathVersions():
+                raise FileError(errno.EPERM, "this token sees no paths but its own")
+            case messages.Release(ino=ino):  # whatever it is now, it was opened here
+                return dataclasses.replace(message, ino=self._ours(ino))
+        inner: messages.Request = self._inner(message, getattr(message, "at", None))
+        return inner
+
+    def _inner(self, record: Any, at: LogIndex | None) -> Any:
+        """A request or command whose inodes are ours, and all within bounds."""
+        changes = {}
+        for name in _INODES:
+            # A symbolic link's target is bytes.
+            ino = getattr(record, name, None)
+            if isinstance(ino, int):
+                changes[name] = self._ours(Ino(ino))
+                self._check(changes[name], at)
+        return dataclasses.replace(record, **changes) if changes else record
+
+    def _ours(self, ino: Ino) -> Ino:
+        return self._root if ino == ROOT_INO else ino
+
+    def _check(self, ino: Ino, at: LogIndex | None) -> None:
+        if not (self._is_below(ino, at) or self._is_open(ino) or ino in self._made):
+            raise FileError(errno.ESTALE, "not below the directory of this token")
+
+    def _is_below(self, ino: Ino, at: LogIndex | None) -> bool:
+        """Whether a name leads from the directory to it; a file may have several."""
+        tree = self._tree()
+        seen = {ino}
+        above = [ino]
+        while above:
+            here = above.pop()
+            if here == self._root:
+                return True
+            for parent, _ in tree.names_of(here, at):
+                if parent not in seen:
+                    seen.add(parent)
+                    above.append(parent)
+        return False
+
+    def _check_content(self, command: Commit) -> None:
+        given = {info.blob: info for info in command.blobs}
+        for blob, info in given.items():
+            if self._written.get(blob) != info:
+                raise BlobMissingError("not content that this session has written")
+        for blob in {extent.blob for extent in command.extents} - {HOLE, messages.PUT_BLOB}:
+            if blob not in given and blob not in self._shown and blob not in self._written:
+                raise BlobMissingError("not content that this session was shown")
+
+    # --- out --------------------------------------------------------------------------------------
+
+    def outward(self, value: Any) -> Any:
+        """An answer in the session's numbers; what it shows may be read from now on."""
+        match value:
+            case Attr():
+                return value._replace(ino=self._theirs(value.ino))
+            case DirEntry():
+                return value._replace(attr=self.outward(value.attr))
+            case Version():
+                return value._replace(attr=self.outward(value.attr))
+            case FileVersion():
+                for info in value.blobs:
+                    _keep(self._shown, info.blob, None, BLOBS_MAX)
+                return value._replace(attr=self.outward(value.attr))
+            case BlobInfo():
+                _keep(self._written, value.blob, value, BLOBS_MAX)
+                return value
+            case Result():
+                return value._replace(
+                    value=self.outward(value.value), touched=self._renumbered(value.touched)
+                )
+        # Of these the answers consist; records of another kind name no inode.
+        if type(value) in (tuple, list):
+            return [self.outward(item) for item in value]
+        return value
+
+    def made(self, message: messages.Request, outcome: Any) -> None:
+        """The outcome of a command, before ``outward``: a file without a name is this session's."""
+        match message, outcome:
+            case messages.Execute(command=Tmpfile()), Result(errno=0, value=Attr(ino=ino)):
+                _keep(self._made, ino, None, MADE_MAX)
+
+    def pushed(self, touched: Touched) -> Touched:
+        """What the session hears of somebody's change: no name of another directory."""
+        entries = tuple(e for e in touched.entries if self._is_below(e[0], None))
+        return self._renumbered(Touched(touched.inos, entries))
+
+    def _renumbered(self, touched: Touched) -> Touched:
+        if self._root not in touched.inos and all(p != self._root for p, _ in touched.entries):
+            return touched
+        return Touched(
+            tuple(self._theirs(ino) for ino in touched.inos),
+            tuple((self._theirs(parent), name) for parent, name in touched.entries),
+        )
+
+    def _theirs(self, ino: Ino) -> Ino:
+        return ROOT_INO if ino == self._root else ino
+
+
+def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any, count_max: int) -> None:
+    kept[key] = value
+    kept.move_to_end(key)
+    if len(kept) > count_max:
+        kept.popitem(last=False)
