@@ -377,7 +377,7 @@ class Peers:
             self._leaf = make_leaf(
                 self._credentials, self._node, int(time.time()), os.urandom(SEED_BYTES)
             )
-            await server.renew_tcp(self.server_context())
+            server.context = self.server_context()
 
     async def run(self) -> None:
         """Keeps a link to every member, and this node's address in the books."""

@@ -61,7 +61,12 @@ CANCELLED = FileError(errno.EINTR, "cancelled")
 
 HELLO_TIMEOUT_S = 10.0  # TLS handshake and hello; a slow link needs a few round trips
 CONNECTIONS_MAX = 1024
-CONNECTIONS_UNWELCOME_MAX = 64  # of them, before their hello: all that a stranger can hold
+# Connections, from the first packet to the welcome: all that strangers can hold. One address holds
+# a quarter, so that nobody keeps all others out; a machine with more mounts than that which start
+# at once is served a moment later.
+STRANGERS_MAX = 128
+STRANGERS_PER_ADDRESS_MAX = 32
+REFUSALS_TOLD_S = 60.0  # refusing is logged once in this time, whoever floods us
 OUTSTANDING_MAX = 512  # requests of one peer under way; it may send 1024 before it waits for us
 PAYLOAD_OUTSTANDING_MAX_BYTES = 32 << 20  # content of one peer in memory: eight full chunks
 WRITE_HIGH_BYTES = 8 << 20  # answers a slow peer hasn't taken: no more of its requests meanwhile
@@ -108,9 +113,11 @@ class PeerIdentity:
 class Connection(asyncio.Protocol):
     """One accepted connection."""
 
-    def __init__(self, server: Server, is_unix: bool) -> None:
+    def __init__(self, server: Server, gate: _Gate | None) -> None:
+        """gate: through which it came over TCP; None: it came over the unix socket."""
         self._server = server
-        self._is_unix = is_unix
+        self._gate = gate
+        self._is_unix = gate is None
         self._wire = wire.Session.accepting()
         self._session: Session | None = None
         self._transport: asyncio.Transport | None = None
@@ -135,15 +142,13 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self._identity = _identify(transport, self._is_unix)
-        if not self._is_unix:
-            _watch_for_vanishing(transport.get_extra_info("socket"))
-        if not self._server.add(self):
-            transport.abort()
+        if not self._server.add(self, self._gate):
+            self._abort()
             return
         if self._is_unix and self._identity.uid not in (0, os.geteuid()):
             # The socket's mode says the same; this holds where somebody widened it by mistake.
             _log.warning("refused user %s on the unix socket", self._identity.uid)
-            transport.abort()
+            self._abort()
             return
         self._hello_timer = self._server.loop.call_later(HELLO_TIMEOUT_S, self._on_hello_timeout)
 
@@ -170,7 +175,7 @@ class Connection(asyncio.Protocol):
             self._hello_timer.cancel()
         for task in self._tasks.values():
             task.cancel()
-        self._server.remove(self)
+        self._server.remove(self, self._gate)
         if self._session is not None:
             self._server.service.end(self._session)
             _log.debug("session %d of %s ended", self._session.number, self._session.host)
@@ -238,7 +243,7 @@ class Connection(asyncio.Protocol):
             self._refuse(*admitted)
             return
         self._session = admitted
-        server.on_welcome(self)
+        server.on_welcome(self._gate or self)
         service = server.service
         service.begin(admitted)
         self._write(
@@ -485,6 +490,55 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
 
+class _Gate(asyncio.Protocol):
+    """A TCP connection up to the end of its TLS handshake, which is HELLO_TIMEOUT_S at most."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._task: asyncio.Task[None] | None = None
+        self._early: list[bytes] = []  # what came with the end of the handshake: a hello
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Not isinstance: uvloop's transports only behave like one.
+        transport = cast(asyncio.Transport, transport)
+        if not self._server.let_in(self, _host_of(transport)):
+            transport.abort()
+            return
+        transport.pause_reading()  # what comes is for TLS
+        _watch_for_vanishing(transport.get_extra_info("socket"))
+        self._task = self._server.loop.create_task(self._handshake(transport))
+
+    def data_received(self, data: bytes) -> None:
+        # One turn of the loop lies between the handshake's end and the connection's beginning.
+        self._early.append(data)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        self._server.forget_stranger(self)
+
+    async def _handshake(self, transport: asyncio.Transport) -> None:
+        try:
+            upgraded = await self._server.loop.start_tls(
+                transport, self, self._server.context, server_side=True,
+                ssl_handshake_timeout=HELLO_TIMEOUT_S,
+            )  # fmt: skip
+        except (OSError, ConnectionError) as exc:
+            _log.debug("no TLS with a stranger: %s", exc)
+            self._server.forget_stranger(self)
+            transport.abort()
+            return
+        if upgraded is None:  # it hung up just now
+            self._server.forget_stranger(self)
+            return
+        connection = Connection(self._server, self)
+        upgraded.set_protocol(connection)
+        connection.connection_made(upgraded)
+        for data in self._early:
+            connection.data_received(data)
+        self._early.clear()
+
+
 class Server:
     """All listeners and connections of a node."""
 
@@ -503,7 +557,9 @@ class Server:
         self._closed = False
         self.coherence = Coherence(asyncio.get_running_loop())
         self._connections: set[Connection] = set()
-        self._strangers: set[Connection] = set()
+        self._strangers: dict[_Gate | Connection, str | None] = {}  # and where they come from
+        self._refusal_told_s = -REFUSALS_TOLD_S
+        self.context: ssl.SSLContext  # for new connections
         self._tcp_socket: socket.socket | None = None
         self._tcp_listener: asyncio.AbstractServer | None = None
         self._unix_listener: asyncio.AbstractServer | None = None
@@ -526,22 +582,11 @@ class Server:
                 raise
             wanted = Address("0.0.0.0", wanted.port)
             self._tcp_socket = await _bind_tcp(Address(wanted.host, first))
-        await self.renew_tcp(context)
-        return Address(wanted.host, self._tcp_socket.getsockname()[1])
-
-    async def renew_tcp(self, context: ssl.SSLContext) -> None:
-        """New connections use this certificate from now on; no connection attempt is lost."""
-        assert self._tcp_socket is not None
-        old = self._tcp_listener
+        self.context = context
         self._tcp_listener = await self.loop.create_server(
-            lambda: Connection(self, is_unix=False),
-            sock=self._tcp_socket.dup(),
-            ssl=context,
-            ssl_handshake_timeout=HELLO_TIMEOUT_S,
-            backlog=BACKLOG,
+            lambda: _Gate(self), sock=self._tcp_socket, backlog=BACKLOG
         )
-        if old is not None:
-            old.close()
+        return Address(wanted.host, self._tcp_socket.getsockname()[1])
 
     async def listen_unix(self, path: Path) -> None:
         """Serves the unix socket, mode 0600. Whoever can connect finds a ready node.
@@ -550,7 +595,7 @@ class Server:
         """
         sock = bind_unix(path)
         self._unix_listener = await self.loop.create_unix_server(
-            lambda: Connection(self, is_unix=True), sock=sock, backlog=BACKLOG
+            lambda: Connection(self, None), sock=sock, backlog=BACKLOG
         )
 
     def refuse_clients(self) -> None:
@@ -582,27 +627,41 @@ class Server:
 
     # --- connections ------------------------------------------------------------------------------
 
-    def add(self, connection: Connection) -> bool:
-        """Whether it may stay. When this node has stopped, a handshake may still end."""
+    def let_in(self, stranger: _Gate | Connection, host: str | None) -> bool:
+        """Whether there is room for one more that nobody knows yet."""
+        same = sum(1 for other in self._strangers.values() if other == host)
         if self._closed:
             return False
         if (
-            len(self._connections) >= CONNECTIONS_MAX
-            or len(self._strangers) >= CONNECTIONS_UNWELCOME_MAX
+            len(self._connections) < CONNECTIONS_MAX
+            and len(self._strangers) < STRANGERS_MAX
+            and (host is None or same < STRANGERS_PER_ADDRESS_MAX)
         ):
-            _log.warning("too many connections: one more was refused")
+            self._strangers[stranger] = host
+            return True
+        if self.loop.time() - self._refusal_told_s >= REFUSALS_TOLD_S:
+            self._refusal_told_s = self.loop.time()
+            _log.warning("too many connections: one more was refused (%s)", host or "this machine")
+        return False
+
+    def forget_stranger(self, stranger: _Gate | Connection) -> None:
+        """It is known now, or gone."""
+        self._strangers.pop(stranger, None)
+
+    def add(self, connection: Connection, gate: _Gate | None) -> bool:
+        """Whether there is room for one more."""
+        if self._closed or (gate is None and not self.let_in(connection, None)):
             return False
         self._connections.add(connection)
-        self._strangers.add(connection)
         return True
 
-    def on_welcome(self, connection: Connection) -> None:
-        self._strangers.discard(connection)
+    def on_welcome(self, stranger: _Gate | Connection) -> None:
+        self.forget_stranger(stranger)
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: Connection, gate: _Gate | None) -> None:
         self._connections.discard(connection)
         self.coherence.gone(connection)
-        self._strangers.discard(connection)
+        self.forget_stranger(gate or connection)
 
     def push(self, touched: Sequence[tuple[ClientId, Serial, Touched]]) -> None:
         """Every subscriber drops these, before the answers to the commands that did it."""
@@ -640,11 +699,16 @@ def _identify(transport: asyncio.Transport, is_unix: bool) -> PeerIdentity:
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, uid, _ = struct.unpack("3i", raw)
         return PeerIdentity(f"process {pid} on this machine", None, None, uid)
+    host = _host_of(transport)
     peer = transport.get_extra_info("peername")
-    # A socket for both families shows IPv4 addresses in the clothes of IPv6.
-    host = peer[0].removeprefix("::ffff:") if peer else None
     name = f"{host}:{peer[1]}" if peer else "a peer"
     return PeerIdentity(name, host, transport.get_extra_info("ssl_object"), None)
+
+
+def _host_of(transport: asyncio.Transport) -> str | None:
+    peer = transport.get_extra_info("peername")
+    # A socket for both families shows IPv4 addresses in the clothes of IPv6.
+    return str(peer[0]).removeprefix("::ffff:") if peer else None
 
 
 def _watch_for_vanishing(sock: socket.socket) -> None:

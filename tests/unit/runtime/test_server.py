@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pydi_node.config import Address
-from pydi_node.runtime.server import PeerIdentity, Server
+from pydi_node.runtime.server import STRANGERS_PER_ADDRESS_MAX, PeerIdentity, Server
 from pydi_node.runtime.service import Session
 from pydi_node.wire import session as wire
 from pydi_node.wire import tls
@@ -77,6 +77,58 @@ def test_a_handshake_that_ends_after_the_node_does_reaches_nothing(
             assert admission.asked == (0 if closed else 1)
             assert bool(said) is not closed
             writer.close()
+            server.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))
+
+
+@pytest.mark.expects_log(
+    "too many connections: one more was refused", "refused 127.0.0.2:.*not here"
+)
+def test_strangers_of_one_address_keep_nobody_else_out(tmp_path: Path) -> None:
+    """One address opens connections and says nothing: some are kept, the others closed at once, and
+    a peer from another address is heard. When they hang up there is room again."""
+
+    async def scenario() -> None:
+        credentials = credentials_of(NodeToken.new(secrets.token_bytes(48)))
+        leaf = make_leaf(credentials, 1, int(time.time()), os.urandom(SEED_BYTES))
+        async with Inner(tmp_path) as inner:
+            admission = _Nobody()
+            server = Server(inner.service, admission, lambda session, message: None)
+            address = await server.listen_tcp(Address("127.0.0.1", 0), tls.server_context(leaf))
+            silent = [
+                await asyncio.open_connection(address.host, address.port)
+                for _ in range(STRANGERS_PER_ADDRESS_MAX + 8)
+            ]
+            endings = [asyncio.ensure_future(reader.read(1)) for reader, _ in silent]
+            while sum(ending.done() for ending in endings) < 8:
+                await asyncio.wait(
+                    [ending for ending in endings if not ending.done()],
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+            assert len(server._strangers) == STRANGERS_PER_ADDRESS_MAX
+            other = make_leaf(credentials, 0, int(time.time()), os.urandom(SEED_BYTES))
+            reader, writer = await asyncio.open_connection(
+                address.host, address.port, ssl=tls.client_context(other), server_hostname="",
+                local_addr=("127.0.0.2", 0),
+            )  # fmt: skip
+            session = wire.Session.connecting(
+                Hello(wire.PROTOCOL_VERSIONS, Role.CLIENT, "", 0, "test", {"driver": "test"})
+            )
+            writer.writelines(session.send_hello())
+            assert await reader.read(1 << 16)
+            assert admission.asked == 1
+            for ending in endings:
+                ending.cancel()
+            await asyncio.gather(*endings, return_exceptions=True)
+            for _, one in (*silent, (reader, writer)):
+                one.close()
+            await asyncio.gather(
+                *[one.wait_closed() for _, one in (*silent, (reader, writer))],
+                return_exceptions=True,
+            )
+            while server._strangers:  # noqa: ASYNC110  (the loop hears of each end by itself)
+                await asyncio.sleep(0)
             server.close()
 
     asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))
