@@ -362,7 +362,7 @@ class Connection(asyncio.Protocol):
     def push(self, key: Key, touched: Touched) -> int:
         """To a subscriber: these are stale. The push's number; 0 for its own command, of which the
         answer, which follows, tells. Whoever had an error for an answer (a deadline) gets it."""
-        if key in self._commands:
+        if key in self._commands or self._has_ended:
             return 0
         assert self._session is not None
         if self._session.bounds is not None:
@@ -372,7 +372,14 @@ class Connection(asyncio.Protocol):
 
     def push_drop_all(self) -> None:
         """To a subscriber: everything may be stale."""
-        self._write(self._wire.send_push(DropAll(self._wire.push_sequence + 1)))
+        if not self._has_ended:
+            self._write(self._wire.send_push(DropAll(self._wire.push_sequence + 1)))
+
+    @property
+    def _has_ended(self) -> bool:
+        """The peer hung up or is cut off, and relies on no cache; that the connection is lost is
+        told a moment later."""
+        return self._wire.state is not wire.State.OPEN
 
     def goodbye(self, sentence: str) -> None:
         """No more requests from this peer; what is under way is answered."""
