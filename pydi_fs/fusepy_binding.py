@@ -65,6 +65,7 @@ INTERRUPT_POLL_S = 0.1  # how often a waiting worker looks whether its program g
 
 # The second field of a request's header, and its values that are looked at: fuse.h of the kernel.
 _OPCODE = struct.Struct("=I")
+_FUSE_LOOKUP = 1
 _FUSE_UNLINK = 10
 _FUSE_RENAME = 12
 _FUSE_RELEASE = 18
@@ -384,6 +385,15 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
         *above, name = path.split(b"/")
         return self._walk(above), name
 
+    def _new_name(self, path: bytes) -> tuple[Ino, bytes]:
+        """As `_parent`, for a name that is about to be given. EBUSY: see `_hide`."""
+        if self._is_hidden(path):
+            raise OSError(errno.EBUSY, "libfuse has a removed open file under this name")
+        return self._parent(path)
+
+    def _is_hidden(self, path: bytes) -> bool:
+        return bool(self._hidden) and path.rpartition(b"/")[2] in self._hidden
+
     def _walk(self, names: list[bytes]) -> Ino:
         ino = ROOT_INO
         for index, name in enumerate(names):
@@ -418,9 +428,13 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
     # --- names and attributes --------------------------------------------------------------------
 
     def getattr(self, path: bytes, buf: Any) -> None:
-        if getattr(self._request, "opcode", 0) in (_FUSE_UNLINK, _FUSE_RENAME):
+        opcode = getattr(self._request, "opcode", 0)
+        if opcode in (_FUSE_UNLINK, _FUSE_RENAME):
             # Only libfuse asks in the middle of these: is the hidden name that it made up free?
             self._request.is_hiding = True
+        elif opcode == _FUSE_LOOKUP and self._is_hidden(path):
+            self._walk(path.split(b"/"))  # ENOENT: nobody's name
+            raise OSError(errno.EBUSY, "libfuse has a removed open file under this name")
         _fill_stat(buf.contents, self._attr(self._ino(path)))
 
     def fgetattr(self, path: bytes | None, buf: Any, info: Any) -> None:
@@ -431,12 +445,12 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
         ctypes.memmove(buf, target, len(target))
 
     def mknod(self, path: bytes, mode: int, dev: int) -> None:
-        parent, name = self._parent(path)
+        parent, name = self._new_name(path)
         # The umask is in ``mode`` already: the kernel applies it, FUSE_CAP_DONT_MASK is not asked.
         self._await(self._vfs.mknod(self._caller(), parent, name, mode, dev))
 
     def mkdir(self, path: bytes, mode: int) -> None:
-        parent, name = self._parent(path)
+        parent, name = self._new_name(path)
         self._await(self._vfs.mkdir(self._caller(), parent, name, mode & 0o7777))
 
     def unlink(self, path: bytes) -> None:
@@ -452,11 +466,11 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
         self._await(self._vfs.rmdir(self._caller(), parent, name))
 
     def symlink(self, source: bytes, target: bytes) -> None:
-        parent, name = self._parent(target)
+        parent, name = self._new_name(target)
         self._await(self._vfs.symlink(self._caller(), parent, name, source))
 
     def link(self, source: bytes, target: bytes) -> None:
-        parent, name = self._parent(target)
+        parent, name = self._new_name(target)
         self._await(self._vfs.link(self._caller(), self._ino(source), parent, name))
 
     def rename(self, old: bytes, new: bytes) -> None:
@@ -465,7 +479,7 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
             self._hide(old, new.rpartition(b"/")[2])
             return
         parent, name = self._parent(old)
-        new_parent, new_name = self._parent(new)
+        new_parent, new_name = self._new_name(new)
         self._await(self._vfs.rename(self._caller(), parent, name, new_parent, new_name, 0))
 
     def _hide(self, path: bytes, hidden: bytes) -> None:
@@ -475,6 +489,11 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
         renames an open file to ``.fuse_hidden…`` instead of unlinking or replacing it. In the tree
         that would leave litter, keep the directory from being removed, and make rename(2) over an
         open file two steps with nothing in between. So the made-up name exists only here.
+
+        libfuse has one node for a name, so while the file is open a user's file of exactly that
+        name can't be told from it: such a name is refused with EBUSY, never shown with wrong
+        content. hard_remove, which makes no such names, is no way out: fstat(2) sends no handle,
+        and libfuse knows no path by which to ask for an inode without a name.
         """
         ino = self._ino(path)
         if self._request.opcode == _FUSE_UNLINK:
@@ -538,7 +557,7 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
         return _fill(value, size, self._await(self._vfs.getxattr(self._ino(path), name)))
 
     def listxattr(self, path: bytes, names: Any, size: int) -> int:
-        found = self._await(self._vfs.listxattr(self._ino(path)))
+        found = self._await(self._vfs.listxattr(self._caller(), self._ino(path)))
         return _fill(names, size, b"".join(name + b"\0" for name in found))
 
     def removexattr(self, path: bytes, name: bytes) -> None:
@@ -602,7 +621,7 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
         self._opened(fh, await self._vfs.getattr(ino), info)
 
     def create(self, path: bytes, mode: int, info: Any) -> None:
-        parent, name = self._parent(path)
+        parent, name = self._new_name(path)
         self._await(self._create(self._caller(), parent, name, mode & 0o7777, info.contents))
 
     async def _create(self, caller: Caller, parent: Ino, name: bytes, mode: int, info: Any) -> None:

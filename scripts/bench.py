@@ -4,6 +4,8 @@
     scripts/bench DIR --against PLAIN     both, turn by turn, and the ratio of each figure
     scripts/bench DIR --memory PID...     and the memory of these processes before and after
     scripts/bench --cluster N             committed creates a second of N nodes, --clients M
+    scripts/bench --walk N                N files listed and walked through a mount of its own, and
+                                          the memory of both daemons
     scripts/bench --mount                 a node and a mount of its own against a plain directory on
                                           the same disk, then the memory of both daemons under load
 
@@ -351,6 +353,25 @@ def measure_cluster(work: Path, nodes: int, clients: list[int], count: int) -> N
         )
 
 
+def measure_walk(work: Path, driver: str, count: int) -> None:
+    """Pace and memory of both daemons while ``count`` files are listed and looked at."""
+    import bench_walk  # only now: a plain directory is measured without PyDi
+
+    with node_and_mount(work, driver) as (mount, pids):
+        asyncio.run(bench_walk.make(work / "node", count))
+        emit_memory(pids, f"after {count} files were made")
+        for name, action in (("list", bench_walk.listing), ("walk", bench_walk.walk)):
+
+            def act(action: Callable[[Path], int] = action) -> None:
+                found = action(mount)
+                if found != count:
+                    raise SystemExit(f"{found} entries instead of {count}")
+
+            reset_peaks(pids)
+            emit_figure(f"{name} {count} files", mount, timed(count, "ops/s", act))
+            emit_memory(pids, f"after {name}")
+
+
 # --- command line --------------------------------------------------------------------------------
 
 
@@ -375,6 +396,8 @@ def parse_arguments() -> argparse.Namespace:
                         help="measure a node and a mount of its own")  # fmt: skip
     parser.add_argument("--cluster", type=int, default=0, metavar="N",
                         help="measure committed creates of N nodes")  # fmt: skip
+    parser.add_argument("--walk", type=int, default=0, metavar="N",
+                        help="measure listing and walking N files")  # fmt: skip
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16], metavar="M",
                         help="with --cluster: clients at a time (default 1 16)")  # fmt: skip
     parser.add_argument("--creates", type=int, default=2000,
@@ -395,8 +418,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--load-size", type=parse_size, default=3 * GIB, metavar="SIZE",
                         help="with --mount: size of the file streamed for them")  # fmt: skip
     arguments = parser.parse_args()
-    if sum(map(bool, (arguments.directory, arguments.mount, arguments.cluster))) != 1:
-        parser.error("give one of DIR, --mount and --cluster")
+    kinds = (arguments.directory, arguments.mount, arguments.cluster, arguments.walk)
+    if sum(map(bool, kinds)) != 1:
+        parser.error("give one of DIR, --mount, --cluster and --walk")
     for directory in filter(None, (arguments.directory, arguments.against, arguments.work)):
         if not directory.is_dir():
             parser.error(f"{directory} is not a directory")
@@ -418,6 +442,9 @@ def main() -> None:
         plain.mkdir()
         if arguments.cluster:
             measure_cluster(work, arguments.cluster, arguments.clients, arguments.creates)
+            return
+        if arguments.walk:
+            measure_walk(work, arguments.driver, arguments.walk)
             return
         with node_and_mount(work, arguments.driver) as (mount, pids):
             measure([mount, plain], sizes, arguments.rounds)

@@ -458,7 +458,7 @@ class Dispatcher:
         return _sized(await self._vfs.getxattr(Ino(header.nodeid), body.name), body.size)
 
     async def _listxattr(self, header: Header, body: codec.Getxattr) -> bytes:
-        names = await self._vfs.listxattr(Ino(header.nodeid))
+        names = await self._vfs.listxattr(self._caller(header), Ino(header.nodeid))
         return _sized(b"".join(name + b"\0" for name in names), body.size)
 
     async def _setxattr(self, header: Header, body: codec.Setxattr) -> bytes:

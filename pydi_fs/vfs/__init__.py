@@ -35,7 +35,7 @@ Names and attributes
     unlink(caller, parent, name) / rmdir(caller, parent, name)
     rename(caller, parent, name, new_parent, new_name, flags)
     getxattr(ino, name) -> bytes                     ENODATA
-    listxattr(ino) -> list[bytes]
+    listxattr(caller, ino) -> list[bytes]            trusted. only for root
     setxattr(caller, ino, name, value, flags) / removexattr(caller, ino, name)
     statfs() -> records.Statfs
     resolve(path: bytes, follow=True) -> Attr        path walk from the root, for path-based users

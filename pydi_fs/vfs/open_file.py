@@ -178,6 +178,10 @@ class OpenFile:
             raise FileError(errno.ENXIO)
         return found
 
+    def holes_within(self, offset: int, length: int) -> int:
+        """Bytes of ``[offset, offset + length)`` that take no space."""
+        return length - sum(s.length for s in self._content.map.slices(offset, length))
+
     # --- writing: nothing here waits -----------------------------------------------------------
 
     def write(self, caller: Caller, offset: int, data: bytes | memoryview, append: bool) -> int:

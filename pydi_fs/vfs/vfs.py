@@ -45,7 +45,15 @@ from pydi_node.commands import (
 )
 from pydi_node.errors import FileError, PydiError
 from pydi_node.ids import ROOT_INO, Ino
-from pydi_node.records import NAME_MAX_BYTES, Attr, BlobInfo, DirEntry, FileVersion, Statfs
+from pydi_node.records import (
+    FILE_SIZE_MAX,
+    NAME_MAX_BYTES,
+    Attr,
+    BlobInfo,
+    DirEntry,
+    FileVersion,
+    Statfs,
+)
 from pydi_node.wire import messages
 from pydi_node.wire.messages import (
     GetAttr,
@@ -311,8 +319,10 @@ class Vfs:
         value: bytes = await self.client.call(GetXattr(ino, name))
         return value
 
-    async def listxattr(self, ino: Ino) -> list[bytes]:
-        return list(await self._xattr_names(ino))
+    async def listxattr(self, caller: Caller, ino: Ino) -> list[bytes]:
+        """Names the caller may see: ``trusted.`` is root's, xattr(7)."""
+        names = await self._xattr_names(ino)
+        return [name for name in names if caller.uid == 0 or not name.startswith(b"trusted.")]
 
     async def _xattr_names(self, ino: Ino) -> tuple[bytes, ...]:
         known = self._cache.xattr_names(ino)
@@ -562,16 +572,21 @@ class Vfs:
         return self._handle(fh).file.blobs
 
     async def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
-        """fallocate(2): holes are made, space is not reserved. EOPNOTSUPP: collapse, insert."""
+        """fallocate(2): holes are made, space is not reserved, but ENOSPC for what can't fit now.
+        EOPNOTSUPP: collapse, insert."""
         handle = self._handle(fh)
         if not handle.writable:
             raise FileError(errno.EBADF)
         if offset < 0 or length <= 0:
             raise FileError(errno.EINVAL)
+        if offset + length > FILE_SIZE_MAX:
+            raise FileError(errno.EFBIG)
         file = handle.file
         await _look(file)
         keep_size = bool(mode & FALLOC_KEEP_SIZE)
         if mode & ~FALLOC_KEEP_SIZE == 0:
+            if file.holes_within(offset, length) > (await self.statfs()).free_bytes:
+                raise FileError(errno.ENOSPC)
             if not keep_size and offset + length > file.size:
                 file.truncate(handle.caller, offset + length)
         elif mode == FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE:

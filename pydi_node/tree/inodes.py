@@ -31,7 +31,6 @@ from pydi_node.records import (
 from pydi_node.tree import extents
 from pydi_node.tree.factors import parse_factor
 from pydi_node.tree.permissions import (
-    SET_ID_BITS,
     WRITE,
     is_member,
     require_access,
@@ -130,9 +129,13 @@ def resize(store: Store, inode: Inode, size: int) -> None:
 
 def drop_set_id_bits(inode: Inode, caller: Caller) -> None:
     """Content or owner of the amended file changed by somebody else than root: it runs as nobody
-    special any more."""
-    if caller.uid != 0 and not stat.S_ISDIR(inode.mode):
-        inode.mode &= ~SET_ID_BITS
+    special any more. Set-group-id without group execution is no privilege but the mark of
+    mandatory locking, and stays for members of the group: setattr_should_drop_sgid of Linux."""
+    if caller.uid == 0 or stat.S_ISDIR(inode.mode):
+        return
+    inode.mode &= ~stat.S_ISUID
+    if inode.mode & stat.S_IXGRP or not is_member(caller, inode.gid):
+        inode.mode &= ~stat.S_ISGID
 
 
 def time_or_now(time_ns: int, now_ns: TimeNs) -> TimeNs:

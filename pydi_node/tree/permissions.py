@@ -21,8 +21,6 @@ READ: Final = 4
 WRITE: Final = 2
 SEARCH: Final = 1
 
-SET_ID_BITS: Final = stat.S_ISUID | stat.S_ISGID
-
 
 def require_inode(store: Store, ino: Ino) -> Inode:
     """The inode's row; FileError(ENOENT) without it."""

@@ -266,7 +266,7 @@ class MemoryVfs:
             raise FileError(errno.ENODATA)
         return value
 
-    async def listxattr(self, ino: Ino) -> list[bytes]:
+    async def listxattr(self, caller: Caller, ino: Ino) -> list[bytes]:
         return sorted(self._inode(ino).xattrs)
 
     async def setxattr(

@@ -323,8 +323,8 @@ class TreeModel:
         if all(getattr(command, name) is None for name in _SETATTR_FIELDS):
             return self.state.attr(command.ino)
         chown = command.uid is not None or command.gid is not None
-        if not root and not node.is_dir and chown:
-            node.mode &= ~0o6000
+        if chown:
+            self._drop_privilege(caller, node)
         node.uid = node.uid if command.uid is None else command.uid
         node.gid = node.gid if command.gid is None else command.gid
         if command.mode is not None:
@@ -540,8 +540,15 @@ class TreeModel:
         node.version, node.mtime = self._index, self._now
 
     def _written(self, caller: c.Caller, node: Node) -> None:
-        if caller.uid:
-            node.mode &= ~0o6000
+        self._drop_privilege(caller, node)
+
+    def _drop_privilege(self, caller: c.Caller, node: Node) -> None:
+        if not caller.uid or node.is_dir:
+            return
+        keeps_group_mark = not node.mode & 0o10 and (
+            caller.groups is None or node.gid in (caller.gid, *caller.groups)
+        )
+        node.mode &= ~(0o4000 if keeps_group_mark else 0o6000)
 
     def _time(self, value: int) -> int:
         return self._now if value == c.TIME_NOW else value

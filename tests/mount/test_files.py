@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import mmap
 import os
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.mounts import COMMAND_DEADLINE_S
+from tests.harness.mounts import COMMAND_DEADLINE_S, World
 
 LOCK_DEADLINE_S = 20.0  # a lock is handed over in milliseconds
 
@@ -307,14 +308,60 @@ def test_rename_of_directories(folder: Path) -> None:
 
 def test_name_like_a_hidden_one_is_an_ordinary_name(folder: Path) -> None:
     """A user's file may be called as libfuse calls what it hides, even renamed while open."""
-    # Of a file number that this mount never gets to: the very name of a file that is hidden at the
-    # moment would show that file instead (docs/architecture.md, two FUSE bindings).
     name = ".fuse_hiddenfffffff500000001"
     with open(folder / "file", "w") as file:
         file.write("kept")
         file.flush()
         os.rename(folder / "file", folder / name)
     assert (folder / name).read_text() == "kept"
+
+
+def test_name_of_a_hidden_file_never_shows_it(
+    world: World, driver: str, open_fd: Callable[..., int]
+) -> None:
+    """Goal: a removed open file and a user's file never stand for each other. Method: all names
+    that libfuse may have made up for it on a fresh mount are tried, in every way to give a name."""
+    fd = open_fd(world.path / "file", os.O_RDWR | os.O_CREAT)
+    os.write(fd, b"removed")
+    (world.path / "other").write_text("other")
+    os.unlink(world.path / "file")
+    ways: tuple[Callable[[Path], object], ...] = (
+        lambda path: path.write_text("users"),
+        lambda path: os.link(world.path / "other", path),
+        lambda path: os.symlink("other", path),
+        lambda path: os.mkdir(path),
+        lambda path: os.mkfifo(path),
+        lambda path: os.rename(world.path / "other", path),
+    )
+    refused = []
+    for node, count in itertools.product(range(1, 8), range(4)):
+        name = f".fuse_hidden{node:08x}{count:08x}"
+        path = world.path / name
+        assert not path.exists()
+        try:
+            path.write_text("users")
+        except OSError:
+            refused.append(path)
+            continue
+        assert path.read_text() == "users"
+        path.unlink()
+    assert len(refused) == (driver == "fusepy")
+    for path, give in itertools.product(refused, ways):
+        with pytest.raises(OSError) as caught:
+            give(path)
+        assert caught.value.errno == errno.EBUSY
+    # Another machine may give the name all the same.
+    for path in refused:
+        with world.node.connect() as elsewhere:
+            assert elsewhere.create(path.name.encode()).errno == 0
+        with pytest.raises(OSError) as caught:
+            path.read_text()
+        assert caught.value.errno == errno.EBUSY
+    assert os.pread(fd, 100, 0) == b"removed"
+    assert os.fstat(fd).st_nlink == 0
+    os.close(fd)
+    for path in refused:
+        assert path.read_text() == ""
 
 
 def test_append_from_two_descriptors(folder: Path, open_fd: Callable[..., int]) -> None:
@@ -544,6 +591,29 @@ def test_xattrs(folder: Path) -> None:
     with pytest.raises(OSError) as caught:
         os.getxattr(path, "user.two")
     assert caught.value.errno == errno.ENODATA
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may set trusted attributes")
+def test_trusted_xattrs_are_roots(folder: Path) -> None:
+    """xattr(7): trusted. is for root alone; others do not even see that there is one."""
+    folder.chmod(0o755)
+    (folder / "file").touch()
+    os.setxattr(folder / "file", "trusted.secret", b"x")
+    os.setxattr(folder / "file", "user.open", b"x")
+    assert sorted(os.listxattr(folder / "file")) == ["trusted.secret", "user.open"]
+    script = (
+        "import os, sys\n"
+        "os.setgroups([]); os.setgid(4321); os.setuid(4321)\n"
+        "if os.listxattr('file') != ['user.open']: sys.exit('listed')\n"
+        "try: os.getxattr('file', 'trusted.secret')\n"
+        "except OSError: pass\n"
+        "else: sys.exit('read')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False,
+        timeout=COMMAND_DEADLINE_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_statvfs_and_df(folder: Path) -> None:

@@ -167,7 +167,7 @@ def test_options_from_the_environment_and_a_file(world: World) -> None:
     """Where to find the node may come from the environment, the rest from mount.toml there."""
     world.mount.unmount()
     (world.node.data_dir / "mount.toml").write_text(
-        f'driver = "{world.driver}"\noptions = "ro,fsname=named"\n'
+        f'driver = "{world.driver}"\noptions = "ro,fsname=named,noatime"\n'
     )
     done = pydi_mount(
         [str(world.path)],
@@ -177,6 +177,7 @@ def test_options_from_the_environment_and_a_file(world: World) -> None:
     table = Path("/proc/mounts").read_text("utf-8", "surrogateescape")
     (line,) = [line for line in table.splitlines() if f" {world.path} " in line]
     assert line.startswith(f"named {world.path} fuse.pydi ro,")
+    assert "noatime" in line.split()[3].split(",")
     world.mount.unmount()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import random
@@ -440,5 +441,29 @@ def test_a_read_goes_on_while_a_newer_version_arrives(tmp_path: Path, node: Node
         for each in (one, two):
             await each.stop()
             await each.client.close()
+
+    asyncio.run(run())
+
+
+def test_allocation_of_more_than_there_is(tmp_path: Path, node: NodeProcess) -> None:
+    """fallocate(2): ENOSPC for holes that all the free space could not fill; what is there counts
+    for nothing, and the file stays as it was."""
+
+    async def run() -> None:
+        vfs = await connect(node.data_dir, tmp_path / "staging")
+        attr, fh = await vfs.create(ROOT_CALLER, ROOT_INO, b"file", 0o644, os.O_RDWR)
+        await vfs.write(fh, 0, b"x" * 100)
+        free = (await vfs.statfs()).free_bytes
+        with pytest.raises(FileError) as refused:
+            await vfs.fallocate(fh, 0, 0, free * 2)
+        assert refused.value.errno == errno.ENOSPC
+        with pytest.raises(FileError):
+            await vfs.fallocate(fh, KEEP_SIZE, 0, free * 2)
+        assert (await vfs.getattr(attr.ino)).size == 100
+        await vfs.fallocate(fh, 0, 0, 1000)
+        assert (await vfs.getattr(attr.ino)).size == 1000
+        await vfs.release(fh)
+        await vfs.stop()
+        await vfs.client.close()
 
     asyncio.run(run())

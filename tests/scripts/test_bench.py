@@ -63,3 +63,16 @@ def test_own_mount(tmp_path: Path) -> None:
     assert {line["process"] for line in memory} == {"pydi-node", "pydi-mount"}
     assert len(memory) == 8
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.mount
+@pytest.mark.skipif(not CAN_MOUNT, reason="needs /dev/fuse and permission to mount")
+def test_walk(tmp_path: Path) -> None:
+    """--walk lists and looks at every file it made, prints both daemons' memory, leaves nothing."""
+    lines = bench("--walk", "300", "--work", tmp_path)
+    assert [line["name"] for line in lines if "rate" in line] == [
+        "list 300 files",
+        "walk 300 files",
+    ]
+    assert sum(line["name"] == "memory" for line in lines) == 6
+    assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from pydi_fs.fuse.dispatch import Dispatcher
-from pydi_node.ids import Ino
+from pydi_node.commands import ROOT_CALLER
+from pydi_node.ids import ROOT_INO, Ino
 from tests.harness.memory_vfs import BLOCK_BYTES
 from tests.unit.fuse import kernel as k
 from tests.unit.fuse.kernel import ROOT, Kernel, lock_in, read_in
@@ -363,7 +364,7 @@ def test_acls_are_refused_and_never_stored(name: bytes) -> None:
         get = struct.pack("=II", 100, 0) + name + b"\0"
         assert (await kernel.ask(k.GETXATTR, ROOT, get)).error == errno.EOPNOTSUPP
         assert (await kernel.ask(k.REMOVEXATTR, ROOT, name + b"\0")).error == errno.EOPNOTSUPP
-        assert await kernel.vfs.listxattr(1) == []
+        assert await kernel.vfs.listxattr(ROOT_CALLER, ROOT_INO) == []
 
     run(scenario)
 

@@ -70,6 +70,13 @@ def test_set_id_bits_do_not_survive_strangers(fs: Driver, file: Ino) -> None:
         fs.ok(c.SetAttr(ROOT, file, mode=0o6775))
         fs.ok(change)
         assert mode_of(fs, file) == 0o775, change
+        # Without group execution it is a mark of the group's, not a privilege.
+        fs.ok(c.SetAttr(ROOT, file, mode=0o6767))
+        fs.ok(change)
+        assert mode_of(fs, file) == 0o2767, change
+    fs.ok(c.SetAttr(ROOT, file, mode=0o2767, gid=5))
+    fs.ok(c.Commit(ALICE, file, None, None, 9, False, (), ()))
+    assert mode_of(fs, file) == 0o767
     fs.ok(c.SetAttr(ROOT, file, mode=0o6775))
     fs.ok(c.SetAttr(ROOT, file, size=1, gid=1000))
     assert mode_of(fs, file) == 0o6775
