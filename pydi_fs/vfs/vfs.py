@@ -234,14 +234,8 @@ class Vfs:
             file.set_mtime(self._clock() if mtime_ns == TIME_NOW else mtime_ns)
         if (mode, uid, gid, size, atime_ns, mtime_ns) == (None,) * 6:
             return await self.getattr(ino)
-
-        def arrived(answer: Any) -> Attr:
-            opened = self._files.get(ino)
-            if opened is not None and size is not None:
-                opened.changed_elsewhere()
-            return self._arrived_attr(answer)
-
         command = SetAttr(caller, ino, mode, uid, gid, size, atime_ns, mtime_ns)
+        arrived = self._arrived_attr if size is None else self._arrived_content
         return self._overlay(await self._execute(command, arrived))
 
     async def access(self, caller: Caller, ino: Ino, mask: int) -> None:
@@ -606,11 +600,7 @@ class Vfs:
 
     async def commit(self, command: Commit) -> Attr:
         """Content that the cluster has already becomes a file's. Nothing staged is published."""
-        file = self._files.get(command.ino)
-        attr = await self._execute(command, self._arrived_attr)
-        if file is not None:
-            file.stale = True
-        return self._overlay(attr)
+        return self._overlay(await self._execute(command, self._arrived_content))
 
     async def copy_file_range(
         self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int
@@ -627,8 +617,7 @@ class Vfs:
 
         def arrived(answer: Any) -> int:
             attr, copied = answer
-            self._arrived_attr(attr)
-            target.file.changed_elsewhere()
+            self._arrived_content(attr)
             return int(copied)
 
         copied: int = await self._execute(command, arrived)
@@ -742,6 +731,14 @@ class Vfs:
     def _arrived_attr(self, answer: Any) -> Attr:
         attr = answer if isinstance(answer, Attr) else Attr.from_wire(answer)
         self._cache.put_attr(attr)
+        return attr
+
+    def _arrived_content(self, answer: Any) -> Attr:
+        """As `_arrived_attr`, when the content is no longer what an open file here knows."""
+        attr = self._arrived_attr(answer)
+        file = self._files.get(attr.ino)
+        if file is not None:
+            file.changed_elsewhere()
         return attr
 
     def _arrived_entry(self, parent: Ino, name: bytes, answer: Any) -> Attr:

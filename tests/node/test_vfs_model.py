@@ -19,7 +19,7 @@ from pydi_fs.vfs.vfs import FALLOC_KEEP_SIZE as KEEP_SIZE
 from pydi_fs.vfs.vfs import FALLOC_PUNCH_HOLE as PUNCH_HOLE
 from pydi_fs.vfs.vfs import FALLOC_ZERO_RANGE as ZERO_RANGE
 from pydi_fs.vfs.vfs import Vfs, VfsConfig
-from pydi_node.commands import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT_CALLER
+from pydi_node.commands import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT_CALLER, Commit
 from pydi_node.errors import FileError
 from pydi_node.ids import ROOT_INO, Ino
 from tests.harness.procs import NodeProcess
@@ -441,6 +441,26 @@ def test_a_read_goes_on_while_a_newer_version_arrives(tmp_path: Path, node: Node
         for each in (one, two):
             await each.stop()
             await each.client.close()
+
+    asyncio.run(run())
+
+
+def test_a_commit_beside_an_open_file_shows_in_it(tmp_path: Path, node: NodeProcess) -> None:
+    """Content that is committed without the open file, as ``pydi put`` does, is read through it."""
+
+    async def run() -> None:
+        vfs = await connect(node.data_dir, tmp_path / "staging")
+        attr, fh = await vfs.create(ROOT_CALLER, ROOT_INO, b"file", 0o644, os.O_RDWR)
+        await vfs.write(fh, 0, b"content")
+        await vfs.flush(fh)
+        await vfs.commit(Commit(ROOT_CALLER, attr.ino, None, 3, 3, False, (), ()))
+        assert await vfs.read(fh, 0, 100) == b"con"
+        await vfs.write(fh, 3, b"!")
+        assert (await vfs.getattr(attr.ino)).size == 4
+        await vfs.flush(fh)
+        await vfs.release(fh)
+        await vfs.stop()
+        await vfs.client.close()
 
     asyncio.run(run())
 
