@@ -576,10 +576,11 @@ class Vfs:
         if offset + length > FILE_SIZE_MAX:
             raise FileError(errno.EFBIG)
         file = handle.file
+        free_bytes = (await self.statfs()).free_bytes
         await _look(file)
         keep_size = bool(mode & FALLOC_KEEP_SIZE)
         if mode & ~FALLOC_KEEP_SIZE == 0:
-            if file.holes_within(offset, length) > (await self.statfs()).free_bytes:
+            if file.holes_within(offset, length) > free_bytes:
                 raise FileError(errno.ENOSPC)
             if not keep_size and offset + length > file.size:
                 file.truncate(handle.caller, offset + length)
