@@ -31,10 +31,12 @@ from pydi_fs import (
 from pydi_fs.commands_connect import connected
 from pydi_fs.commands_offline import OFFLINE
 from pydi_fs.commands_session import Session, warn
+from pydi_fs.completion_scripts import SHELLS, Command
 from pydi_fs.progress import Progress
 from pydi_node import __version__
 from pydi_node.errors import (
     EXIT_FAILED,
+    EXIT_OK,
     EXIT_UNREACHABLE,
     EXIT_USAGE,
     PydiError,
@@ -98,6 +100,7 @@ COMMANDS: dict[str, CommandSpec] = {
         "list directories",
         (
             _argument("path", nargs="*", metavar="PATH", help="default: /"),
+            _argument("-F", "--classify", action="store_true", help="a slash behind directories"),
             _argument("-l", "--long", action="store_true", help="modes, owners, sizes, times"),
             _argument("-d", "--directory", action="store_true", help="a directory itself"),
         ),
@@ -107,7 +110,7 @@ COMMANDS: dict[str, CommandSpec] = {
         commands_files.show_tree,
         "draw everything below a directory",
         (
-            _argument("path", nargs="?", default="/", metavar="PATH", help="default: /"),
+            _argument("path", nargs="?", default=".", metavar="PATH", help="default: /"),
             _argument("-L", "--depth", type=int, metavar="N", help="at most so many levels"),
         ),
         ("pydi tree -L 2 /photos",),
@@ -213,6 +216,32 @@ COMMANDS: dict[str, CommandSpec] = {
         "all that is known of a file",
         (_argument("path", nargs="+", metavar="PATH"),),
         ("pydi stat /notes/today.txt",),
+    ),
+    "edit": CommandSpec(
+        _later("pydi_fs.shell.edit", "run"),
+        "change a text in $VISUAL, $EDITOR or a window",
+        (
+            _argument("path", metavar="PATH"),
+            _argument("--binary", action="store_true", help="also what does not look like text"),
+        ),
+        ("pydi edit /notes/today.txt", "EDITOR=nano pydi edit /notes/today.txt"),
+    ),
+    "shell": CommandSpec(
+        _later("pydi_fs.shell.console", "run"),
+        "work in the tree by hand, with copies in the background",
+        (),
+        ("pydi shell", "echo 'put -r photos /' | pydi shell"),
+    ),
+    "top": CommandSpec(
+        _later("pydi_fs.shell.top", "run"),
+        "watch nodes, throughput and repair",
+        (
+            _argument(
+                "--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks"
+            ),
+            _argument("--count", type=int, metavar="N", help="end after so many looks"),
+        ),
+        ("pydi top", "pydi top --json --count 2"),
     ),
     "log": CommandSpec(
         commands_history.log,
@@ -329,21 +358,49 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pydi {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, spec in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=spec.help, description=spec.help, parents=[common], allow_abbrev=False,
+
+    def add(name: str, text: str, examples: Sequence[str]) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=text, description=text, parents=[common], allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            epilog="\n  ".join(["examples:", *spec.examples]) if spec.examples else None,
+            epilog="\n  ".join(["examples:", *examples]),
         )  # fmt: skip
+
+    for name, spec in COMMANDS.items():
+        command = add(name, spec.help, spec.examples)
         for argument in spec.arguments:
             command.add_argument(*argument.names, **argument.options)
     for name, offline in OFFLINE.items():
-        command = commands.add_parser(
-            name, help=offline.help, description=offline.help, parents=[common], allow_abbrev=False
-        )
+        command = add(name, offline.help, offline.examples)
         for names, options in offline.arguments:
             command.add_argument(*names, **options)
+    script = add(
+        "completion",
+        "a script for the shell that completes commands and paths",
+        ("source <(pydi completion bash)", "pydi completion fish | source"),
+    )
+    script.add_argument("shell", choices=sorted(SHELLS), metavar="SHELL", help=" ".join(SHELLS))
     return parser
+
+
+def completion_script(shell: str) -> str:
+    """What `pydi completion SHELL` prints."""
+    parser = build_parser()
+    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    known: dict[str, Command] = {}
+    value_flags: dict[str, None] = {}
+    for choice in action._choices_actions:
+        command = action.choices[choice.dest]
+        flags = {}
+        for option in command._actions:
+            for flag in option.option_strings:
+                if flag.startswith("--"):
+                    flags[flag] = option.help or ""
+                if option.nargs != 0:
+                    value_flags[flag] = None
+        has_paths = any(option.dest == "path" for option in command._actions)
+        known[choice.dest] = Command(choice.help or "", flags, has_paths)
+    return SHELLS[shell](known, list(value_flags))
 
 
 async def run(arguments: argparse.Namespace) -> int:
@@ -388,14 +445,22 @@ def run_offline(arguments: argparse.Namespace) -> int:
     return OFFLINE[arguments.command].run(Path(data_dir), arguments)
 
 
+def require_target(parsed: argparse.Namespace) -> None:
+    """UserError (usage) for a copy or move to nowhere."""
+    if parsed.command in _NEEDS_TARGET and len(parsed.path) < 2:
+        raise UserError(f"{parsed.command}: SOURCE and TARGET are needed", EXIT_USAGE)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code."""
     try:
         if not __debug__:
             raise UserError("PyDi checks itself with assertions: start it without python -O")
         parsed = build_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
-        if parsed.command in _NEEDS_TARGET and len(parsed.path) < 2:
-            raise UserError(f"{parsed.command}: SOURCE and TARGET are needed", EXIT_USAGE)
+        require_target(parsed)
+        if parsed.command == "completion":
+            sys.stdout.write(completion_script(parsed.shell))
+            return EXIT_OK
         is_offline = parsed.command in OFFLINE
         exit_code = run_offline(parsed) if is_offline else asyncio.run(run(parsed))
         sys.stdout.flush()

@@ -113,5 +113,5 @@ async def _get_one(download: Download, source: bytes, target: bytes, into: bool)
 
 
 def _absolute(path: bytes) -> bytes:
-    """Without following what it is: a link stays one."""
-    return os.path.abspath(path)
+    """A link stays one, unless a slash behind it says that a directory is meant."""
+    return os.path.realpath(path) if path.endswith(b"/") else os.path.abspath(path)

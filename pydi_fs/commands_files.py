@@ -56,7 +56,8 @@ async def list_files(session: Session, arguments: argparse.Namespace) -> None:
             await _print_long(session, entries)
         else:
             for entry in entries:
-                session.out(entry.name)
+                is_marked = arguments.classify and entry.attr.is_dir
+                session.out(entry.name + (b"/" if is_marked else b""))
     if session.json:
         session.out(json.dumps(listed, indent=2))
 

@@ -26,6 +26,7 @@ class OfflineSpec(NamedTuple):
     run: Callable[[Path, argparse.Namespace], int]
     help: str
     arguments: Arguments
+    examples: tuple[str, ...]
 
 
 def check(data_dir: Path, arguments: argparse.Namespace) -> int:
@@ -106,6 +107,7 @@ OFFLINE: dict[str, OfflineSpec] = {
             _DATA_DIR,
             (("--blobs",), {"action": "store_true", "help": "read and hash all content too"}),
         ),
+        ("pydi check --blobs /var/lib/pydi",),
     ),
     "recover": OfflineSpec(
         recover,
@@ -118,5 +120,6 @@ OFFLINE: dict[str, OfflineSpec] = {
             ),
             (("--yes",), {"metavar": "CLUSTERID", "help": "confirm without being asked"}),
         ),
+        ("pydi recover --accept-loss /var/lib/pydi",),
     ),
 }

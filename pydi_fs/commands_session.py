@@ -165,8 +165,9 @@ def about(path: bytes, error: BaseException) -> str:
 
 
 def show(path: bytes) -> str:
-    """A path as text for a person; bytes that are no text appear as question marks."""
-    return path.decode(errors="replace").replace("\ufffd", "?")
+    """A path as text for a person; what is no text, or steers terminals, as question marks."""
+    text = path.decode(errors="replace").replace("\ufffd", "?")
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def warn(sentence: str) -> None:

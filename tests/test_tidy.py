@@ -41,6 +41,7 @@ _BINDING = (*_VOCABULARY, "pydi_fs.vfs", *_MOUNT)
 _COMMANDS = (
     "pydi_fs.commands_session", "pydi_fs.commands_files", "pydi_fs.progress",
     "pydi_fs.same_content",
+    "pydi_fs.standard_input",
 )  # fmt: skip
 
 # In order: the first row whose pattern fits a file is its room.
@@ -74,6 +75,9 @@ ROOMS = (
     # Works on a stopped node's files, so it shares the code that reads them.
     Room(("pydi_fs/commands_offline.py",), ("pydi_fs", "pydi_node")),
     Room(("pydi_fs/transfer/*",), (*_CLIENT, "pydi_fs.vfs", *_COMMANDS)),
+    Room(("pydi_fs/shell/words.py", "pydi_fs/shell/wildcards.py"), ()),
+    Room(("pydi_fs/shell/completion.py",), ("pydi_fs.shell.words",)),
+    Room(("pydi_fs/shell/*",), (*_CLIENT, "pydi_fs.cli", *_COMMANDS)),
     Room(
         ("pydi_fs/*.py",),  # the commands, and what they share
         ("pydi_fs", "pydi_node.__version__", *_SEEKER),
@@ -99,6 +103,9 @@ PURE = (
     "pydi_fs/vfs/extents.py",
     "pydi_fs/vfs/cache.py",
     "pydi_fs/transfer/plan.py",
+    "pydi_fs/shell/words.py",
+    "pydi_fs/shell/wildcards.py",
+    "pydi_fs/shell/completion.py",
     "pydi_fs/fuse/abi.py",
     "pydi_fs/fuse/codec.py",
 )

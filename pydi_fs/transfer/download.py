@@ -49,35 +49,48 @@ class Download:
 
     async def tree(self, top: Attr, local: bytes) -> None:
         """A directory of the tree with all below it, as ``local``."""
-        session = self.session
         made: list[tuple[bytes, Attr]] = []
         pending = [(top, local)]
         while pending:
             directory, path = pending.pop()
-            await session.vfs.access(session.caller, directory.ino, os.R_OK | os.X_OK)
-            if self.options.mirror and os.path.lexists(path) and not _is_directory(path):
-                os.unlink(path)
             try:
-                os.mkdir(path, 0o700)
-            except FileExistsError:
-                # Not through a link: that would write outside of what was named.
-                if path != local and not _is_directory(path):
-                    raise
-            made.append((path, directory))
-            entries = [e for e in await session.entries(directory.ino) if not plan.is_part(e.name)]
-            files = []
-            for entry in entries:
-                inside = os.path.join(path, entry.name)
-                if entry.attr.is_dir:
-                    pending.append((entry.attr, inside))
-                else:
-                    files.append((entry.attr, inside))
-            await in_parallel(self._entry, files)
-            if self.options.mirror:
-                self._remove(path, {entry.name for entry in entries})
+                pending += await self._directory(directory, path, path == local, made)
+            except (*FILE_ERRORS, OSError) as exc:
+                self.session.complain(about(path, exc))
         for path, attr in reversed(made):
             os.chmod(path, stat.S_IMODE(attr.mode))
             os.utime(path, ns=(attr.atime_ns, attr.mtime_ns))
+
+    async def _directory(
+        self, directory: Attr, path: bytes, is_named: bool, made: list[tuple[bytes, Attr]]
+    ) -> list[tuple[Attr, bytes]]:
+        """One directory and the files in it; the directories in it, still to be copied.
+
+        is_named  it may be a link to a directory: the person wrote it.
+        """
+        session = self.session
+        await session.vfs.access(session.caller, directory.ino, os.R_OK | os.X_OK)
+        entries = [e for e in await session.entries(directory.ino) if not plan.is_part(e.name)]
+        if self.options.mirror and os.path.lexists(path) and not _is_directory(path):
+            os.unlink(path)
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            # Not through a link: that would write outside of what was named.
+            if not is_named and not _is_directory(path):
+                raise
+        made.append((path, directory))
+        files, below = [], []
+        for entry in entries:
+            inside = os.path.join(path, entry.name)
+            if entry.attr.is_dir:
+                below.append((entry.attr, inside))
+            else:
+                files.append((entry.attr, inside))
+        await in_parallel(self._entry, files)
+        if self.options.mirror:
+            self._remove(path, {entry.name for entry in entries})
+        return below
 
     async def _entry(self, attr: Attr, local: bytes) -> None:
         try:
@@ -88,6 +101,8 @@ class Download:
     def _remove(self, path: bytes, wanted: set[bytes]) -> None:
         """What the source does not have. One refusal leaves the others to go."""
         for name in sorted(set(os.listdir(path)) - wanted):
+            if plan.is_part(name):
+                continue
             inside = os.path.join(path, name)
             try:
                 if _is_directory(inside):
@@ -118,7 +133,7 @@ class Download:
         if not self.options.everything and os.path.islink(local) and os.readlink(local) == target:
             self.session.progress.skip()
             return
-        part = os.path.join(os.path.dirname(local), plan.part_of_version(attr))
+        part = _part_of(attr, local)
         if os.path.lexists(part):
             os.unlink(part)
         os.symlink(target, part)
@@ -143,7 +158,7 @@ class Download:
             await self._file(attr, local)
             return
         if not (os.path.lexists(local) and os.path.samefile(source, local)):
-            part = os.path.join(os.path.dirname(local), plan.part_of_version(attr) + b"-link")
+            part = _part_of(attr, local)
             if os.path.lexists(part):
                 os.unlink(part)
             os.link(source, part)
@@ -177,7 +192,7 @@ class Download:
         fh, version = await vfs.open_version(session.caller, ino)
         try:
             attr = version.attr
-            part = os.path.join(os.path.dirname(local), plan.part_of_version(attr))
+            part = _part_of(attr, local)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
             if not self.options.resume and os.path.lexists(part):
                 os.unlink(part)
@@ -253,6 +268,11 @@ class Download:
             os.unlink(part)
         else:
             warn("what was copied is kept: get --continue goes on from there")
+
+
+def _part_of(attr: Attr, local: bytes) -> bytes:
+    directory, name = os.path.split(local)
+    return os.path.join(directory, plan.part_of_version(attr, name))
 
 
 def _finish(fd: int, attr: Attr) -> None:

@@ -57,15 +57,16 @@ def is_unchanged(local: LocalState, attr: Attr) -> bool:
     )
 
 
-def part_of_local(device: int, inode: int, state: LocalState) -> bytes:
-    """Name in the tree of the part of this state of a local file."""
-    text = f"{device} {inode} {state.size} {state.mtime_ns}"
-    return PART_PREFIX + hashlib.sha256(text.encode()).hexdigest()[:24].encode()
+def part_of_local(device: int, inode: int, state: LocalState, target: bytes) -> bytes:
+    """Name in the tree of the part of this state of a local file, on its way to that name."""
+    text = b"%d %d %d %d " % (device, inode, state.size, state.mtime_ns)
+    return PART_PREFIX + hashlib.sha256(text + target).hexdigest()[:24].encode()
 
 
-def part_of_version(attr: Attr) -> bytes:
+def part_of_version(attr: Attr, target: bytes) -> bytes:
     """Name beside the local target of the part of this version of a file of the tree."""
-    return PART_PREFIX + f"{attr.ino:x}-{attr.version:x}".encode()
+    text = b"%d %d " % (attr.ino, attr.version)
+    return PART_PREFIX + hashlib.sha256(text + target).hexdigest()[:24].encode()
 
 
 def is_part(name: bytes) -> bool:

@@ -15,12 +15,12 @@ import asyncio
 import errno
 import os
 import stat
-import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from blake3 import blake3
 
+from pydi_fs import standard_input
 from pydi_fs.commands_files import remove_below
 from pydi_fs.commands_session import (
     CHUNK_BYTES,
@@ -40,7 +40,6 @@ from pydi_node.ids import Ino
 from pydi_node.records import Attr, FileVersion
 from pydi_node.wire.messages import GetFile
 
-STDIN_FD = 0
 DRAIN_BYTES = 8 * plan.MIB  # written between two looks whether the network keeps up
 SPARSE_BYTES_MIN = 64 * 1024
 RENAME_NOREPLACE = 1
@@ -60,39 +59,52 @@ class Upload:
 
     async def tree(self, source: bytes, parent: Ino, name: bytes) -> None:
         """A local directory with all below it, as ``name``; into a directory of that name."""
-        session = self.session
         # Directories get their modes and times last, deepest first: filling them changes those.
         made: list[tuple[Ino, os.stat_result]] = []
         pending = [(source, parent, name)]
         while pending:
             path, parent, name = pending.pop()
-            status = os.lstat(path)
-            attr = await session.child(parent, name)
-            if attr is not None and not attr.is_dir and self.options.mirror:
-                await session.vfs.unlink(session.caller, parent, name)
-                attr = None
-            if attr is None:
-                # Writable for us until it is full, whatever mode it gets in the end.
-                attr = await session.vfs.mkdir(session.caller, parent, name, 0o700)
-            elif not attr.is_dir:
-                raise FileError(errno.ENOTDIR, show(path))
-            made.append((attr.ino, status))
-            there = {entry.name: entry.attr for entry in await session.entries(attr.ino)}
-            with os.scandir(path) as entries:
-                listed = sorted(entries, key=lambda entry: entry.name)
-            files = []
-            for entry in listed:
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append((entry.path, attr.ino, entry.name))
-                elif not plan.is_part(entry.name):
-                    files.append((entry.path, attr.ino, entry.name, there.get(entry.name)))
-            await in_parallel(self._entry, files)
-            if self.options.mirror:
-                names = {entry.name for entry in listed}
-                await self._remove(path, attr.ino, {n: a for n, a in there.items()
-                                                    if n not in names})  # fmt: skip
+            try:
+                pending += await self._directory(path, parent, name, made)
+            except (*FILE_ERRORS, OSError) as exc:
+                self.session.complain(about(path, exc))
         for ino, status in reversed(made):
-            await self._set_like(await session.vfs.getattr(ino), status)
+            await self._set_like(await self.session.vfs.getattr(ino), status)
+
+    async def _directory(
+        self, path: bytes, parent: Ino, name: bytes, made: list[tuple[Ino, os.stat_result]]
+    ) -> list[tuple[bytes, Ino, bytes]]:
+        """One directory and the files in it; the directories in it, still to be copied."""
+        session, status = self.session, os.lstat(path)
+        with os.scandir(path) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+        attr = await session.child(parent, name)
+        if attr is not None and not attr.is_dir and self.options.mirror:
+            await session.vfs.unlink(session.caller, parent, name)
+            attr = None
+        if attr is None:
+            # Writable for us until it is full, whatever mode it gets in the end.
+            attr = await session.vfs.mkdir(session.caller, parent, name, 0o700)
+        elif not attr.is_dir:
+            raise FileError(errno.ENOTDIR)
+        made.append((attr.ino, status))
+        there = {entry.name: entry.attr for entry in await session.entries(attr.ino)}
+        files, below = [], []
+        for entry in listed:
+            if entry.is_dir(follow_symlinks=False):
+                below.append((entry.path, attr.ino, entry.name))
+            elif not plan.is_part(entry.name):
+                files.append((entry.path, attr.ino, entry.name, there.get(entry.name)))
+        await in_parallel(self._entry, files)
+        if self.options.mirror:
+            names = {entry.name for entry in listed}
+            surplus = {
+                name: attr
+                for name, attr in there.items()
+                if name not in names and not plan.is_part(name)
+            }
+            await self._remove(path, attr.ino, surplus)
+        return below
 
     async def _entry(self, path: bytes, parent: Ino, name: bytes, existing: Attr | None) -> None:
         try:
@@ -203,7 +215,7 @@ class Upload:
                 part = None
                 if opened.st_size >= plan.PART_BYTES_MIN:
                     state = LocalState(opened.st_mode, opened.st_size, opened.st_mtime_ns)
-                    part = plan.part_of_local(opened.st_dev, opened.st_ino, state)
+                    part = plan.part_of_local(opened.st_dev, opened.st_ino, state, name)
                 target = _Target(parent, name, stat.S_IMODE(opened.st_mode), opened.st_mtime_ns)
                 attr = await self._large(_data_of(fd), fd, opened.st_size, target, part)
             await self._set_like(attr, opened)
@@ -234,7 +246,9 @@ class Upload:
         try:
             attr = await asyncio.shield(task)
         except asyncio.CancelledError:
-            await asyncio.wait([task], timeout=session.client.deadline_s)
+            done, _ = await asyncio.wait([task], timeout=session.client.deadline_s)
+            if done and (error := task.exception()) is not None:
+                warn(about(name, error))
             raise
         session.progress.add(files=1, bytes_=len(content))
         return attr
@@ -470,34 +484,6 @@ def _hash_range(fd: int, offset: int, length: int) -> bytes:
 
 async def _data_of_stdin() -> Chunks:
     offset = 0
-    while data := await _read_stdin():
+    while data := await standard_input.read():
         yield offset, data
         offset += len(data)
-
-
-async def _read_stdin() -> bytes:
-    """The next bytes of standard input, which may let us wait while the connection must be served.
-
-    In a daemon thread and past Python's buffer: at Ctrl-C neither the loop's executor nor the
-    buffer's lock would let the process end before the next key.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[bytes] = loop.create_future()
-
-    def settle(data: bytes, error: OSError | None) -> None:
-        if done.cancelled():
-            return
-        if error is None:
-            done.set_result(data)
-        else:
-            done.set_exception(error)
-
-    def work() -> None:
-        try:
-            data, error = os.read(STDIN_FD, CHUNK_BYTES), None
-        except OSError as exc:
-            data, error = b"", exc
-        loop.call_soon_threadsafe(settle, data, error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return await done

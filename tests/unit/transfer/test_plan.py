@@ -38,14 +38,16 @@ def test_unchanged(state: LocalState, unchanged: bool) -> None:
 
 
 def test_names_of_parts() -> None:
-    """Another state of the source has another part, and all are known as parts."""
+    """Another state of the source or another target has another part; all are known as parts."""
     state = LocalState(stat.S_IFREG, 10, 7)
     names = {
-        plan.part_of_local(1, 2, state), plan.part_of_local(1, 3, state),
-        plan.part_of_local(1, 2, state._replace(size=11)), plan.part_of_version(attr()),
-        plan.part_of_version(attr()._replace(version=LogIndex(9))),
+        plan.part_of_local(1, 2, state, b"a"), plan.part_of_local(1, 3, state, b"a"),
+        plan.part_of_local(1, 2, state._replace(size=11), b"a"),
+        plan.part_of_local(1, 2, state, b"b"), plan.part_of_version(attr(), b"a"),
+        plan.part_of_version(attr()._replace(version=LogIndex(9)), b"a"),
+        plan.part_of_version(attr(), b"b"),
     }  # fmt: skip
-    assert len(names) == 5
+    assert len(names) == 7
     assert all(plan.is_part(name) and len(name) < 64 for name in names)
     assert not plan.is_part(b"part")
 

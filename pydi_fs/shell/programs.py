@@ -1,0 +1,36 @@
+"""Other programs on this terminal, and Ctrl-C while a command runs.
+
+Called by `console` and `edit`. While a program has the terminal Ctrl-C is for it alone; it must
+never end the shell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+
+async def run(command: Sequence[str]) -> int:
+    """The exit code of a program that gets the terminal until it ends. OSError: it can't start."""
+    with on_interrupt(lambda: None):
+        process = await asyncio.create_subprocess_exec(*command)
+        try:
+            return await process.wait()
+        except asyncio.CancelledError:
+            process.terminate()
+            await process.wait()
+            raise
+
+
+@contextmanager
+def on_interrupt(handler: Callable[[], object]) -> Iterator[None]:
+    """While this is open Ctrl-C calls ``handler`` in the loop, and nothing else."""
+    loop = asyncio.get_running_loop()
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(handler))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

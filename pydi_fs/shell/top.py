@@ -1,0 +1,175 @@
+"""``pydi top``: the cluster as it works: nodes, what comes in, changes a second, repair.
+
+Called by `pydi_fs.cli` with a connected session. Everything is told by two states of `pydi status`
+and the time between them; `rates` is pure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydi_fs.commands_session import Session
+from pydi_fs.progress import format_bytes, format_duration
+from pydi_node.errors import EXIT_USAGE, UnavailableError, UserError
+from pydi_node.wire.messages import Admin
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+INTERVAL_MIN_S = 0.2
+
+State = Mapping[str, Any]
+
+
+class Rates(NamedTuple):
+    """What happened between two states, per second.
+
+    changes   of the tree
+    stored    bytes of content more, or less, by node
+    repaired  blobs that got the copies they lacked; negative while more lack some
+    """
+
+    changes: float
+    stored: Mapping[int, float]
+    repaired: float
+
+
+async def run(session: Session, arguments: argparse.Namespace) -> None:
+    """``top``: until Ctrl-C, or so many times."""
+    if arguments.interval < INTERVAL_MIN_S or (arguments.count or 1) < 1:
+        raise UserError(f"at least {INTERVAL_MIN_S:g} s, and once", EXIT_USAGE)
+    if session.json or not sys.stdout.isatty():
+        await _print(session, arguments)
+        return
+    from rich.live import Live  # only now: it is slow to load
+
+    with Live(screen=True, auto_refresh=False) as live:
+        before: State | None = None
+        before_s = 0.0
+        shown = 0
+        while True:
+            try:
+                state = await session.client.call(Admin("status"))
+                now_s = time.monotonic()
+                live.update(_drawn(state, _rates(before, state, now_s - before_s)), refresh=True)
+                before, before_s = state, now_s
+            except UnavailableError as exc:
+                live.update(f"waiting for a node: {exc}", refresh=True)
+            shown += 1
+            if shown == arguments.count:
+                return
+            await asyncio.sleep(arguments.interval)
+
+
+async def _print(session: Session, arguments: argparse.Namespace) -> None:
+    """One line of JSON, or a few of text, for each look: for programs, and where nothing moves."""
+    before: State | None = None
+    before_s = 0.0
+    shown = 0
+    while True:
+        state = await session.client.call(Admin("status"))
+        now_s = time.monotonic()
+        rates = _rates(before, state, now_s - before_s)
+        before, before_s = state, now_s
+        if session.json:
+            session.out(json.dumps({**state, "rates": _as_json(rates)}))
+        else:
+            session.out("\n".join(summary(state, rates)))
+        sys.stdout.flush()
+        shown += 1
+        if shown == arguments.count:
+            return
+        await asyncio.sleep(arguments.interval)
+
+
+def _rates(before: State | None, after: State, elapsed_s: float) -> Rates | None:
+    return None if before is None else rates(before, after, elapsed_s)
+
+
+def rates(before: State, after: State, elapsed_s: float) -> Rates:
+    """Per second. A node that was down in one of the states has none."""
+
+    def stored(state: State) -> dict[int, int]:
+        return {
+            node["number"]: node["stored_bytes"]
+            for node in state["nodes"]
+            if node["state"] != "down"
+        }
+
+    earlier, later = stored(before), stored(after)
+    short = before["blobs"]["under_replicated"] - after["blobs"]["under_replicated"]
+    return Rates(
+        (after["applied_index"] - before["applied_index"]) / elapsed_s,
+        {n: (later[n] - earlier[n]) / elapsed_s for n in sorted(later.keys() & earlier.keys())},
+        short / elapsed_s,
+    )
+
+
+def _as_json(found: Rates | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    stored = {str(number): value for number, value in found.stored.items()}
+    return {"changes": found.changes, "stored_bytes": stored, "repaired_blobs": found.repaired}
+
+
+def summary(state: State, found: Rates | None) -> list[str]:
+    """The lines above the table of nodes."""
+    leader = state["leader"]
+    lines = [
+        f"cluster {state['cluster']}  "
+        + ("no leader" if leader is None else f"leader node {leader}")
+        + f"  term {state['term']}  {len(state['mounts'])} mounts"
+        + ("" if state["quorum"] else "  NO QUORUM: writes are refused"),
+    ]
+    if found is not None:
+        stored = sum(found.stored.values())
+        lines.append(f"changes {found.changes:.0f}/s  stored {_signed(stored)}/s")
+    lines.append(f"repair  {repair(state['blobs'], found)}")
+    return lines + [f"* {sentence}" for sentence in state["advice"]]
+
+
+def repair(blobs: Mapping[str, int], found: Rates | None) -> str:
+    """ "12 of 400 blobs lack copies, 3.0/s, 0:04 left"."""
+    short = blobs["under_replicated"]
+    if not short:
+        return "all copies are there" if not blobs["missing"] else f"{blobs['missing']} blobs lost"
+    text = f"{short} of {blobs['total']} blobs lack copies"
+    if found is not None and found.repaired > 0:
+        left = format_duration(short / found.repaired)
+        text += f", {found.repaired:.1f}/s, {left} left"
+    return text
+
+
+def _signed(rate: float) -> str:
+    return f"{'-' if rate < 0 else '+'}{format_bytes(int(abs(rate)))}"
+
+
+def _drawn(state: State, found: Rates | None) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("node", "address", "state", "role", "stored", "stored/s", "free", "files",
+                   "behind"):  # fmt: skip
+        table.add_column(column, justify="left" if column in ("address", "state") else "right")
+    newest = max((node["applied_index"] for node in state["nodes"]), default=0)
+    for node in state["nodes"]:
+        rate = None if found is None else found.stored.get(node["number"])
+        is_down = node["state"] == "down"
+        table.add_row(
+            str(node["number"]), node["address"], node["state"], node["role"],
+            *(["", "", "", "", ""] if is_down else [
+                format_bytes(node["stored_bytes"]), "" if rate is None else _signed(rate),
+                format_bytes(node["free_bytes"]), str(node["files"]),
+                str(newest - node["applied_index"]),
+            ]),
+            style="red" if is_down else None,
+        )  # fmt: skip
+    return Group(*(Text(line) for line in summary(state, found)), Text(), table)
