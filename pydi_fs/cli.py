@@ -48,7 +48,7 @@ PROGRAM = "pydi"
 EXIT_INTERRUPTED = 130  # the shell's number for SIGINT
 
 # Options that pydi shares with pydi-mount, taken from its table.
-_CONNECTION_OPTIONS = (
+CONNECTION_OPTIONS = (
     "data-dir", "node", "token", "token-file", "group", "interface", "deadline",
 )  # fmt: skip
 
@@ -345,7 +345,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands and flags; the connection's flags stand before or behind the command."""
     common = _Parser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     for option in mount_config.OPTIONS:
-        if option.name in _CONNECTION_OPTIONS:
+        if option.name in CONNECTION_OPTIONS:
             common.add_argument(f"--{option.name}", metavar=option.metavar, help=option.help)
     common.add_argument("--json", action="store_true", help="output for programs")
     parser = _Parser(
@@ -419,7 +419,7 @@ def connection_config(
     given: Mapping[str, str], environ: Mapping[str, str]
 ) -> mount_config.MountConfig:
     """Where the node is and how long to wait for it, by the rules of pydi-mount. UserError."""
-    shared = [option for option in mount_config.OPTIONS if option.name in _CONNECTION_OPTIONS]
+    shared = [option for option in mount_config.OPTIONS if option.name in CONNECTION_OPTIONS]
     flags = {
         option.name: given[key]
         for option in shared

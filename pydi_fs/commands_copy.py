@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 import sys
+from functools import partial
 
 from pydi_fs.commands_session import FILE_ERRORS, Session, about, or_none, show
 from pydi_fs.transfer import measure
@@ -105,11 +106,17 @@ async def _get_one(download: Download, source: bytes, target: bytes, into: bool)
     elif target == STANDARD:
         if not attr.is_regular:
             raise FileError(errno.EISDIR if attr.is_dir else errno.EINVAL)
-        await session.read_into(attr.ino, sys.stdout.buffer.write)
+        await session.read_into(attr.ino, partial(_out, session))
     elif attr.is_dir:
         await download.tree(attr, local)
     else:
         await download.one(attr, local)
+
+
+def _out(session: Session, data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    if not sys.stdout.isatty():  # the bar would be in the middle of it
+        session.progress.add(bytes_=len(data))
 
 
 def _absolute(path: bytes) -> bytes:

@@ -112,7 +112,6 @@ class Session:
             while data := await self.read_chunk(fh, offset, CHUNK_BYTES):
                 sink(data)
                 offset += len(data)
-                self.progress.add(bytes_=len(data))
         finally:
             await self.vfs.release(fh)
 

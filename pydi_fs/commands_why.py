@@ -26,7 +26,7 @@ Blob = Mapping[str, Any]  # as the verb "whereabouts" answers
 
 async def why(session: Session, arguments: argparse.Namespace) -> None:
     """``why PATH``: versions, extents, blobs, holders and their states, and the sentence."""
-    path = arguments.path.encode(errors="surrogateescape")
+    path = session.absolute(arguments.path.encode(errors="surrogateescape"))
     attr = await session.vfs.resolve(path)
     if attr.is_dir:
         raise UserError(

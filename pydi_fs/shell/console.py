@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pydi.shell")
 
+EXIT_TERMINATED = 143  # a shell's number for SIGTERM
 BACKGROUND = ("put", "get", "cp", "rm")  # what takes long and prints nothing that one waits for
 LIST_TIMEOUT_S = 3.0  # completion: longer than that nobody keeps a finger on the key
 TOOLBAR_S = 0.5
@@ -95,19 +96,23 @@ class Shell:
                 # The terminal went away, or the machine does: uploads keep what they have.
                 loop.add_signal_handler(getattr(signal, name), main.cancel)
         try:
-            while not self._leaving:
-                try:
-                    # What jobs say in the meantime appears above the prompt.
-                    with patch_stdout():
-                        text = await prompt.prompt_async(
-                            self._question, bottom_toolbar=self._toolbar,
-                            refresh_interval=TOOLBAR_S,
-                        )  # fmt: skip
-                except KeyboardInterrupt:
-                    continue
-                except EOFError:
-                    text = "exit"
-                await self.execute(text)
+            # Between two commands Ctrl-C means nothing.
+            with programs.on_interrupt(lambda: None):
+                while not self._leaving:
+                    try:
+                        # What jobs say in the meantime appears above the prompt.
+                        with patch_stdout():
+                            text = await prompt.prompt_async(
+                                self._question, bottom_toolbar=self._toolbar,
+                                refresh_interval=TOOLBAR_S,
+                            )  # fmt: skip
+                    except KeyboardInterrupt:
+                        continue
+                    except EOFError:
+                        text = "exit"
+                    await self.execute(text)
+        except asyncio.CancelledError:
+            return EXIT_TERMINATED
         finally:
             await self._jobs.cancel([])
         return EXIT_OK
@@ -184,7 +189,7 @@ class Shell:
         except SystemExit:  # --help has been printed
             return EXIT_OK
         cli.require_target(parsed)
-        if any(key in parsed for key in ("data_dir", "node", "token", "token_file", "deadline")):
+        if any(name.replace("-", "_") in parsed for name in cli.CONNECTION_OPTIONS):
             raise UserError("the shell is connected: give such flags to pydi shell", EXIT_USAGE)
         if name == "put" and "-" in parsed.path[:-1]:
             raise UserError("put -: standard input belongs to the shell", EXIT_USAGE)

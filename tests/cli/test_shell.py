@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pydi_fs.shell.console import EXIT_TERMINATED
 from pydi_node.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from tests.cli.conftest import PYDI, Run, running_node
 from tests.harness.procs import environment
@@ -149,6 +150,20 @@ def test_leaving_with_running_jobs_asks(tmp_path: Path) -> None:
         assert opened.wait_ended() == EXIT_OK
         node.send_signal(signal.SIGCONT)
         assert script(tmp_path / "d", tmp_path, "cat /goes\n").returncode == EXIT_FAILED
+
+
+def test_a_terminal_that_goes_away(tmp_path: Path, data_dir: Path) -> None:
+    """SIGHUP, as from a window that is closed: running uploads keep what they have sent."""
+    make_large(tmp_path / "large", 200)
+    with shell(data_dir, tmp_path) as opened:
+        opened.type("mkdir /hung")
+        opened.wait_for(PROMPT)
+        opened.type("put large /hung/up")
+        opened.wait_for("MiB of 200.0 MiB")
+        opened.hang_up()
+        assert opened.wait_ended() == EXIT_TERMINATED
+    left = script(data_dir, tmp_path, "find /hung --larger 1M").stdout
+    assert left.startswith("/hung/.pydi-part-")
 
 
 def script(data_dir: Path, directory: Path, text: str) -> subprocess.CompletedProcess[str]:

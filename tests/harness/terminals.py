@@ -6,6 +6,7 @@ Nothing here knows what is tested.
 from __future__ import annotations
 
 import re
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,10 @@ class Terminal:
 
     def press(self, keys: str) -> None:
         self._child.send(keys)
+
+    def hang_up(self) -> None:
+        """SIGHUP, as when the window is closed."""
+        self._child.kill(signal.SIGHUP)
 
     def mark(self) -> None:
         """What is above the cursor now is not looked at any more."""
