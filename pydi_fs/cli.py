@@ -451,6 +451,18 @@ def require_target(parsed: argparse.Namespace) -> None:
         raise UserError(f"{parsed.command}: SOURCE and TARGET are needed", EXIT_USAGE)
 
 
+def fail(error: PydiError | OSError) -> int:
+    """Tells a person why a command failed; its exit code."""
+    warn(str(error))
+    match error:
+        case UserError():
+            return error.exit_code
+        case UnavailableError():
+            return EXIT_UNREACHABLE
+        case _:
+            return EXIT_FAILED
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code."""
     try:
@@ -465,18 +477,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exit_code = run_offline(parsed) if is_offline else asyncio.run(run(parsed))
         sys.stdout.flush()
         return exit_code
-    except UserError as exc:
-        warn(str(exc))
-        return exc.exit_code
-    except UnavailableError as exc:
-        warn(str(exc))
-        return EXIT_UNREACHABLE
     except BrokenPipeError:
         # Whoever read our output has seen enough; the interpreter's last flush must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except (PydiError, OSError) as exc:
-        warn(str(exc))
-        return EXIT_FAILED
+        return fail(exc)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

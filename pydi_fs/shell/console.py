@@ -30,11 +30,9 @@ from pydi_fs.shell.words import Line, LineError, Word
 from pydi_node.errors import (
     EXIT_FAILED,
     EXIT_OK,
-    EXIT_UNREACHABLE,
     EXIT_USAGE,
     FileError,
     PydiError,
-    UnavailableError,
     UserError,
 )
 
@@ -384,15 +382,8 @@ async def _told(work: Awaitable[int]) -> int:
     """The exit code of ``work``; what went wrong is one sentence."""
     try:
         return await work
-    except UserError as exc:
-        warn(str(exc))
-        return exc.exit_code
-    except UnavailableError as exc:
-        warn(str(exc))
-        return EXIT_UNREACHABLE
     except (PydiError, OSError) as exc:
-        warn(str(exc))
-        return EXIT_FAILED
+        return cli.fail(exc)
     except Exception:
         # A bug must not take a person's running transfers along.
         log.exception("this command met a bug of PyDi")

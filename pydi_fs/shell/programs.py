@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 
 async def run(command: Sequence[str]) -> int:
-    """The exit code of a program that gets the terminal until it ends. OSError: it can't start."""
+    """The exit code of a program that gets the terminal until it ends; one that a signal ended has
+    128 and its number, as in a shell. OSError: it can't start."""
     with on_interrupt(lambda: None):
         process = await asyncio.create_subprocess_exec(*command)
         try:
-            return await process.wait()
+            code = await process.wait()
         except asyncio.CancelledError:
             process.terminate()
             await process.wait()
             raise
+    if code == -signal.SIGINT:
+        print(file=sys.stderr)  # behind the terminal's ^C
+    return code if code >= 0 else 128 - code
 
 
 @contextmanager

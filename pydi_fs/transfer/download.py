@@ -26,6 +26,7 @@ from pydi_fs.commands_session import (
     warn,
 )
 from pydi_fs.transfer import plan
+from pydi_fs.transfer.local import hash_into, hash_range, write_range
 from pydi_fs.transfer.plan import CopyOptions, LocalState
 from pydi_node.errors import BlobError, FileError
 from pydi_node.ids import Ino
@@ -227,7 +228,7 @@ class Download:
                 return extent.offset
             if have < extent.offset + extent.length:
                 break
-            checksum = await asyncio.to_thread(_hash_range, fd, piece.offset, piece.length)
+            checksum = await asyncio.to_thread(hash_range, fd, piece.offset, piece.length)
             if checksum != piece.checksum:
                 return extent.offset
         return have
@@ -244,15 +245,15 @@ class Download:
             hasher = blake3()
             if offset > extent.offset:
                 # The beginning came with an earlier attempt.
-                await asyncio.to_thread(_hash_into, hasher, fd, extent.offset, offset)
+                length = offset - extent.offset
+                await asyncio.to_thread(hash_into, hasher, fd, extent.offset, length)
             while offset < end:
                 length = min(CHUNK_BYTES, end - offset)
                 data = await session.read_chunk(fh, offset, length)
                 if not data:
                     raise _BeginAgain("the file became shorter while it was copied")
                 hasher.update(data)
-                os.lseek(fd, offset, os.SEEK_SET)
-                _write_all(fd, data)
+                write_range(fd, offset, data)
                 offset += len(data)
                 session.progress.add(bytes_=len(data))
             check = checks.get(extent.offset)
@@ -284,22 +285,3 @@ def _finish(fd: int, attr: Attr) -> None:
 
 def _is_directory(path: bytes) -> bool:
     return os.path.isdir(path) and not os.path.islink(path)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _hash_range(fd: int, offset: int, length: int) -> bytes:
-    hasher = blake3()
-    _hash_into(hasher, fd, offset, offset + length)
-    return hasher.digest()
-
-
-def _hash_into(hasher: blake3, fd: int, offset: int, end: int) -> None:
-    os.lseek(fd, offset, os.SEEK_SET)
-    while offset < end and (data := os.read(fd, min(CHUNK_BYTES, end - offset))):
-        hasher.update(data)
-        offset += len(data)

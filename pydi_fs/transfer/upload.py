@@ -18,8 +18,6 @@ import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from blake3 import blake3
-
 from pydi_fs import standard_input
 from pydi_fs.commands_files import remove_below
 from pydi_fs.commands_session import (
@@ -33,6 +31,7 @@ from pydi_fs.commands_session import (
 )
 from pydi_fs.same_content import commit_same
 from pydi_fs.transfer import plan
+from pydi_fs.transfer.local import hash_range, read_range
 from pydi_fs.transfer.plan import CopyOptions, LocalState
 from pydi_node.commands import TIME_NOW
 from pydi_node.errors import FileError, NoSpaceError, PydiError
@@ -296,7 +295,7 @@ class Upload:
         assert fd is not None
         right = []
         for piece in plan.pieces(version):
-            if await asyncio.to_thread(_hash_range, fd, piece.offset, piece.length) != (
+            if await asyncio.to_thread(hash_range, fd, piece.offset, piece.length) != (
                 piece.checksum
             ):
                 break
@@ -429,7 +428,7 @@ async def _data_of(fd: int, start: int = 0) -> Chunks:
     while (begin := _next_data(fd, offset)) is not None:
         offset, end = begin, _next_hole(fd, begin)
         while offset < end:
-            data = _pread(fd, min(CHUNK_BYTES, end - offset), offset)
+            data = read_range(fd, offset, min(CHUNK_BYTES, end - offset))
             if not data:
                 return
             yield offset, data
@@ -466,20 +465,6 @@ def _holes(fd: int, size: int) -> list[tuple[int, int]]:
             holes.append((offset, begin - offset))
         offset = _next_hole(fd, begin) if begin < size else size
     return holes
-
-
-def _pread(fd: int, length: int, offset: int) -> bytes:
-    os.lseek(fd, offset, os.SEEK_SET)
-    return os.read(fd, length)
-
-
-def _hash_range(fd: int, offset: int, length: int) -> bytes:
-    hasher = blake3()
-    end = offset + length
-    while offset < end and (data := _pread(fd, min(CHUNK_BYTES, end - offset), offset)):
-        hasher.update(data)
-        offset += len(data)
-    return hasher.digest()
 
 
 async def _data_of_stdin() -> Chunks:

@@ -265,6 +265,16 @@ def test_window_with_a_conflict(pydi: Run, screen: Screen, data_dir: Path) -> No
     assert pydi("cat", "/window-2.txt.conflict-1").stdout == b"my text"
 
 
+def test_no_tkinter_is_a_sentence(pydi: Run, data_dir: Path, tmp_path: Path) -> None:
+    """A Python without Tk, as some distributions have it: what to install, in a sentence."""
+    (tmp_path / "tkinter.py").write_text("raise ImportError('No module named _tkinter')")
+    variables = dict(environment(PYDI_DATA_DIR=str(data_dir), VISUAL="", EDITOR="", DISPLAY=":0"))
+    variables["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{variables['PYTHONPATH']}"
+    run = pydi("edit", "/none.txt", env=variables)
+    assert (run.returncode, run.stderr.count(b"\n")) == (EXIT_FAILED, 1)
+    assert b"python3-tk" in run.stderr
+
+
 def test_no_display_is_a_sentence(pydi: Run, data_dir: Path) -> None:
     """A display that nobody serves: what is missing, in a sentence."""
     variables = environment(PYDI_DATA_DIR=str(data_dir), VISUAL="", EDITOR="", DISPLAY=":987")

@@ -129,7 +129,7 @@ def test_interrupt_ends_the_command_only(opened: Terminal, pydi: Run, tmp_path: 
 def test_leaving_with_running_jobs_asks(tmp_path: Path) -> None:
     """No is the answer of who just presses Enter, and the job goes on; yes cancels it. (The node
     stands still meanwhile, so that the job can't end by itself.)"""
-    (tmp_path / "file").write_text("content")
+    (tmp_path / "file").write_text("content\n")
     with running_node(tmp_path / "d") as node, shell(tmp_path / "d", tmp_path) as opened:
         node.send_signal(signal.SIGSTOP)
         opened.type("put file /stays &")
