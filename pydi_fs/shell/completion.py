@@ -88,7 +88,9 @@ async def _paths(text: str, opened: str, start: int, entries_of: List) -> list[S
             continue
         if not name.isprintable():
             continue  # no keyboard has it: a wildcard does
-        typed = quote(directory + name + ("/" if is_dir else ""), opened)
+        home = "~/" if directory.startswith("~/") and not opened else ""
+        path = directory + name + ("/" if is_dir else "")
+        typed = home + quote(path.removeprefix(home), opened)
         if not is_dir:
             typed += f"{opened} "
         suggestions.append(Suggestion(typed, start, name + ("/" if is_dir else "")))

@@ -211,15 +211,19 @@ class Shell:
         paths = [i for i, word in enumerate(given) if not word.text.startswith("-")]
         arguments: list[str] = []
         for index, word in enumerate(given):
-            follows_flag = index > 0 and given[index - 1].text in takes_value
-            if not word.has_wildcards or word.text.startswith("-") or follows_flag:
+            if word.text.startswith("-") or (index and given[index - 1].text in takes_value):
                 arguments.append(word.text)
                 continue
             is_last = index == paths[-1]
             is_local = name in completion.LOCAL_COMMANDS or (
                 (name == "put" and not is_last) or (name == "get" and is_last)
             )
-            arguments += await self._fitting(word, is_local)
+            if is_local:
+                word = word.at_home(os.path.expanduser("~"))
+            if word.has_wildcards:
+                arguments += await self._fitting(word, is_local)
+            else:
+                arguments.append(word.text)
         return arguments
 
     async def _fitting(self, word: Word, is_local: bool) -> list[str]:
@@ -269,7 +273,7 @@ class Shell:
 
     async def _lcd(self, arguments: list[str]) -> int:
         _at_most(arguments, 1)
-        path = os.path.expanduser(arguments[0] if arguments else "~")
+        path = arguments[0] if arguments else os.path.expanduser("~")
         if path == "-":
             path = self._old_local
         here = os.getcwd()
@@ -412,7 +416,7 @@ def _flags(name: str) -> list[str]:
 async def list_local(path: str) -> list[tuple[str, bool]]:
     """(name, whether it is a directory) of what a directory of this machine holds."""
     try:
-        with os.scandir(os.path.expanduser(path) or ".") as entries:
+        with os.scandir(path or ".") as entries:
             return [(entry.name, entry.is_dir()) for entry in entries]
     except OSError:
         return []
@@ -450,7 +454,11 @@ def _prompt_session(shell: Shell) -> PromptSession[str]:
         ) -> Any:
             text = document.text_before_cursor
             for found in await completion.suggest(
-                text, commands, flags, shell.list_remote, list_local
+                text,
+                commands,
+                flags,
+                shell.list_remote,
+                lambda path: list_local(os.path.expanduser(path)),
             ):
                 yield Completion(found.text, found.start - len(text), display=found.shown)
 

@@ -41,6 +41,13 @@ class Word:
     def has_wildcards(self) -> bool:
         return any(c in WILDCARDS and not q for c, q in zip(self.text, self.literal, strict=True))
 
+    def at_home(self, home: str) -> Word:
+        """With an unquoted ``~`` at its beginning as the directory ``home``; other users' homes
+        are not known."""
+        if not (self.text == "~" or self.text.startswith("~/")) or self.literal[0]:
+            return self
+        return Word(home + self.text[1:], [True] * len(home) + self.literal[1:], self.start)
+
     def pattern(self) -> str:
         """For `wildcards`: the text, with a backslash before each special character that was
         quoted."""

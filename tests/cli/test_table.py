@@ -88,43 +88,39 @@ def output(
     return [line for line in run.stdout.splitlines() if line]
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        (["pydi", "st"], ["stat", "status"]),
-        (["pydi", "--data-dir", "/x", "mk"], ["mkdir"]),
-        (["pydi", "put", "--mi"], ["--mirror"]),
-        (["pydi", "ls", "/sho"], ["/shown/"]),
-        (["pydi", "cat", "/shown/"], ["/shown/file", "/shown/with\\ blank/"]),
-        (["pydi", "put", "lo"], ["local"]),
-    ],
+TYPED: tuple[tuple[list[str], list[str]], ...] = (
+    (["pydi", "st"], ["stat", "status"]),
+    (["pydi", "--data-dir", "/x", "mk"], ["mkdir"]),
+    (["pydi", "put", "--mi"], ["--mirror"]),
+    (["pydi", "ls", "/sho"], ["/shown/"]),
+    (["pydi", "cat", "/shown/"], ["/shown/file", "/shown/with blank/"]),
+    (["pydi", "put", "lo"], ["local"]),
 )
-def test_bash(
-    line: list[str], expected: list[str], variables: Mapping[str, str], tmp_path: Path
-) -> None:
+
+
+def test_bash(variables: Mapping[str, str], tmp_path: Path) -> None:
     """Commands, flags, paths of the tree with what they need as quotes, local files."""
-    words = " ".join(map(shlex.quote, line))
-    script = f"""
-        source <(pydi completion bash)
-        COMP_WORDS=({words}); COMP_CWORD={len(line) - 1}
-        compopt() {{ :; }}
-        _pydi; printf '%s\\n' "${{COMPREPLY[@]}}"
-    """
-    assert output(["bash"], variables, tmp_path, script) == expected
+    script = "source <(pydi completion bash); compopt() { :; }\n"
+    for line, _ in TYPED:
+        words = " ".join(map(shlex.quote, line))
+        script += f"COMP_WORDS=({words}); COMP_CWORD={len(line) - 1}; _pydi\n"
+        script += "printf '%s|' \"${COMPREPLY[@]}\"; echo\n"
+    found = output(["bash"], variables, tmp_path, script)
+    quoted = [[word.replace(" ", "\\ ") for word in words] for _, words in TYPED]
+    assert found == ["".join(f"{word}|" for word in words) for words in quoted]
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
 def test_fish(variables: Mapping[str, str], tmp_path: Path) -> None:
     """The same in fish."""
-    for line, expected in (
-        ("pydi stat", {"stat", "status"}),
-        ("pydi put --mi", {"--mirror"}),
-        ("pydi cat /shown/", {"/shown/file", "/shown/with blank/"}),
-        ("pydi put lo", {"local"}),
-    ):
-        script = f"pydi completion fish | source; complete -C {shlex.quote(line)}"
-        found = output(["fish", "--no-config", "-c", script], variables, tmp_path)
-        assert {entry.split("\t")[0] for entry in found} == expected
+    script = "pydi completion fish | source\n"
+    for line, _ in TYPED:
+        script += f"complete -C {shlex.quote(' '.join(line))} | string split -f1 \\t; echo end\n"
+    found = output(["fish", "--no-config", "-c", script], variables, tmp_path)
+    for _, words in TYPED:
+        end = found.index("end")
+        assert sorted(found[:end]) == words
+        del found[: end + 1]
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")

@@ -58,6 +58,24 @@ def test_quoted_words_come_back(texts: list[str]) -> None:
         assert shlex.split(line) == texts
 
 
+@pytest.mark.parametrize(
+    ("typed", "text", "pattern"),
+    [
+        ("~", "/h[1]", r"/h\[1\]"),
+        ("~/*.txt", "/h[1]/*.txt", r"/h\[1\]/*.txt"),
+        ("'~/x'", "~/x", "~/x"),
+        ("\\~", "~", "~"),
+        ("~other/x", "~other/x", "~other/x"),
+        ("a~/x", "a~/x", "a~/x"),
+    ],
+)
+def test_home(typed: str, text: str, pattern: str) -> None:
+    """An unquoted ``~`` at the beginning is one's own home, whose name holds no wildcards."""
+    (line,) = words.split(f"put {typed} x")
+    word = line.words[1].at_home("/h[1]")
+    assert (word.text, word.pattern()) == (text, pattern)
+
+
 # --- wildcards -----------------------------------------------------------------------------------
 
 TREE: dict[str, list[tuple[str, bool]]] = {
@@ -116,7 +134,11 @@ def test_any_pattern_is_survived(pattern: str) -> None:
 
 # --- completion ----------------------------------------------------------------------------------
 
-LOCAL = {"": [("photo 1.jpg", False), ("photos", True)], "photos/": [("x", False)]}
+LOCAL = {
+    "": [("photo 1.jpg", False), ("photos", True)],
+    "photos/": [("x", False)],
+    "~/": [("in home", False)],
+}
 COMMANDS = ["cat", "cd", "get", "help", "lcd", "ls", "put"]
 FLAGS = {"put": ["--mirror", "--recursive"]}
 
@@ -148,6 +170,7 @@ def suggest(line: str) -> list[str]:
         ("put photos/x d", ["put photos/x dir/", "put photos/x dir2/"]),
         ("get a", ["get a.txt "]),
         ("get a.txt ph", ["get a.txt photo\\ 1.jpg ", "get a.txt photos/"]),
+        ("put ~/in", ["put ~/in\\ home "]),
         ("lcd ph", ["lcd photo\\ 1.jpg ", "lcd photos/"]),
         ("put --m", ["put --mirror "]),
         ("!ca", []),
