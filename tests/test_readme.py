@@ -82,7 +82,7 @@ def test_flags_in_the_text_exist() -> None:
     known = {"--seed"}  # of the tests
     for program in MAINS:
         known |= set(FLAG.findall(help_text(program)))
-    for name in ("demo", "test", "bench"):
+    for name in ("demo", "test", "bench", "install-service"):
         known |= set(FLAG.findall(help_text(f"scripts/{name}")))
     for command in re.findall(r"^    ([a-z]+) ", help_text("pydi"), re.MULTILINE):
         known |= set(FLAG.findall(help_text("pydi", command)))

@@ -66,7 +66,10 @@ CONNECTIONS_MAX = 1024
 # at once is served a moment later.
 STRANGERS_MAX = 128
 STRANGERS_PER_ADDRESS_MAX = 32
-REFUSALS_TOLD_S = 60.0  # refusing is logged once in this time, whoever floods us
+# A refusal is logged once in this time: a mount whose token was revoked asks every second, and who
+# floods us must not fill the disk with it.
+TOLD_PERIOD_S = 60.0
+TOLD_MAX = 256
 OUTSTANDING_MAX = 512  # requests of one peer under way; it may send 1024 before it waits for us
 PAYLOAD_OUTSTANDING_MAX_BYTES = 32 << 20  # content of one peer in memory: eight full chunks
 WRITE_HIGH_BYTES = 8 << 20  # answers a slow peer hasn't taken: no more of its requests meanwhile
@@ -239,7 +242,8 @@ class Connection(asyncio.Protocol):
             return
         admitted = server.admission.admit(hello, self._identity)
         if not isinstance(admitted, Session):
-            _log.warning("refused %s: %s", self._identity.name, admitted[1])
+            if server.is_news(f"{self._identity.host}: {admitted[1]}"):
+                _log.warning("refused %s: %s", self._identity.name, admitted[1])
             self._refuse(*admitted)
             return
         self._session = admitted
@@ -565,7 +569,7 @@ class Server:
         self.coherence = Coherence(asyncio.get_running_loop())
         self._connections: set[Connection] = set()
         self._strangers: dict[_Gate | Connection, str | None] = {}  # and where they come from
-        self._refusal_told_s = -REFUSALS_TOLD_S
+        self._told: dict[str, float] = {}  # refusals that were logged, and when; oldest first
         self.context: ssl.SSLContext  # for new connections
         self._tcp_socket: socket.socket | None = None
         self._tcp_listener: asyncio.AbstractServer | None = None
@@ -646,10 +650,21 @@ class Server:
         ):
             self._strangers[stranger] = host
             return True
-        if self.loop.time() - self._refusal_told_s >= REFUSALS_TOLD_S:
-            self._refusal_told_s = self.loop.time()
+        if self.is_news("too many"):
             _log.warning("too many connections: one more was refused (%s)", host or "this machine")
         return False
+
+    def is_news(self, what: str) -> bool:
+        """Whether it was not said within TOLD_PERIOD_S; from now on it was."""
+        now_s = self.loop.time()
+        told_s = self._told.get(what)
+        if told_s is not None and now_s - told_s < TOLD_PERIOD_S:
+            return False
+        self._told.pop(what, None)
+        self._told[what] = now_s
+        if len(self._told) > TOLD_MAX:
+            del self._told[next(iter(self._told))]
+        return True
 
     def forget_stranger(self, stranger: _Gate | Connection) -> None:
         """It is known now, or gone."""
