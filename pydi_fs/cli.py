@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 from pydi_fs import (
     commands_cluster,
     commands_copy,
+    commands_doctor,
     commands_files,
     commands_history,
     commands_scrub,
@@ -275,6 +276,11 @@ COMMANDS: dict[str, CommandSpec] = {
         "how the cluster is doing",
         examples=("pydi status", "pydi status --json",),
     ),
+    "doctor": CommandSpec(
+        commands_doctor.doctor,
+        "why nodes do not see each other, or can't be reached",
+        examples=("pydi doctor", "pydi doctor --token-file /etc/pydi/token"),
+    ),
     "why": CommandSpec(
         commands_why.why,
         "what a file is made of, where that is, and what protects it",
@@ -407,11 +413,18 @@ async def run(arguments: argparse.Namespace) -> int:
     """Connects, runs the command, disconnects; the exit code."""
     config = connection_config(vars(arguments), os.environ)
     progress = Progress(enabled=sys.stderr.isatty())
-    async with connected(config, progress, json="json" in arguments) as session:
-        try:
-            await COMMANDS[arguments.command].run(session, arguments)
-        finally:
-            progress.finish()
+    is_connected = False
+    try:
+        async with connected(config, progress, json="json" in arguments) as session:
+            is_connected = True
+            try:
+                await COMMANDS[arguments.command].run(session, arguments)
+            finally:
+                progress.finish()
+    except (UserError, UnavailableError) as exc:
+        if arguments.command != "doctor" or is_connected:
+            raise
+        return await commands_doctor.explain(config, exc, "json" in arguments)
     return session.exit_code
 
 

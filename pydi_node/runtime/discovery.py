@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pydi_node import __version__
 from pydi_node.config import Address
 from pydi_node.discovery.beacon import (
     INSTANCE_BYTES,
@@ -25,9 +26,11 @@ from pydi_node.discovery.beacon import (
 from pydi_node.discovery.finder import addresses_of
 from pydi_node.discovery.group import Group
 from pydi_node.discovery.multicast import Interface, Multicast, selected
+from pydi_node.errors import PydiError
 from pydi_node.ids import NodeNumber
 from pydi_node.runtime.peers import Peers
 from pydi_node.runtime.service import Request
+from pydi_node.wire.messages import Admin
 from pydi_node.wire.session import PROTOCOL_VERSIONS
 from pydi_node.wire.trust import Credentials
 
@@ -37,6 +40,7 @@ BEACON_PERIOD_S = 1.5  # a node that got a new address is found again within it;
 # At most so many answers a second, whoever asks: a question that somebody repeats with another
 # sender's address must not make nodes flood that one.
 ANSWERS_PER_S = 50
+ASK_TIMEOUT_S = 2.0
 
 
 class Discovery:
@@ -62,6 +66,7 @@ class Discovery:
         self._wanted = tuple(wanted)
         self._multicast = Multicast(group, self._choose, self._on_datagram)
         self._is_silent = False
+        self._heard_s: dict[NodeNumber, float] = {}  # members' last beacons, monotonic
         self.admin: dict[str, Callable[[Request, dict[str, Any]], Any]] = {"discovery": self._about}
 
     async def run(self) -> None:
@@ -106,6 +111,8 @@ class Discovery:
             if self._may_answer():
                 self._multicast.send_to(self._beacon(said.nonce), host, port)
         elif said is not None:
+            if said.number in self._peers.members:
+                self._heard_s[NodeNumber(said.number)] = time.monotonic()
             addresses = [Address(*address) for address in addresses_of(said, host)]
             self._peers.on_beacon(NodeNumber(said.number), addresses)
 
@@ -119,9 +126,30 @@ class Discovery:
         self._answers_left -= 1
         return True
 
-    def _about(self, _: Request, __: dict[str, Any]) -> dict[str, Any]:
-        """For `pydi doctor`: where it speaks, and what it ignored."""
+    def _about(self, request: Request, arguments: dict[str, Any]) -> Any:
+        """For `pydi doctor`: where this node speaks, and what it ignored; with ``all`` those parts
+        of every node that answers, by number."""
+        return self._ask_all(request) if arguments.get("all") is True else self._own_part()
+
+    async def _ask_all(self, request: Request) -> dict[str, Any]:
+        deadline_s = min(request.deadline_s, asyncio.get_running_loop().time() + ASK_TIMEOUT_S)
+
+        async def ask(number: NodeNumber) -> Any:
+            try:
+                return await self._peers.request(number, Admin("discovery"), deadline_s)
+            except PydiError:
+                return None
+
+        numbers = sorted(self._peers.members)
+        parts = await asyncio.gather(*[ask(number) for number in numbers])
+        found = {str(n): part for n, part in zip(numbers, parts, strict=True) if part is not None}
+        return {**found, str(self._node): self._own_part()}
+
+    def _own_part(self) -> dict[str, Any]:
+        now_s = time.monotonic()
         return {
+            "version": __version__,
+            "heard": {str(number): now_s - at_s for number, at_s in self._heard_s.items()},
             "interfaces": sorted({i.name for i in self._multicast.interfaces}),
             "troubles": dict(self._multicast.troubles),
             "ignored": {str(reason): count for reason, count in self._ear.counts.items()},
