@@ -88,6 +88,7 @@ _TCP_OPTIONS = (
     (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", VANISHED_AFTER_MS),
 )
 BACKLOG = 256
+ACCEPT_RETRY_S = 0.1
 PORTS_TRIED_MAX = 100
 
 
@@ -116,11 +117,12 @@ class PeerIdentity:
 class Connection(asyncio.Protocol):
     """One accepted connection."""
 
-    def __init__(self, server: Server, gate: _Gate | None) -> None:
-        """gate: through which it came over TCP; None: it came over the unix socket."""
+    def __init__(self, server: Server, place: object | None) -> None:
+        """place: that it has among the strangers since it was accepted over TCP; None: it came over
+        the unix socket, and has none yet."""
         self._server = server
-        self._gate = gate
-        self._is_unix = gate is None
+        self._place = self if place is None else place
+        self._is_unix = place is None
         self._wire = wire.Session.accepting()
         self._session: Session | None = None
         self._transport: asyncio.Transport | None = None
@@ -145,7 +147,10 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self._identity = _identify(transport, self._is_unix)
-        if not self._server.add(self, self._gate):
+        if self._is_unix and not self._server.let_in(self, None):
+            self._abort()
+            return
+        if not self._server.add(self):
             self._abort()
             return
         if self._is_unix and self._identity.uid not in (0, os.geteuid()):
@@ -178,7 +183,8 @@ class Connection(asyncio.Protocol):
             self._hello_timer.cancel()
         for task in self._tasks.values():
             task.cancel()
-        self._server.remove(self, self._gate)
+        self._server.remove(self)
+        self._server.forget_stranger(self._place)
         if self._session is not None:
             self._server.service.end(self._session)
             _log.debug("session %d of %s ended", self._session.number, self._session.host)
@@ -247,7 +253,7 @@ class Connection(asyncio.Protocol):
             self._refuse(*admitted)
             return
         self._session = admitted
-        server.on_welcome(self._gate or self)
+        server.forget_stranger(self._place)
         service = server.service
         service.begin(admitted)
         self._write(
@@ -501,55 +507,6 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
 
-class _Gate(asyncio.Protocol):
-    """A TCP connection up to the end of its TLS handshake, which is HELLO_TIMEOUT_S at most."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._task: asyncio.Task[None] | None = None
-        self._early: list[bytes] = []  # what came with the end of the handshake: a hello
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not isinstance: uvloop's transports only behave like one.
-        transport = cast(asyncio.Transport, transport)
-        if not self._server.let_in(self, _host_of(transport)):
-            transport.abort()
-            return
-        transport.pause_reading()  # what comes is for TLS
-        _watch_for_vanishing(transport.get_extra_info("socket"))
-        self._task = self._server.loop.create_task(self._handshake(transport))
-
-    def data_received(self, data: bytes) -> None:
-        # One turn of the loop lies between the handshake's end and the connection's beginning.
-        self._early.append(data)
-
-    def connection_lost(self, _: Exception | None) -> None:
-        if self._task is not None:
-            self._task.cancel()
-        self._server.forget_stranger(self)
-
-    async def _handshake(self, transport: asyncio.Transport) -> None:
-        try:
-            upgraded = await self._server.loop.start_tls(
-                transport, self, self._server.context, server_side=True,
-                ssl_handshake_timeout=HELLO_TIMEOUT_S,
-            )  # fmt: skip
-        except (OSError, ConnectionError) as exc:
-            _log.debug("no TLS with a stranger: %s", exc)
-            self._server.forget_stranger(self)
-            transport.abort()
-            return
-        if upgraded is None:  # it hung up just now
-            self._server.forget_stranger(self)
-            return
-        connection = Connection(self._server, self)
-        upgraded.set_protocol(connection)
-        connection.connection_made(upgraded)
-        for data in self._early:
-            connection.data_received(data)
-        self._early.clear()
-
-
 class Server:
     """All listeners and connections of a node."""
 
@@ -568,11 +525,12 @@ class Server:
         self._closed = False
         self.coherence = Coherence(asyncio.get_running_loop())
         self._connections: set[Connection] = set()
-        self._strangers: dict[_Gate | Connection, str | None] = {}  # and where they come from
+        self._strangers: dict[object, str | None] = {}  # places, and the address of who has it
         self._told: dict[str, float] = {}  # refusals that were logged, and when; oldest first
         self.context: ssl.SSLContext  # for new connections
         self._tcp_socket: socket.socket | None = None
-        self._tcp_listener: asyncio.AbstractServer | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._handshakes: set[asyncio.Task[None]] = set()
         self._unix_listener: asyncio.AbstractServer | None = None
 
     # --- listening --------------------------------------------------------------------------------
@@ -594,9 +552,7 @@ class Server:
             wanted = Address("0.0.0.0", wanted.port)
             self._tcp_socket = await _bind_tcp(Address(wanted.host, first))
         self.context = context
-        self._tcp_listener = await self.loop.create_server(
-            lambda: _Gate(self), sock=self._tcp_socket, backlog=BACKLOG
-        )
+        self._accepting = self.loop.create_task(self._accept(self._tcp_socket))
         return Address(wanted.host, self._tcp_socket.getsockname()[1])
 
     async def listen_unix(self, path: Path) -> None:
@@ -630,7 +586,10 @@ class Server:
     def close(self) -> None:
         """Nobody is served any more; what was written still leaves."""
         self._closed = True
-        for listener in (self._tcp_listener, self._unix_listener, self._tcp_socket):
+        for task in (self._accepting, *self._handshakes):
+            if task is not None:
+                task.cancel()
+        for listener in (self._unix_listener, self._tcp_socket):
             if listener is not None:
                 listener.close()
         for connection in list(self._connections):
@@ -638,8 +597,46 @@ class Server:
 
     # --- connections ------------------------------------------------------------------------------
 
-    def let_in(self, stranger: _Gate | Connection, host: str | None) -> bool:
-        """Whether there is room for one more that nobody knows yet."""
+    async def _accept(self, listener: socket.socket) -> None:
+        """Takes connections, one after the other, for as long as the server is there.
+
+        Not asyncio's own listener: with TLS that shows a connection only when its handshake is
+        done, and strangers have to be counted before.
+        """
+        while True:
+            try:
+                sock, peer = await self.loop.sock_accept(listener)
+            except OSError as exc:
+                # No descriptor is left, or the peer was faster: others may do better in a moment.
+                _log.debug("accept: %s", exc)
+                await asyncio.sleep(ACCEPT_RETRY_S)
+                continue
+            place = object()
+            if not self.let_in(place, _host(peer)):
+                sock.close()
+                continue
+            task = self.loop.create_task(self._shake_hands(sock, place))
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+
+    async def _shake_hands(self, sock: socket.socket, place: object) -> None:
+        """One TLS handshake, HELLO_TIMEOUT_S at most; then the connection has its own life."""
+        try:
+            _watch_for_vanishing(sock)
+            await self.loop.connect_accepted_socket(
+                lambda: Connection(self, place), sock, ssl=self.context,
+                ssl_handshake_timeout=HELLO_TIMEOUT_S,
+            )  # fmt: skip
+        except OSError as exc:
+            _log.debug("no TLS with a stranger: %s", exc)
+            self.forget_stranger(place)
+            sock.close()
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+
+    def let_in(self, place: object, host: str | None) -> bool:
+        """Whether there is room for one more that nobody knows yet; it has the place then."""
         same = sum(1 for other in self._strangers.values() if other == host)
         if self._closed:
             return False
@@ -648,7 +645,7 @@ class Server:
             and len(self._strangers) < STRANGERS_MAX
             and (host is None or same < STRANGERS_PER_ADDRESS_MAX)
         ):
-            self._strangers[stranger] = host
+            self._strangers[place] = host
             return True
         if self.is_news("too many"):
             _log.warning("too many connections: one more was refused (%s)", host or "this machine")
@@ -666,24 +663,20 @@ class Server:
             del self._told[next(iter(self._told))]
         return True
 
-    def forget_stranger(self, stranger: _Gate | Connection) -> None:
+    def forget_stranger(self, place: object) -> None:
         """It is known now, or gone."""
-        self._strangers.pop(stranger, None)
+        self._strangers.pop(place, None)
 
-    def add(self, connection: Connection, gate: _Gate | None) -> bool:
-        """Whether there is room for one more."""
-        if self._closed or (gate is None and not self.let_in(connection, None)):
+    def add(self, connection: Connection) -> bool:
+        """Whether it may stay. When this node has stopped, a handshake may still end."""
+        if self._closed:
             return False
         self._connections.add(connection)
         return True
 
-    def on_welcome(self, stranger: _Gate | Connection) -> None:
-        self.forget_stranger(stranger)
-
-    def remove(self, connection: Connection, gate: _Gate | None) -> None:
+    def remove(self, connection: Connection) -> None:
         self._connections.discard(connection)
         self.coherence.gone(connection)
-        self.forget_stranger(gate or connection)
 
     def push(self, touched: Sequence[tuple[ClientId, Serial, Touched]]) -> None:
         """Every subscriber drops these, before the answers to the commands that did it."""
@@ -729,8 +722,13 @@ def _identify(transport: asyncio.Transport, is_unix: bool) -> PeerIdentity:
 
 def _host_of(transport: asyncio.Transport) -> str | None:
     peer = transport.get_extra_info("peername")
-    # A socket for both families shows IPv4 addresses in the clothes of IPv6.
-    return str(peer[0]).removeprefix("::ffff:") if peer else None
+    return _host(peer) if peer else None
+
+
+def _host(peer: Sequence[Any]) -> str:
+    """The address in a peer's name; a socket for both families shows those of IPv4 in the clothes
+    of IPv6."""
+    return str(peer[0]).removeprefix("::ffff:")
 
 
 def _watch_for_vanishing(sock: socket.socket) -> None:

@@ -322,6 +322,14 @@ def test_malformed_peer_disturbs_nobody(node: NodeProcess) -> None:
     assert node.stop() == 0
 
 
+def test_every_handshake_ends_in_a_welcome(node: NodeProcess) -> None:
+    """Connections over TLS one after the other: a packet that comes right behind the accept is not
+    lost, whenever it comes."""
+    for _ in range(40):
+        with node.connect_tls() as client:
+            assert client.welcome is not None
+
+
 def test_plain_text_on_the_tls_port_disturbs_nobody(node: NodeProcess) -> None:
     """A browser that finds the port gets nothing, and the node goes on."""
     host, _, port = node.address.rpartition(":")
