@@ -35,7 +35,26 @@ if TYPE_CHECKING:
 BLOBS_MAX = 1 << 18
 MADE_MAX = 1 << 16  # files without a name that it made
 
+# Fields of requests and commands, by their names, which mean the same everywhere: those that name
+# an inode, and those that name nothing in the tree. Whatever has another field is refused: a
+# request that is added later reaches nothing outside by being forgotten here.
 _INODES = ("ino", "parent", "new_parent", "source", "target")
+_HARMLESS = frozenset(
+    {
+        "after_cookie", "append", "at", "atime_ns", "base_version", "blobs", "caller", "checksum",
+        "client", "count", "cut", "end", "exclusive", "extents", "flags", "flock", "gid", "kind",
+        "length", "limit", "mode", "mtime_ns", "name", "new_name", "offset", "owner", "pid", "rdev",
+        "serial", "size", "source_offset", "start", "target_offset", "time_ns", "uid", "value",
+        "wait",
+    }
+)  # fmt: skip
+# They name a blob that this session is writing: the handlers know no other.
+_OWN_WRITER = (
+    messages.BlobWrite,
+    messages.BlobTruncate,
+    messages.BlobSeal,
+    messages.BlobAbort,
+)
 
 
 class Bounds:
@@ -64,8 +83,8 @@ class Bounds:
                 if blob not in self._shown and blob not in self._written:
                     raise BlobMissingError("not content that this session was shown")
                 return message
-            case messages.PathOf() | messages.PathVersions():
-                raise FileError(errno.EPERM, "this token sees no paths but its own")
+            case _ if isinstance(message, _OWN_WRITER):
+                return message
             case messages.Release(ino=ino):  # whatever it is now, it was opened here
                 return dataclasses.replace(message, ino=self._ours(ino))
         inner: messages.Request = self._inner(message, getattr(message, "at", None))
@@ -74,12 +93,15 @@ class Bounds:
     def _inner(self, record: Any, at: LogIndex | None) -> Any:
         """A request or command whose inodes are ours, and all within bounds."""
         changes = {}
-        for name in _INODES:
-            # A symbolic link's target is bytes.
-            ino = getattr(record, name, None)
-            if isinstance(ino, int):
-                changes[name] = self._ours(Ino(ino))
-                self._check(changes[name], at)
+        for field in dataclasses.fields(record):
+            name, value = field.name, getattr(record, field.name)
+            if name in _INODES:
+                if isinstance(value, int):  # a symbolic link's target is bytes
+                    changes[name] = self._ours(Ino(value))
+                    self._check(changes[name], at)
+            elif name not in _HARMLESS:
+                what = type(record).__name__
+                raise FileError(errno.EPERM, f"{what} is not for a token of one directory")
         return dataclasses.replace(record, **changes) if changes else record
 
     def _ours(self, ino: Ino) -> Ino:

@@ -1,0 +1,91 @@
+"""What a session that is bound to a directory may ask: every request and command there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+from typing import Any
+
+import pytest
+
+from pydi_node.commands import CLIENT_COMMANDS, COMMAND_CODES
+from pydi_node.errors import BlobError, FileError
+from pydi_node.ids import ROOT_INO, ClientId, Ino, Serial
+from pydi_node.records import Attr, DirEntry, Result, Touched
+from pydi_node.runtime.bounds import _INODES, Bounds
+from pydi_node.wire import messages as m
+from pydi_node.wire.messages import Role
+from tests.unit.tree.driver import Driver
+from tests.unit.wire.samples import ATTR, COMMANDS, SAMPLES
+
+# Requests of a mount that name nothing in the tree, or only a blob that the session writes itself.
+NAME_NOTHING = {
+    "Statfs", "IndexAt", "BlobWrite", "BlobTruncate", "BlobSeal", "BlobAbort",
+    "Subscribe", "Nodes", "Release",
+}  # fmt: skip
+
+
+@pytest.fixture
+def driver() -> Driver:
+    return Driver()
+
+
+def bounds_of(driver: Driver) -> Bounds:
+    """Of a directory with nothing in it, beside others."""
+    driver.mkdir(b"other")
+    return Bounds(lambda: driver.tree, driver.mkdir(b"own"), lambda ino: False)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [s[0] for s in SAMPLES if Role.MOUNT in m.REQUEST_OF_CLASS[type(s[0])].roles],
+    ids=lambda request: type(request).__name__,
+)
+def test_every_request_of_a_mount_is_decided(driver: Driver, request_: Any) -> None:
+    """The samples' inodes and blobs lie outside: each is refused that names one; one that is added
+    to the protocol and forgotten here is refused too, or names nothing."""
+    bounds = bounds_of(driver)
+    if type(request_).__name__ in NAME_NOTHING:
+        bounds.inward(request_)
+        return
+    changes: dict[str, Any] = {"at": None} if hasattr(request_, "at") else {}
+    changes |= {name: Ino(12345) for name in _INODES if hasattr(request_, name)}
+    if isinstance(request_, m.Execute):
+        changes["command"] = dataclasses.replace(request_.command, parent=Ino(12345))
+    with pytest.raises((FileError, BlobError)) as refused:
+        bounds.inward(dataclasses.replace(request_, **changes))
+    if isinstance(refused.value, FileError):
+        assert refused.value.errno in (errno.ESTALE, errno.EPERM)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [c for c in COMMANDS.values() if COMMAND_CODES[type(c)] in CLIENT_COMMANDS],
+    ids=lambda command: type(command).__name__,
+)
+def test_every_command_of_a_client_is_decided(driver: Driver, command: Any) -> None:
+    """Likewise, for what changes the tree: none names an inode outside."""
+    bounds = bounds_of(driver)
+    for field in dataclasses.fields(command):
+        if isinstance(getattr(command, field.name), int) and field.name in _INODES:
+            command = dataclasses.replace(command, **{field.name: Ino(12345)})
+    with pytest.raises(FileError) as refused:
+        bounds.inward(m.Execute(ClientId(1), Serial(1), command))
+    assert refused.value.errno == errno.ESTALE
+
+
+def test_the_root_is_the_directory(driver: Driver) -> None:
+    """In both directions, and nested as deep as answers are."""
+    bounds = bounds_of(driver)
+    own = driver.tree.resolve(b"/own").ino
+    asked = bounds.inward(m.Lookup(ROOT_INO, b"x"))
+    assert isinstance(asked, m.Lookup)
+    assert asked.parent == own
+    attr = ATTR._replace(ino=own)
+    other = ATTR._replace(ino=Ino(99))
+    assert bounds.outward((attr, True))[0].ino == ROOT_INO
+    assert bounds.outward([DirEntry(1, b"x", attr)])[0].attr.ino == ROOT_INO
+    touched = Touched((own, Ino(99)), ((own, b"x"), (Ino(99), b"y")))
+    result = bounds.outward(Result(0, (attr, other), touched))
+    assert [a.ino for a in result.value if isinstance(a, Attr)] == [ROOT_INO, Ino(99)]
+    assert result.touched == Touched((ROOT_INO, Ino(99)), ((ROOT_INO, b"x"), (Ino(99), b"y")))
