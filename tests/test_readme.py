@@ -15,7 +15,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/operating.md", "docs/performance.md")
+DOCUMENTS = (
+    "README.md", "CONTRIBUTING.md", "docs/operating.md", "docs/performance.md",
+    "docs/benchmarks/README.md",
+)  # fmt: skip
+# Python's argparse behind a shell script that would set a machine up.
+BEHIND = {
+    "scripts/bench": "scripts/bench.py",
+    "scripts/compare": "scripts/comparison/__main__.py",
+    "scripts/profile": "scripts/comparison/profiling.py",
+}
 MAINS = {"pydi": "pydi_fs.cli", "pydi-mount": "pydi_fs.mount_cli", "pydi-node": "pydi_node.cli"}
 WALK_TIMEOUT_S = 240.0
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
@@ -34,9 +43,7 @@ def help_text(*words: str) -> str:
     """What ``PROGRAM [COMMAND] --help`` prints."""
     program, *command = words
     if program.startswith("scripts/"):
-        # bench is Python's argparse behind a shell script that would set a machine up.
-        script = ROOT / program
-        return (script.with_suffix(".py") if program == "scripts/bench" else script).read_text()
+        return (ROOT / BEHIND.get(program, program)).read_text()
     code = f"import sys; from {MAINS[program]} import main; sys.exit(main())"
     run = subprocess.run(
         [sys.executable, "-c", code, *command, "--help"],
@@ -82,8 +89,8 @@ def test_flags_in_the_text_exist() -> None:
     known = {"--seed"}  # of the tests
     for program in MAINS:
         known |= set(FLAG.findall(help_text(program)))
-    for name in ("demo", "test", "bench", "install-service"):
-        known |= set(FLAG.findall(help_text(f"scripts/{name}")))
+    for program in ("scripts/demo", "scripts/test", "scripts/install-service", *BEHIND):
+        known |= set(FLAG.findall(help_text(program)))
     for command in re.findall(r"^    ([a-z]+) ", help_text("pydi"), re.MULTILINE):
         known |= set(FLAG.findall(help_text("pydi", command)))
     for document in (*DOCUMENTS, "docs/durability.md"):
