@@ -26,6 +26,7 @@ BEAT_S = 0.05  # one write and one read, each
 STEADY_BEATS = 10  # before the kill
 AFTER_BEATS = 20  # programs are left alone when they have done so many after it
 PATIENCE_S = 30.0  # or when they could do nothing for so long
+KILL_TIMEOUT_S = 2.0
 FILES = 120  # more than the reader gets through, also beside a slow writer
 CONTENT = bytes(4096)
 
@@ -102,7 +103,10 @@ def _program(role: str, folder: Path, log: Path) -> Iterator[Callable[[], list[L
         yield lines
     finally:
         process.kill()
-        process.wait()
+        try:
+            process.wait(KILL_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            pass  # in a call that returns when the server is there again, and with it the process
 
 
 def _wait(holds: Callable[[], bool]) -> None:

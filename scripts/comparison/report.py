@@ -95,9 +95,8 @@ def machine(run: Run) -> str:
 
 
 def _machine(runs: Sequence[Run]) -> Iterator[str]:
-    yield f"Scale {runs[0]['scale']:g}, {sum(run['rounds'] for run in runs)} rounds."
     for run in runs:
-        yield machine(run)
+        yield f"Scale {run['scale']:g}, rounds: {run['rounds']}. {machine(run)}"
         if run["skipped"]:
             yield "Left out: " + "; ".join(f"{k}: {v}" for k, v in run["skipped"].items()) + "."
 

@@ -132,6 +132,7 @@ class Plain:
 class Machines:
     """A network, the daemons in it, and one mount. Base of all systems with servers."""
 
+    name = ""
     count = 3
 
     def __init__(self, folder: Path) -> None:
@@ -213,7 +214,9 @@ class Machines:
             self._mount = None
 
     def kill_server(self, number: int) -> None:
-        for pid in self.pids_on(number):
+        pids = self.pids_on(number)
+        assert pids, f"server {number} of {self.name} does not run"  # no kill, no figure
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):  # it went with the one before it
                 os.kill(pid, signal.SIGKILL)
         self.wait(f"the end of server {number}", lambda: not self.pids_on(number))
