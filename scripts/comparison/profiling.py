@@ -5,9 +5,10 @@
     scripts/profile --syscalls             count system calls with strace, sample no stacks
 
 Three nodes with two copies and a mount beside the first, as in the comparison. For each row and
-daemon: CPU time and how often it went to sleep for each operation, both from the kernel and true
-with or without a profiler, and the functions (py-spy, 250 samples a second) or system calls that
-take most. Whole stacks go into ``--output`` in the folded form that flame graph viewers read.
+daemon: CPU time and how often it went to sleep for each operation, as the kernel counts it, and the
+functions that take most (py-spy, 250 samples a second); or the system calls. What a daemon does by
+itself meanwhile, such as heartbeats, is in all of them. Whole stacks go into ``--output``, in the
+folded form that flame graph viewers read.
 """
 
 from __future__ import annotations
@@ -86,9 +87,11 @@ def profile(system: PyDi, row: work.Row, command: list[str], output: Path, sysca
     each = {"ops/s": "operation", "MiB/s": "MiB", "s": "run"}[row.unit]
     print(f"\n## {row.title}: {amount:g} in {figure['seconds']:.3f} s")
     for name in daemons:
-        cpu_ms = (after[name][0] - before[name][0]) * 1000 / amount
-        slept = (after[name][1] - before[name][1]) / amount
-        print(f"\n{name}: {cpu_ms:.2f} ms CPU and {slept:.1f} sleeps for each {each}")
+        print(f"\n{name}, for each {each}:")
+        if not syscalls:  # strace stops a daemon at every call, which would be counted
+            cpu_ms = (after[name][0] - before[name][0]) * 1000 / amount
+            slept = (after[name][1] - before[name][1]) / amount
+            print(f"  {cpu_ms:.2f} ms CPU, went to sleep {slept:.1f} times")
         for what, count in found[name].most_common(SHOWN):
             share = count / amount if syscalls else count / max(1, found[name].total()) * 100
             print(f"  {share:8.2f}{'' if syscalls else ' %'}  {what}")
