@@ -61,12 +61,11 @@ def watch(folder: Path, arguments: argparse.Namespace) -> None:
     try:
         system.start()
         for row in work.with_needed(arguments.rows):
-            place = [str(system.path), str(prepared), str(arguments.scale)]
-            command = [sys.executable, "-I", work.__file__, row.key, *place]
+            command = work.command_line(row, system.path, prepared, arguments.scale)
+            if row.key not in arguments.rows or row.phase == "warm":
+                subprocess.run(command, check=True, capture_output=True)
             if row.key in arguments.rows:
                 profile(system, row, command, arguments.output, arguments.syscalls)
-            else:
-                subprocess.run(command, check=True, capture_output=True)
     finally:
         system.stop()
 

@@ -11,16 +11,14 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scripts.comparison import work
 from scripts.comparison.systems import System, cpu_seconds, memory_bytes
 
 ROW_TIMEOUT_S = 1800.0
-WORK = Path(work.__file__)
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
@@ -66,21 +64,12 @@ def run(
 
 
 def _sample(system: System, row: work.Row, number: int, sources: Path, scale: float) -> Sample:
+    directory = system.path / f"round{number}"
+    if row.phase == "warm":
+        _work(row, system, directory, sources, scale)
     pids = system.pids()
     cpu = cpu_seconds(pids)
-    directory = system.path / f"round{number}"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", WORK, row.key, directory, sources, str(scale)],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ROW_TIMEOUT_S,
-            check=True,
-        )  # fmt: skip
-    except subprocess.CalledProcessError as exc:
-        raise SystemExit(f"compare: {row.title} on {system.name}: {exc.stderr.strip()}") from exc
-    except subprocess.TimeoutExpired as exc:
-        limit = f"not done after {ROW_TIMEOUT_S:.0f} s"
-        raise SystemExit(f"compare: {row.title} on {system.name}: {limit}") from exc
-    figure = json.loads(done.stdout)
+    figure = _work(row, system, directory, sources, scale)
     return Sample(
         system=system.name,
         row=row.key,
@@ -90,6 +79,24 @@ def _sample(system: System, row: work.Row, number: int, sources: Path, scale: fl
         cpu_seconds=round(cpu_seconds(pids) - cpu, 3),
         memory_bytes=memory_bytes(pids),
     )
+
+
+def _work(
+    row: work.Row, system: System, directory: Path, sources: Path, scale: float
+) -> dict[str, Any]:
+    try:
+        done = subprocess.run(
+            work.command_line(row, directory, sources, scale),
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ROW_TIMEOUT_S,
+            check=True,
+        )  # fmt: skip
+    except subprocess.CalledProcessError as exc:
+        raise SystemExit(f"compare: {row.title} on {system.name}: {exc.stderr.strip()}") from exc
+    except subprocess.TimeoutExpired as exc:
+        limit = f"not done after {ROW_TIMEOUT_S:.0f} s"
+        raise SystemExit(f"compare: {row.title} on {system.name}: {limit}") from exc
+    figure: dict[str, Any] = json.loads(done.stdout)
+    return figure
 
 
 def drop_caches() -> None:
