@@ -19,7 +19,8 @@ from pydi_fs.client.endpoints import read_token
 from pydi_fs.commands_session import Session
 from pydi_fs.mount_config import MountConfig, parse_address
 from pydi_fs.progress import Progress
-from pydi_fs.vfs.vfs import Vfs, VfsConfig
+from pydi_fs.vfs.past import PastVfs
+from pydi_fs.vfs.vfs import VfsConfig
 from pydi_node.commands import Caller
 from pydi_node.errors import UserError
 from pydi_node.wire.messages import Role
@@ -39,7 +40,7 @@ async def connected(
     await client.connect()
     try:
         with tempfile.TemporaryDirectory(prefix="pydi-", dir=_staging_parent()) as staging:
-            vfs = Vfs(client, VfsConfig(staging_dir=Path(staging)))
+            vfs = PastVfs(client, VfsConfig(staging_dir=Path(staging)))
             await vfs.start()
             caller = Caller(os.geteuid(), os.getegid(), tuple(os.getgroups()))
             yield Session(client, vfs, caller, _umask(), json, progress)

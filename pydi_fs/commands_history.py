@@ -11,19 +11,18 @@ import argparse
 import errno
 import json
 import os
-import re
 import stat
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 from pydi_fs.commands_session import FILE_ERRORS, Session, about, show
 from pydi_fs.progress import format_bytes
 from pydi_fs.same_content import commit_same
+from pydi_fs.vfs.moments import NS_PER_S, parse_moment
 from pydi_node import commands
 from pydi_node.errors import EXIT_USAGE, FileError, UserError
-from pydi_node.ids import INT64_MAX, ROOT_INO, Ino, LogIndex, TimeNs
+from pydi_node.ids import ROOT_INO, Ino, LogIndex
 from pydi_node.records import Attr, DirEntry, Version
 from pydi_node.wire.messages import (
     Admin,
@@ -37,17 +36,10 @@ from pydi_node.wire.messages import (
     ReadLink,
 )
 
-NS_PER_S = 1_000_000_000
 TIMES_PER_QUESTION = 4096
 READDIR_ENTRIES = 1024
 
 _FIRST = "bring that back first"
-_AGO = re.compile(r"(\d{1,9})\s*([a-z]+?)s?(?:\s+ago)?", re.IGNORECASE)
-_UNIT_S = {
-    "": 1, "s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600,
-    "hour": 3600, "d": 86400, "day": 86400, "w": 7 * 86400, "week": 7 * 86400,
-}  # fmt: skip
-
 
 # --- the commands --------------------------------------------------------------------------------
 
@@ -133,33 +125,17 @@ async def undelete(session: Session, arguments: argparse.Namespace) -> None:
 async def index_of(session: Session, moment: str) -> LogIndex:
     """The log index that a person's TIME or INDEX means. UserError (usage)."""
     parsed = parse_moment(moment, time.time_ns())
+    if parsed is None:
+        raise UserError(
+            f"{moment!r} is no moment: give a time such as 2026-03-01T12:30, 2h ago, or a log"
+            " index",
+            EXIT_USAGE,
+        )
     if isinstance(parsed, int):
-        return LogIndex(parsed)
+        return parsed
     (time_ns,) = parsed
     index: LogIndex = await session.client.call(IndexAt(time_ns))
     return index
-
-
-def parse_moment(text: str, now_ns: int) -> int | tuple[TimeNs]:
-    """A log index as it is, or (time,): ISO 8601, local time unless it says another zone, or how
-    long ago ("2h ago", "3 days"). UserError (usage)."""
-    text = text.strip()
-    if text.isascii() and text.isdigit() and int(text) <= INT64_MAX:
-        return int(text)
-    ago = _AGO.fullmatch(text)
-    if ago is not None and ago[2].lower() in _UNIT_S:
-        return (TimeNs(max(0, now_ns - int(ago[1]) * _UNIT_S[ago[2].lower()] * NS_PER_S)),)
-    try:
-        seconds = datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError, OSError):
-        seconds = -1.0
-    if not 0 <= seconds < INT64_MAX // NS_PER_S:
-        raise UserError(
-            f"{text!r} is no moment: give a time such as 2026-03-01T12:30, 2h ago, or a log index",
-            EXIT_USAGE,
-        )
-    # In whole microseconds: a float of nanoseconds would round to somewhere else.
-    return (TimeNs(round(seconds * 1_000_000) * 1000),)
 
 
 # --- looking -------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from pydi_fs.mount_config import CONFIG_FILE_NAME, OPTIONS, MountConfig
 from pydi_fs.mount_options import MountOptions
 from pydi_fs.mountpoints import Mounted, mounted_at, unmount
 from pydi_fs.vfs.local_blobs import BlobSource
+from pydi_fs.vfs.past import PastVfs
 from pydi_fs.vfs.vfs import Vfs, VfsConfig
 from pydi_node import __version__
 from pydi_node.errors import (
@@ -284,7 +285,7 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report) -> int
     passes = config.driver == "kernel" and binding_class.may_pass(config.options)
     about = {"mountpoint": shown, "driver": config.driver, "passthrough": passes}
     client = await _connect(config, about)
-    vfs = Vfs(
+    vfs = PastVfs(
         client,
         VfsConfig(Path(config.cache_dir) / "staging", config.cache_size, _blob_sources(config)),
     )
