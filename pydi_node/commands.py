@@ -306,10 +306,22 @@ class SetToken:
     revoked: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Compact:
+    """The same content in fewer extents: each range of ``extents`` was rewritten into a new blob.
+    Size, times and version stay. ESTALE when the inode's version is another one. Value: Attr."""
+
+    ino: Ino
+    version: LogIndex
+    extents: tuple[Extent, ...]
+    blobs: tuple[BlobInfo, ...]
+
+
 Command = (
     Mkdir | Create | Mknod | Symlink | Tmpfile | Link | Unlink | Rmdir | Rename | SetAttr
     | SetXattr | RemoveXattr | Commit | CloneRange | PurgeOrphans | TrimHistory | SetSetting
     | SetHolders | ForgetBlobs | ExpireSessions | SetNode | SpreadFactors | SetToken
+    | Compact
 )  # fmt: skip
 
 
@@ -331,7 +343,8 @@ COMMAND_CODES: dict[type[Any], int] = {
     Mkdir: 1, Create: 2, Mknod: 3, Symlink: 4, Tmpfile: 5, Link: 6, Unlink: 7, Rmdir: 8,
     Rename: 9, SetAttr: 10, SetXattr: 11, RemoveXattr: 12, Commit: 13, CloneRange: 14,
     PurgeOrphans: 15, TrimHistory: 16, SetSetting: 17, SetHolders: 18, ForgetBlobs: 19,
-    ExpireSessions: 20, SetNode: 21, SpreadFactors: 22, SetToken: 25,
+    ExpireSessions: 20, SetNode: 21, SpreadFactors: 22, Compact: 23,
+    SetToken: 25,
 }  # fmt: skip
 
 # Codes that a client may send; the others come from the nodes themselves.
@@ -487,7 +500,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "exclusive": _bool, "append": _bool, "lost": _bool, "witness": _bool,
     "flags": _integer(0, 7),
     "value": _bytes(XATTR_VALUE_WIRE_MAX_BYTES),
-    "base_version": _optional(_SIZE), "cut": _optional(_SIZE),
+    "version": _SIZE, "base_version": _optional(_SIZE), "cut": _optional(_SIZE),
     "extents": _array(_extent, EXTENTS_PER_COMMAND_MAX),
     "blobs": _array(BlobInfo.from_wire, EXTENTS_PER_COMMAND_MAX),
     "source_offset": _SIZE, "target_offset": _SIZE, "length": _SIZE,

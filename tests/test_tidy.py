@@ -100,6 +100,7 @@ PURE = (
     "pydi_node/blobs/placement*.py",
     "pydi_node/blobs/repair.py",
     "pydi_node/blobs/scrub.py",
+    "pydi_node/blobs/compaction.py",
     "pydi_fs/vfs/extents.py",
     "pydi_fs/vfs/cache.py",
     "pydi_fs/transfer/plan.py",

@@ -14,6 +14,9 @@ from pydi_node.ids import NodeNumber
 # Below this share of its disk, what a node reports as free is gone before the next report.
 NEARLY_FULL_PERCENT = 1
 
+# Below this part of a disk what blobs may still take is a matter of hours: history makes room.
+SHORT_PERCENT = 2
+
 _FILL_SCALE = 1 << 64  # fill levels as integers, so that the order is the same on every machine
 
 
@@ -61,6 +64,13 @@ def can_take(node: NodeState, size: int) -> bool:
     if not node.up or node.draining or node.witness:
         return False
     return node.free_bytes - size > node.total_bytes * NEARLY_FULL_PERCENT // 100
+
+
+def is_short(nodes: Sequence[NodeState], copies: int) -> bool:
+    """Whether new blobs will soon not find room for all their copies, though nodes are there."""
+    storing = [n for n in nodes if n.up and not n.draining and not n.witness]
+    roomy = [n for n in storing if n.free_bytes * 100 >= n.total_bytes * SHORT_PERCENT]
+    return len(roomy) < min(copies, len(storing))
 
 
 def _fill(node: NodeState) -> int:

@@ -351,6 +351,12 @@ class BlobStore:
             )
         return map(BlobId, heapq.merge(*listings))
 
+    def set_reserve(self, reserve_bytes: int, reserve_percent: int) -> None:
+        """From now on the smaller of the two stays free on the disk."""
+        with self._lock:
+            self._reserve_bytes, self._reserve_percent = reserve_bytes, reserve_percent
+            self._allowance = 0
+
     def usage(self) -> Usage:
         """How full it is; costs one statvfs(2)."""
         space = self._files.space(self._root)

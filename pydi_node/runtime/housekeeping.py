@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pydi_node.blobs.placement import NodeState, is_short
 from pydi_node.blobs.store import BlobStore
 from pydi_node.commands import (
     INOS_PER_COMMAND_MAX,
@@ -28,7 +29,6 @@ from pydi_node.commands import (
 from pydi_node.errors import BlobError, FileError, PydiError, UnavailableError
 from pydi_node.ids import BlobId, Ino, LogIndex, TimeNs, blob_name
 from pydi_node.runtime.peers import Peers
-from pydi_node.runtime.server import Server
 from pydi_node.runtime.service import Request, Service
 from pydi_node.wire.messages import Admin, Role
 
@@ -49,20 +49,29 @@ STRAY_AGE_S = 24 * 3600
 STRAY_PERIOD_S = 3600.0
 EXPIRE_PERIOD_S = 600.0
 STRAYS_PER_SLICE = 500  # looked up in one turn of the loop: some 5 ms
-# Below this part of what blobs may use, history goes before its time, oldest first.
-SHORT_PERCENT = 2
+# Every node has deleted what was forgotten, and told how full it is, within this.
+ROOM_COMES_S = 3 * PERIOD_S
 
 
 class Housekeeping:
     """See the module's text."""
 
-    def __init__(self, service: Service, peers: Peers, store: BlobStore, server: Server) -> None:
+    def __init__(
+        self,
+        service: Service,
+        peers: Peers,
+        store: BlobStore,
+        states: Callable[[], list[NodeState]],
+    ) -> None:
+        """states: how full every member is."""
         self._service = service
         self._peers = peers
         self._store = store
+        self._states = states
         self._loop = asyncio.get_running_loop()
         self._orphans_seen: dict[Ino, float] = {}  # when this leader saw it first
         self._candidates: set[BlobId] = set()  # garbage with a file here, until forgotten
+        self._room_comes_s = 0.0  # until then garbage that was just forgotten may still be deleted
         self._next_strays_s = self._loop.time() + STRAY_PERIOD_S
         self._next_expiry_s = self._loop.time() + EXPIRE_PERIOD_S
         self.admin: dict[str, Callable[[Request, dict[str, Any]], Any]] = {"held": self._held}
@@ -88,6 +97,8 @@ class Housekeeping:
         else:
             self._orphans_seen.clear()
         await self._collect_garbage()
+        settings = self._service.tree.settings()
+        self._store.set_reserve(settings["reserve_max_bytes"], settings["reserve_percent"])
         if self._loop.time() >= self._next_strays_s:
             self._next_strays_s = self._loop.time() + STRAY_PERIOD_S
             await self._collect_strays()
@@ -119,10 +130,8 @@ class Housekeeping:
         tree = self._service.tree
         age_ns = tree.settings()["retention_s"] * 1_000_000_000
         until = tree.index_at(TimeNs(max(0, time.time_ns() - age_ns)))
-        if self._service.witness:
-            return until  # what fills its disk is not content
-        usage = self._store.usage()
-        if usage.free * 100 < usage.total * SHORT_PERCENT:
+        copies = tree.settings()["replicas"]
+        if self._loop.time() >= self._room_comes_s and is_short(self._states(), copies):
             # A tenth of what is kept, each round, until there is room again or nothing left.
             floor = tree.history_floor
             kept = tree.applied_index - floor
@@ -172,6 +181,7 @@ class Housekeeping:
         garbage = tree.garbage_blobs(GARBAGE_PER_ROUND)
         self._candidates.update(info.blob for info in garbage)
         if garbage and self._service.driver.replica.is_leader:
+            self._room_comes_s = self._loop.time() + ROOM_COMES_S
             await self._propose(ForgetBlobs(tuple(info.blob for info in garbage)))
         gone = [blob for blob in sorted(self._candidates) if not self._is_known(blob)]
         self._candidates = {info.blob for info in tree.garbage_blobs(GARBAGE_PER_ROUND)}

@@ -33,6 +33,7 @@ from pydi_node.ids import NodeNumber, TimeNs
 from pydi_node.records import HOLE
 from pydi_node.replica import Replica, ReplicaConfig
 from pydi_node.runtime.admission import Admission
+from pydi_node.runtime.compacting import Compacting
 from pydi_node.runtime.datadir import DataDir, Identity
 from pydi_node.runtime.descriptors import DescriptorServer
 from pydi_node.runtime.discovery import Discovery
@@ -299,7 +300,7 @@ class _Node:
             lambda request: service.tree.blob(request.blob), service.replication.open_here
         )
         status = Status(service, server, peers)
-        housekeeping = Housekeeping(service, peers, store, server)
+        housekeeping = Housekeeping(service, peers, store, lambda: transfers.states(for_new=False))
         service.admin |= status.admin | peers.admin(service) | housekeeping.admin
         service.admin |= service.locking.admin | transfers.admin
         discovery = Discovery(
@@ -333,6 +334,7 @@ class _Node:
                     ("own store", own_store.run()),
                     ("repair", repairing.run()),
                     ("scrub", scrubbing.run()),
+                    ("compaction", Compacting(service).run()),
                     ("certificates", peers.renew_certificates(server)),
                 )
             ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from pydi_node.commands import CloneRange, Commit
+from pydi_node.commands import CloneRange, Commit, Compact
 from pydi_node.errors import FileError
 from pydi_node.records import FILE_SIZE_MAX, HOLE, Extent, Result, Touched
 from pydi_node.tree import extents
@@ -26,14 +26,7 @@ def commit(store: Store, command: Commit) -> Result:
     changes, size = _placed(inode, command)
     _check_blobs(store, command)
 
-    factor = store.factor_of(inode)
-    described = {info.blob: info for info in command.blobs}
-    for blob in sorted({extent.blob for extent in command.extents if extent.blob != HOLE}):
-        known = store.blob(blob)
-        if known is None:
-            store.add_blob(described[blob], factor)
-        else:
-            store.share_blob(known, factor)
+    _take_blobs(store, inode, command)
     store.amend(inode)
     cut = command.cut if command.cut is not None and command.cut < inode.size else None
     _rewrite(store, inode, changes, cut)
@@ -44,6 +37,20 @@ def commit(store: Store, command: Commit) -> Result:
         store.now_ns if command.mtime_ns is None else time_or_now(command.mtime_ns, store.now_ns)
     )
     drop_set_id_bits(inode, command.caller)
+    return Result(0, inode.attr(), Touched((inode.ino,)))
+
+
+def compact(store: Store, command: Compact) -> Result:
+    inode = require_inode(store, command.ino)
+    require_regular(inode)
+    if command.version != inode.version:
+        raise FileError(errno.ESTALE)
+    if any(e.blob == HOLE or e.offset + e.length > inode.size for e in command.extents):
+        raise FileError(errno.EINVAL)
+    _check_blobs(store, command)
+    _take_blobs(store, inode, command)
+    store.amend(inode)
+    _rewrite(store, inode, command.extents, None)
     return Result(0, inode.attr(), Touched((inode.ino,)))
 
 
@@ -106,7 +113,19 @@ def _placed(inode: Inode, command: Commit) -> tuple[Sequence[Extent], int]:
     return (extents.shift(changes, base) if base else changes), size
 
 
-def _check_blobs(store: Store, command: Commit) -> None:
+def _take_blobs(store: Store, inode: Inode, command: Commit | Compact) -> None:
+    """The tree knows the blobs that the command names, and how many copies the file asks for."""
+    factor = store.factor_of(inode)
+    described = {info.blob: info for info in command.blobs}
+    for blob in sorted({extent.blob for extent in command.extents if extent.blob != HOLE}):
+        known = store.blob(blob)
+        if known is None:
+            store.add_blob(described[blob], factor)
+        else:
+            store.share_blob(known, factor)
+
+
+def _check_blobs(store: Store, command: Commit | Compact) -> None:
     """FileError(EINVAL) unless every blob is known or described, alike, and long enough."""
     described = {info.blob: info for info in command.blobs}
     named = {extent.blob for extent in command.extents if extent.blob != HOLE}

@@ -47,6 +47,7 @@ _HANDLERS: Final[dict[type[Any], Callable[[Store, Any], Result]]] = {
     commands.SetNode: housekeeping.set_node,
     commands.SpreadFactors: factors.spread_factors,
     commands.SetToken: housekeeping.set_token,
+    commands.Compact: content.compact,
 }
 assert _HANDLERS.keys() | {ExpireSessions} == commands.COMMAND_CODES.keys()
 

@@ -355,6 +355,20 @@ class Queries(ABC):
                 return int(row[0])
         return self.settings()["replicas"]
 
+    def fragmented(self, after: Ino, rows: int, extents_min: int) -> tuple[list[Ino], Ino | None]:
+        """Files behind ``after`` with at least that many extents, out of the next ``rows`` extents,
+        and after which inode to go on; None at the end."""
+        found = self._connection.execute(
+            "SELECT ino, count(*) FROM (SELECT ino FROM extent WHERE ino > ? ORDER BY ino LIMIT ?)"
+            " GROUP BY ino ORDER BY ino",
+            (after, rows),
+        ).fetchall()
+        is_end = sum(count for _, count in found) < rows
+        if not is_end and len(found) > 1:
+            found.pop()  # may have more than were looked at: first of the next slice
+        inos = [Ino(ino) for ino, count in found if count >= extents_min]
+        return inos, None if is_end else Ino(found[-1][0])
+
     def has_refactor(self) -> bool:
         """Whether blobs may have another factor than asked: SpreadFactors sees to it."""
         row = self._ask("SELECT 1 FROM refactor LIMIT 1").fetchone()

@@ -177,6 +177,7 @@ _VALUE_OF: Final = {
         (commands.SetNode, _plain),
         (commands.SpreadFactors, _plain),
         (commands.SetToken, _plain),
+        (commands.Compact, _attr),
     )
 }
 assert sorted(_VALUE_OF) == sorted(COMMAND_CODES.values()), "every command has its value here"

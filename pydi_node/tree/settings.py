@@ -26,6 +26,9 @@ SETTINGS: Final[dict[str, Setting]] = {
     ),
     "repair_bytes_per_s": Setting(64 << 20, 1 << 20, 1 << 40, "how fast repair may copy, per node"),
     "replicas": Setting(2, 1, 8, "copies of every blob"),
+    "reserve_max_bytes": Setting(
+        512 << 20, 0, 1 << 50, "what stays free of each disk is never more than this"
+    ),
     "reserve_percent": Setting(5, 0, 50, "part of each disk that stays free"),
     "retention_s": Setting(7 * _DAY_S, 0, 3650 * _DAY_S, "how long replaced versions are kept"),
     "scrub_bytes_per_s": Setting(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pydi_node.blobs.placement import NodeState, can_take, choose
+from pydi_node.blobs.placement import NodeState, can_take, choose, is_short
 from pydi_node.ids import NodeNumber
 
 GIB = 1 << 30
@@ -50,6 +50,19 @@ def test_nodes_that_must_not_take_anything_get_nothing() -> None:
     ]  # fmt: skip
     for first in range(1, 6):
         assert choose(nodes, 6, NodeNumber(first), exclude={NodeNumber(5)}) == [6]
+
+
+def test_short_when_not_all_copies_will_find_room() -> None:
+    """One full node of three is no reason to forget history, two are; those that take nothing
+    anyway don't count, and with fewer nodes than copies all of them must have room."""
+    full = {"free_bytes": 1 * GIB, "total_bytes": 100 * GIB}
+    assert not is_short([node(1), node(2), node(3, **full)], 2)
+    assert is_short([node(1), node(2, **full), node(3, **full)], 2)
+    assert not is_short([node(1), node(2), node(3, **full)], 1)
+    assert is_short([node(1), node(2, draining=True), node(3, **full)], 2)
+    assert not is_short([node(1), node(2, up=False)], 2)
+    assert is_short([node(1, **full)], 2)
+    assert not is_short([], 2)
 
 
 def test_a_blob_that_does_not_fit_is_not_placed() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from pydi_node.blobs.placement import NodeState
 from pydi_node.blobs.store import BlobStore
 from pydi_node.commands import ROOT_CALLER, Command, Commit, Create
 from pydi_node.consensus import codec
@@ -66,10 +67,14 @@ class Inner:
         self.peers.driver = self.driver
         self.service = Service(self.driver, self.store, ONE, token.cluster)
         self.service.locking = Locking(self.peers, ONE)
-        self.housekeeping = Housekeeping(self.service, self.peers, self.store, cast(Any, None))
+        self.housekeeping = Housekeeping(self.service, self.peers, self.store, self._states)
+        self.free_percent = 50  # of the disk, as the house-keeping sees it
         self.session = Session(1, Role.MOUNT, "test", {})
         self.service.begin(self.session)
         raft.campaign()
+
+    def _states(self) -> list[NodeState]:
+        return [NodeState(ONE, True, False, False, 0, self.free_percent, 100, 0)]
 
     async def __aenter__(self) -> Inner:
         self.driver.start()

@@ -137,6 +137,53 @@ def test_history_within_retention_is_kept(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
+def test_history_makes_room_before_its_time(tmp_path: Path) -> None:
+    """When space runs out the oldest history goes first, whatever its age, until its content is
+    deleted; what is present stays, and nothing goes while there is room."""
+
+    async def scenario(inner: Inner) -> None:
+        _, old = await inner.file(b"old", b"old")
+        kept_from = inner.service.tree.applied_index
+        await inner.execute(Unlink(ROOT_CALLER, ROOT_INO, b"old"))
+        _, kept = await inner.file(b"kept", b"kept")
+        for _ in range(3):
+            await inner.housekeeping.round()
+        assert inner.service.tree.history_floor < kept_from
+        inner.free_percent = 1
+        floors = []
+        for _ in range(400):
+            await inner.housekeeping.round()
+            floors.append(inner.service.tree.history_floor)
+            if not inner.store.has(old.blob):
+                break
+            await asyncio.sleep(0.01)
+        assert not inner.store.has(old.blob)
+        assert inner.store.read(kept.blob, 0, 10) == b"kept"
+        assert floors == sorted(floors)
+        # The room that this makes is waited for before more history goes.
+        await inner.housekeeping.round()
+        await inner.housekeeping.round()
+        assert inner.service.tree.history_floor == floors[-1]
+
+    run(tmp_path, scenario)
+
+
+def test_the_reserve_is_a_setting(tmp_path: Path) -> None:
+    """More of the disk is kept free as soon as somebody says so."""
+
+    async def scenario(inner: Inner) -> None:
+        await inner.housekeeping.round()
+        before = inner.store.usage()
+        await inner.execute(SetSetting("reserve_max_bytes", str(1 << 50)))
+        await inner.execute(SetSetting("reserve_percent", "50"))
+        await inner.housekeeping.round()
+        after = inner.store.usage()
+        kept = before.total // 2 - min(512 << 20, before.total * 5 // 100)
+        assert after.free <= max(0, before.free - kept) + (64 << 20)
+
+    run(tmp_path, scenario)
+
+
 def test_strays_are_deleted_only_when_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sealed blob that no commit names: kept while a commit may be on its way, then deleted; a
     named one of any age stays."""

@@ -266,3 +266,39 @@ def test_any_order_of_many_changes_is_quick() -> None:
     """64 Ki changes backwards: one at a time this would take minutes and stop every node."""
     changes = [Extent(2 * i, 3, BlobId(i + 1), 0) for i in reversed(range(65536))]
     assert len(extents.splice([], changes)) == 65536
+
+
+def test_compact_changes_pieces_and_nothing_else(fs: Driver) -> None:
+    """Version, times and size stay, the past still names the old blobs; it is refused when the file
+    was changed meanwhile, or when a range would make the file longer."""
+    ino = fs.create(b"f")
+    fs.write(ino, extent(0, 10, 1), extent(10, 10, 2), extent(20, 10, 3))
+    before, index = fs.tree.getattr(ino), fs.index
+    joined = (extent(0, 20, 4),)
+    stale = c.Compact(ino, LogIndex(before.version - 1), joined, (blob_info(4),))
+    assert fs.errno(stale) == errno.ESTALE
+    longer = c.Compact(ino, before.version, (extent(0, 31, 4),), (blob_info(4),))
+    assert fs.errno(longer) == errno.EINVAL
+    nothing = c.Compact(ino, before.version, (extent(0, 5, 0),), ())
+    assert fs.errno(nothing) == errno.EINVAL
+    after = fs.ok(c.Compact(ino, before.version, joined, (blob_info(4),)))
+    assert after._replace(changed=before.changed) == before
+    assert fs.extents(ino) == [extent(0, 20, 4), extent(20, 10, 3)]
+    assert fs.extents(ino, index) == [extent(0, 10, 1), extent(10, 10, 2), extent(20, 10, 3)]
+    assert [version.attr.version for version in fs.tree.versions_of(ino)][-1] == before.version
+
+
+def test_files_in_many_pieces_are_found(fs: Driver) -> None:
+    """All of them, however small the slices in which the tree is looked through."""
+    inos = [fs.create(b"%d" % number) for number in range(6)]
+    for number, ino in enumerate(inos):
+        count = 5 if number % 2 else 2
+        fs.write(ino, *[extent(at * 20, 10, number + 1) for at in range(count)])
+    for rows in (1, 2, 3, 7, 100):
+        found: list[int] = []
+        after: Ino | None = Ino(0)
+        while after is not None:
+            some, after = fs.tree.fragmented(after, rows, min(rows, 5))
+            found += some
+        assert set(inos[1::2]) <= set(found), rows
+    assert fs.tree.fragmented(Ino(0), 100, 5) == (inos[1::2], None)

@@ -64,6 +64,7 @@ COMMANDS: dict[type[Any], commands.Command] = {
         commands.SetNode(NodeNumber(3), "host:1234", "up", False),
         commands.SpreadFactors(100),
         commands.SetToken(b"12345678", True, b"/a", 9, 8, "of a camera", False),
+        commands.Compact(Ino(7), LogIndex(3), (Extent(0, 5, BLOB, 0),), (INFO,)),
     )
 }
 
@@ -78,6 +79,7 @@ RESULT_VALUES: dict[type[Any], Any] = {
     commands.ForgetBlobs: 1, commands.ExpireSessions: 0, commands.SetNode: None,
     commands.SpreadFactors: (100, True),
     commands.SetToken: None,
+    commands.Compact: ATTR,
 }  # fmt: skip
 
 FILE = FileVersion(ATTR, (Extent(0, 5, BLOB, 0),), (INFO,))
