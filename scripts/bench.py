@@ -6,6 +6,8 @@
     scripts/bench --cluster N             committed creates a second of N nodes, --clients M
     scripts/bench --walk N                N files listed and walked through a mount of its own, and
                                           the memory of both daemons
+    scripts/bench --repair                content between three nodes against cp, and the time to
+                                          full replication after the loss of one of them
     scripts/bench --mount                 a node and a mount of its own against a plain directory on
                                           the same disk, then the memory of both daemons under load
 
@@ -372,6 +374,25 @@ def measure_walk(work: Path, driver: str, count: int) -> None:
             emit_memory(pids, f"after {name}")
 
 
+def measure_repair(work: Path, files: int, file_bytes: int) -> None:
+    """Transfer between nodes and cp turn by turn on the same disk; then the loss of a node."""
+    import bench_repair  # only now: a plain directory is measured without PyDi
+    from bench_cluster import running
+
+    large = 4
+    each = max(MIB, file_bytes // large)
+    inside = Path(tempfile.mkdtemp(prefix="r", dir=work))
+    with running(inside, 3, started) as directories:
+        seconds = asyncio.run(bench_repair.transfer(directories, large, each))
+        moved = Figure(large * each, seconds, "MiB/s")
+        emit_figure("content from node to node, durable", inside, moved)
+        plain = Figure(large * each, bench_repair.copied(work, large, each), "MiB/s")
+        emit_figure("cp and fdatasync on the same disk", work, plain)
+        emit(name="node to node / cp", ratio=round(moved.rate / plain.rate, 2))
+        seconds, held = asyncio.run(bench_repair.repair(directories, files))
+        emit_figure("blobs made whole after a node's loss", inside, Figure(held, seconds, "ops/s"))
+
+
 # --- command line --------------------------------------------------------------------------------
 
 
@@ -398,6 +419,8 @@ def parse_arguments() -> argparse.Namespace:
                         help="measure committed creates of N nodes")  # fmt: skip
     parser.add_argument("--walk", type=int, default=0, metavar="N",
                         help="measure listing and walking N files")  # fmt: skip
+    parser.add_argument("--repair", action="store_true",
+                        help="measure transfer and repair between three nodes")  # fmt: skip
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16], metavar="M",
                         help="with --cluster: clients at a time (default 1 16)")  # fmt: skip
     parser.add_argument("--creates", type=int, default=2000,
@@ -418,9 +441,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--load-size", type=parse_size, default=3 * GIB, metavar="SIZE",
                         help="with --mount: size of the file streamed for them")  # fmt: skip
     arguments = parser.parse_args()
-    kinds = (arguments.directory, arguments.mount, arguments.cluster, arguments.walk)
+    kinds = (
+        arguments.directory, arguments.mount, arguments.cluster, arguments.walk, arguments.repair,
+    )  # fmt: skip
     if sum(map(bool, kinds)) != 1:
-        parser.error("give one of DIR, --mount, --cluster and --walk")
+        parser.error("give one of DIR, --mount, --cluster, --walk and --repair")
     for directory in filter(None, (arguments.directory, arguments.against, arguments.work)):
         if not directory.is_dir():
             parser.error(f"{directory} is not a directory")
@@ -445,6 +470,9 @@ def main() -> None:
             return
         if arguments.walk:
             measure_walk(work, arguments.driver, arguments.walk)
+            return
+        if arguments.repair:
+            measure_repair(work, arguments.files, arguments.file_size)
             return
         with node_and_mount(work, arguments.driver) as (mount, pids):
             measure([mount, plain], sizes, arguments.rounds)

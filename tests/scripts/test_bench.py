@@ -76,3 +76,17 @@ def test_walk(tmp_path: Path) -> None:
     ]
     assert sum(line["name"] == "memory" for line in lines) == 6
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_repair(tmp_path: Path) -> None:
+    """--repair prints the transfer, cp beside it, their ratio, and the repair after a loss."""
+    lines = bench("--repair", "--work", tmp_path, "--files", "40", "--file-size", "8M")
+    assert [line["name"] for line in lines] == [
+        "content from node to node, durable",
+        "cp and fdatasync on the same disk",
+        "node to node / cp",
+        "blobs made whole after a node's loss",
+    ]
+    assert all(line.get("rate", line.get("ratio", 0)) > 0 for line in lines)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,1 @@
+"""A cluster that is used while one node at a time is killed and its disk damaged."""
