@@ -76,6 +76,10 @@ class OpenFile:
         """The cluster may have a newer version than this."""
         self._changes_heard += 1
 
+    def is_newest(self) -> None:
+        """Whatever was heard: this is the version to show."""
+        self._changes_seen = self._changes_heard
+
     @property
     def dirty(self) -> bool:
         return self._content.dirty

@@ -143,20 +143,20 @@ class PastVfs(Vfs):
 
     # --- files ------------------------------------------------------------------------------------
 
-    async def open(self, caller: Caller, ino: Ino, flags: int) -> int:
+    async def _open(self, caller: Caller, ino: Ino, flags: int) -> tuple[int, FileVersion]:
         if not is_past(ino):
-            return await super().open(caller, ino, flags)
+            return await super()._open(caller, ino, flags)
         if flags & O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise FileError(errno.EROFS)
         if ino in (_DOOR_INO, _AT_INO):
             raise FileError(errno.EISDIR)
         real, at = self._origin(ino)
         version: FileVersion = await self.client.call(GetFile(real, at))
+        version = version._replace(attr=self._shown(version.attr, at))
         file = self._files.get(ino)
         if file is None:
-            version = version._replace(attr=self._shown(version.attr, at))
             file = self._files[ino] = self._file_of(version)
-        return self._new_handle(file, flags, caller)
+        return self._new_handle(file, flags, caller), version
 
     async def copy_file_range(
         self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int
@@ -182,7 +182,7 @@ class PastVfs(Vfs):
         super()._reset()
         for ino, file in self._files.items():
             if is_past(ino):
-                file.stale = False  # what was stays as it was
+                file.is_newest()  # what was stays as it was
 
     async def _tell_open(self, ino: Ino) -> None:
         if not is_past(ino):
