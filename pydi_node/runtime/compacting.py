@@ -16,7 +16,7 @@ import time
 
 from pydi_node.blobs.compaction import EXTENTS_MIN, plan
 from pydi_node.commands import Compact
-from pydi_node.errors import BlobError, FileError, NoSpaceError, PydiError
+from pydi_node.errors import BlobError, PydiError
 from pydi_node.ids import Ino
 from pydi_node.records import BlobInfo, Extent, FileVersion
 from pydi_node.runtime.service import Service
@@ -77,7 +77,7 @@ class Compacting:
                 position += length
             command = Compact(ino, version.attr.version, tuple(extents), (info,))
             result = await self._service.housekeep(command, self._loop.time() + DEADLINE_S)
-        except (FileError, BlobError, NoSpaceError, PydiError, OSError) as exc:
+        except (PydiError, OSError) as exc:
             _log.info("ino=%d: stays in many pieces for now: %s", ino, exc)
             return False
         if result.errno:

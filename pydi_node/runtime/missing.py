@@ -18,6 +18,7 @@ from pydi_node.tree.queries import inodes_naming, inodes_that_named
 
 BLOBS_MAX = 512  # looked for; with more of them a person needs no longer list
 PATHS_MAX = 100
+PATH_SHOWN_MAX = 1000  # characters; all together fit into one answer
 SEARCH_MAX_S = 0.5  # of a status; some two million rows
 _STEPS_PER_LOOK = 10_000  # of SQLite's machine, between two looks at the clock: below 1 ms
 
@@ -48,7 +49,8 @@ async def missing_paths(tree: Tree, blobs: Sequence[BlobId]) -> list[str]:
             continue  # forgotten meanwhile
         if path is not None and path not in paths:
             paths.append(path + b" (an older version)")
-    return [path.decode(errors="backslashreplace") for path in paths[:PATHS_MAX]]
+    shown = [path.decode(errors="backslashreplace") for path in paths[:PATHS_MAX]]
+    return [path[:PATH_SHOWN_MAX] for path in shown]
 
 
 def _search(file: str, blobs: tuple[BlobId, ...]) -> tuple[list[Ino], list[tuple[Ino, LogIndex]]]:

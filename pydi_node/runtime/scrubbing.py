@@ -61,8 +61,10 @@ class Scrubbing:
     async def run(self) -> None:
         try:
             while True:
-                settings = self._service.tree.settings()
-                if scrub.is_due(self._progress, time.time_ns(), settings["scrub_period_s"]):
+                period_s = self._service.tree.settings()["scrub_period_s"]
+                # A pass over nothing would put the first real one off by a whole period.
+                is_due = scrub.is_due(self._progress, time.time_ns(), period_s)
+                if is_due and self._total().blobs:
                     self._progress = scrub.begin(self._progress, time.time_ns(), hurry=False)
                 if self._progress.current is None or not await self._read_some():
                     await asyncio.sleep(LOOK_PERIOD_S)

@@ -58,7 +58,10 @@ def spread_factors(store: Store, command: SpreadFactors) -> Result:
 
 
 def _settle(store: Store, inode: Inode) -> None:
-    """The blobs of a file have the number that is asked for where it is."""
+    """The blobs of a file have the number that is asked for where it is. What was removed keeps the
+    number that it had: it may come back."""
+    if inode.nlink == 0:
+        return
     factor = store.factor_of(inode)
     for blob_id, count in Counter(s.extent.blob for s in store.extents(inode.ino)).items():
         blob = store.blob(blob_id)

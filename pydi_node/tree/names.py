@@ -399,7 +399,8 @@ def _lose_name(store: Store, victim: Inode) -> None:
         victim.parent = _NO_PARENT
     else:
         victim.nlink -= 1
-        store.note_moved(victim)
+        if victim.nlink > 0:
+            store.note_moved(victim)
     if victim.nlink == 0:
         store.add_orphan(victim.ino, linkable=False)
 

@@ -343,7 +343,9 @@ def test_nobody_left_to_ask_is_told_by_number(make_node: MakeNode) -> None:
         with pytest.raises(BlobMissingError, match=f"node {holder}: not reachable"):
             read(client, b"f")
         assert time.monotonic() - started_s < QUICK_S
+    assert f"node {holder}: not reachable" in nodes[1].log_text()
     wait_until(lambda: status(nodes[1])["blobs"]["missing"] == 1, "status tells it")
+    assert status(nodes[1])["blobs"]["missing_paths"] == ["/f"]
     nodes[0].start()
     with nodes[1].connect() as client:
         wait_until(lambda: read_or_none(client, b"f") == b"content", "it can be read again", 60)

@@ -78,6 +78,23 @@ def test_what_is_there_follows(fs: Driver) -> None:
     assert factor(fs, 7) == 0
 
 
+def test_what_is_removed_keeps_its_number(fs: Driver) -> None:
+    """Whatever the cluster's is: history comes back as safe as it was. A name less is no removal:
+    then the oldest of those that are left decides."""
+    rich, poor = fs.mkdir(b"rich"), fs.mkdir(b"poor")
+    ask(fs, rich, 3)
+    ask(fs, poor, 1)
+    ino, linked = fs.create(b"f", rich), fs.create(b"g", rich)
+    fs.write(ino, extent(0, 10, 1))
+    fs.write(linked, extent(0, 10, 2))
+    fs.ok(c.Link(ROOT, linked, Ino(poor), b"g"))
+    for name in (b"f", b"g"):
+        fs.ok(c.Unlink(ROOT, Ino(rich), name))
+    ask(fs, rich, 4)
+    spread(fs)
+    assert (factor(fs, 1), factor(fs, 2)) == (3, 1)
+
+
 def test_shared_content_gets_the_largest_number(fs: Driver) -> None:
     """A clone in a directory that asks for less takes no copy away; one that asks for more adds."""
     low, high = fs.mkdir(b"low"), fs.mkdir(b"high")
