@@ -221,9 +221,12 @@ class Chaos:
             elif content:
                 damaged = bytearray(content)
                 damaged[self._dice.randrange(len(content))] ^= 1 << self._dice.randrange(8)
-                path.chmod(0o600)
-                path.write_bytes(damaged)
-                path.chmod(0o400)
+                # Another file in its place: whoever has the good one open, or mapped into the
+                # kernel, goes on reading that, as nobody could protect it from its own disk.
+                fresh = path.with_name(f".{path.name}")
+                fresh.write_bytes(damaged)
+                fresh.chmod(0o400)
+                fresh.replace(path)
         return hurt[0], hurt[1]
 
     def _safe(self, files: Sequence[Path], number: int, helper: NodeProcess) -> list[Path]:
