@@ -14,6 +14,7 @@ from pydi_node import commands as c
 from pydi_node.ids import INT64_MAX, ROOT_INO, BlobId, Ino, LogIndex, TimeNs
 from pydi_node.records import Attr, BlobInfo, Extent, Touched
 from pydi_node.tree import extents
+from pydi_node.tree.queries import inodes_naming, inodes_that_named
 from tests.unit.tree.driver import ALICE, ROOT, Driver, blob, blob_info, extent
 
 
@@ -302,3 +303,21 @@ def test_files_in_many_pieces_are_found(fs: Driver) -> None:
             found += some
         assert set(inos[1::2]) <= set(found), rows
     assert fs.tree.fragmented(Ino(0), 100, 5) == (inos[1::2], None)
+
+
+def test_files_that_need_a_blob_are_found(fs: Driver) -> None:
+    """Those that name it now, and those of which an older version that is kept does, with the last
+    log index of that version."""
+    now, past, both, none = (fs.create(name) for name in (b"a", b"b", b"c", b"d"))
+    fs.write(now, extent(0, 10, 1))
+    fs.write(past, extent(0, 10, 1))
+    fs.write(both, extent(0, 10, 1), extent(10, 10, 2))
+    fs.write(none, extent(0, 10, 3))
+    last = fs.index
+    fs.write(past, extent(0, 10, 3))
+    fs.write(both, extent(10, 10, 3))
+    blobs = [blob(1), blob(2)]
+    assert inodes_naming(fs.connection, blobs, 10) == [now, both]
+    assert inodes_naming(fs.connection, blobs, 1) == [now]
+    assert inodes_that_named(fs.connection, blobs, 10) == [(past, last), (both, last + 1)]
+    assert inodes_that_named(fs.connection, [blob(3)], 10) == []
