@@ -1,7 +1,8 @@
 """Which files are hurt when content has no copy within reach: paths for ``pydi status``.
 
 The tree has no way from a blob to its files but to look at all of them. That is done beside the
-loop, on a connection of its own, and only while something is missing.
+loop, on a connection of its own, and only while something is missing. What was applied in the last
+moment may not be in the database's files yet: who asks again sees it.
 """
 
 from __future__ import annotations

@@ -68,11 +68,16 @@ House-keeping queries, always of now:
     tree.last_counter_of(node: NodeNumber) -> int         of the blobs that node named; 0: none
     tree.garbage_blobs(limit: int, after: BlobId = BlobId(0)) -> list[BlobInfo]
         No row of present or history names them: ForgetBlobs may drop them.
-    tree.blob_totals() -> list[BlobTotal]                 (holders, blobs, bytes), named blobs only
-    tree.blobs_held_by(holders: tuple[NodeNumber, ...], limit: int,
+    tree.blob_totals() -> list[BlobTotal]                 (holders, blobs, bytes, factor), named only
+    tree.blobs_held_by(holders: tuple[NodeNumber, ...], factor: int, limit: int,
                        after: BlobId = BlobId(0)) -> list[BlobInfo]
-        Named blobs with exactly these holders, ascending: with ``blob_totals``, how repair finds
-        what lacks copies without looking at every blob.
+        Named blobs with exactly these holders and this factor, ascending: with ``blob_totals``, how
+        repair finds what lacks copies without looking at every blob.
+    tree.copies_of(ino: Ino) -> int                       that new content of a file should have
+    tree.copies_of_blob(blob: BlobId) -> int              that it should have; FileError(ENOENT)
+    tree.has_refactor() -> bool                           whether SpreadFactors has something to do
+    tree.fragmented(after: Ino, rows: int, extents_min: int) -> tuple[list[Ino], Ino | None]
+        Files in many pieces among the next rows, and where to go on.
     tree.settings() -> dict[str, int]                     every known name, default or set
     tree.nodes() -> list[NodeInfo]                        ascending by number
     tree.counters() -> Counters                           (files, bytes) for statfs
