@@ -68,7 +68,7 @@ House-keeping queries, always of now:
     tree.last_counter_of(node: NodeNumber) -> int         of the blobs that node named; 0: none
     tree.garbage_blobs(limit: int, after: BlobId = BlobId(0)) -> list[BlobInfo]
         No row of present or history names them: ForgetBlobs may drop them.
-    tree.blob_totals() -> list[BlobTotal]                 (holders, blobs, bytes, factor), named only
+    tree.blob_totals() -> list[BlobTotal]                 holders, blobs, bytes, factor; named only
     tree.blobs_held_by(holders: tuple[NodeNumber, ...], factor: int, limit: int,
                        after: BlobId = BlobId(0)) -> list[BlobInfo]
         Named blobs with exactly these holders and this factor, ascending: with ``blob_totals``, how
