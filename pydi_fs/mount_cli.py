@@ -22,6 +22,7 @@ import importlib
 import json
 import logging
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -41,6 +42,7 @@ from pydi_fs.commands_connect import ways_of
 from pydi_fs.mount_config import CONFIG_FILE_NAME, OPTIONS, MountConfig
 from pydi_fs.mount_options import MountOptions
 from pydi_fs.mountpoints import Mounted, mounted_at, unmount
+from pydi_fs.vfs.blob_cache import BlobCache
 from pydi_fs.vfs.local_blobs import BlobSource
 from pydi_fs.vfs.past import PastVfs
 from pydi_fs.vfs.vfs import Vfs, VfsConfig
@@ -266,6 +268,7 @@ def serve(config: MountConfig, report: Report) -> int:
     """Mounts and serves until unmounted or told to stop; the exit code. UserError if it can't."""
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    _allow_many_descriptors()
     configure_logging(config.debug)
     config = check_mountpoint(config)
     binding_class = load_driver(config.driver)
@@ -287,7 +290,11 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report) -> int
     client = await _connect(config, about)
     vfs = PastVfs(
         client,
-        VfsConfig(Path(config.cache_dir) / "staging", config.cache_size, _blob_sources(config)),
+        VfsConfig(
+            Path(config.cache_dir) / "staging",
+            sources=_blob_sources(config),
+            cache=BlobCache(Path(config.cache_dir), config.cache_size),
+        ),
     )
     await vfs.start(client.is_connected)
     binding: Binding = binding_class(vfs, config.mountpoint, config.options)
@@ -373,6 +380,15 @@ async def _first(*waits: Any) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _allow_many_descriptors() -> None:
+    """Each file that the kernel reads by itself takes one here, as long as it is open."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as exc:
+        log.info("the number of descriptors stays limited: %s", exc)
 
 
 def configure_logging(debug: bool) -> None:

@@ -21,7 +21,7 @@ from pydi_node.errors import EXIT_USAGE, UserError
 DRIVERS = ("auto", "kernel", "fusepy")
 CONFIG_FILE_NAME = "mount.toml"  # looked for in the data directory when no other file is named
 
-CACHE_SIZE_DEFAULT = 32 << 20  # memory: read-ahead of several streams, and small files again
+CACHE_SIZE_DEFAULT = 2 << 30  # disk: a few working sets; not so much that a small disk notices
 CACHE_SIZE_MIN = 1 << 20
 # Longer than two leader elections of about 2 s; shorter than a person's patience.
 DEADLINE_DEFAULT_S = 10.0
@@ -50,9 +50,9 @@ class MountConfig:
     interface: str | None = None
     # One of DRIVERS.
     driver: str = "auto"
-    # Folder of staged writes and of the log of a mount in the background.
+    # Folder of staged writes, of content that was read, and of a background mount's log.
     cache_dir: str = ""
-    # Bytes of memory that content read from other machines may fill.
+    # Bytes of disk, below ``cache_dir``, that content read from other machines may fill.
     cache_size: int = CACHE_SIZE_DEFAULT
     # Seconds after which a file operation that cannot be answered fails.
     deadline_s: float = DEADLINE_DEFAULT_S
@@ -153,8 +153,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("interface", "interface", parse_interface, "ADDR",
            "address of the interface to find nodes through (all)"),
     Option("driver", "driver", _driver, "DRIVER", f"{' '.join(DRIVERS)} (auto)"),
-    Option("cache-dir", "cache_dir", str, "DIR", "folder for written content and the log"),
-    Option("cache-size", "cache_size", parse_size, "SIZE", "memory for remote content (32M)"),
+    Option("cache-dir", "cache_dir", str, "DIR", "folder for staged and fetched content, and log"),
+    Option("cache-size", "cache_size", parse_size, "SIZE", "disk for fetched content (2G)"),
     Option(
         "deadline", "deadline_s", _seconds, "SECONDS",
         f"an operation that can't be answered fails after this time ({DEADLINE_DEFAULT_S:g})",

@@ -109,6 +109,7 @@ PURE = (
     "pydi_fs/shell/completion.py",
     "pydi_fs/fuse/abi.py",
     "pydi_fs/fuse/codec.py",
+    "pydi_fs/fuse/nodeids.py",
 )
 # tls.py makes certificates and contexts, trust.py makes keys: chance is their subject.
 NOT_PURE = ("pydi_node/wire/tls.py",)

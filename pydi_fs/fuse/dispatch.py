@@ -547,11 +547,11 @@ class Dispatcher:
 
     async def _file_to_pass(self, ino: Ino, fh: int) -> LocalBlob | None:
         """The file that the kernel may read instead of asking us; not pinned."""
-        if self.passthrough is None or not self.nodeids.may_pass(ino):
+        after_s = self._passthrough_after_s
+        if self.passthrough is None or after_s is None or not self.nodeids.may_pass(ino):
             return None
         attr = self._vfs.getattr_nowait(ino)
-        assert self._passthrough_after_s is not None
-        if attr is None or time.time_ns() - attr.mtime_ns < self._passthrough_after_s * 1e9:
+        if attr is None or time.time_ns() - attr.mtime_ns < after_s * 1e9:
             return None
         return await self._vfs.local_file(fh)
 

@@ -11,6 +11,7 @@ import asyncio
 from collections import OrderedDict
 
 from pydi_fs.client import Client
+from pydi_fs.vfs.blob_cache import BlobCache
 from pydi_fs.vfs.local_blobs import LocalBlobs
 from pydi_node.errors import PydiError
 from pydi_node.ids import BlobId, blob_name
@@ -25,12 +26,20 @@ READ_AHEAD_CHUNKS = 4  # keeps the link busy; more only fills the cache with wha
 class BlobReader:
     """Chunks of blobs, fetched once. ``cache_bytes_max`` bounds what is kept.
 
-    local  files on this machine: what is there is neither fetched nor kept in memory.
+    local          files on this machine: what is there is neither fetched nor kept in memory.
+    cache_on_disk  is offered each chunk that was fetched.
     """
 
-    def __init__(self, client: Client, local: LocalBlobs, cache_bytes_max: int = 32 << 20) -> None:
+    def __init__(
+        self,
+        client: Client,
+        local: LocalBlobs,
+        cache_on_disk: BlobCache | None = None,
+        cache_bytes_max: int = 32 << 20,
+    ) -> None:
         self._client = client
         self._local = local
+        self._cache_on_disk = cache_on_disk
         self._cache_bytes_max = cache_bytes_max
         self._cache: OrderedDict[tuple[BlobId, int], bytes] = OrderedDict()
         self._cache_bytes = 0
@@ -79,7 +88,7 @@ class BlobReader:
             length = min(CHUNK_BYTES, info.size - offset)
             task = asyncio.get_running_loop().create_task(self._fetch(info, offset, length))
             self._fetching[key] = task
-            task.add_done_callback(lambda done: self._fetched(key, done))
+            task.add_done_callback(lambda done: self._fetched(info, index, done))
         return task
 
     async def _fetch(self, info: BlobInfo, offset: int, length: int) -> bytes:
@@ -88,13 +97,16 @@ class BlobReader:
             raise PydiError(f"blob {blob_name(info.blob)}: {len(data)} bytes instead of {length}")
         return data
 
-    def _fetched(self, key: tuple[BlobId, int], task: asyncio.Task[bytes]) -> None:
+    def _fetched(self, info: BlobInfo, index: int, task: asyncio.Task[bytes]) -> None:
+        key = (info.blob, index)
         del self._fetching[key]
         if task.cancelled() or task.exception() is not None:
             return  # whoever waits for it sees the error; read-ahead is only a hope
         data = task.result()
         self._cache[key] = data
         self._cache_bytes += len(data)
+        if self._cache_on_disk is not None:
+            self._cache_on_disk.offer(info, index, data)
         while self._cache_bytes > self._cache_bytes_max:
             self._cache_bytes -= len(self._cache.popitem(last=False)[1])
 

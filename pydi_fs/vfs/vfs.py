@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pydi_fs.client import Client
+from pydi_fs.vfs.blob_cache import BlobCache
 from pydi_fs.vfs.cache import ABSENT, NameCache
 from pydi_fs.vfs.local_blobs import BlobSource, LocalBlob, LocalBlobs
 from pydi_fs.vfs.open_file import OpenFile
@@ -94,14 +95,14 @@ OnInvalidate = Callable[
 class VfsConfig:
     """Options of a Vfs.
 
-    staging_dir       where written content waits, in files without a name
-    read_cache_bytes  memory for content that came over the network
-    sources           where files of blobs may be on this machine, the best first
+    staging_dir  where written content waits, in files without a name
+    sources      where files of blobs may be on this machine, the best first
+    cache        where content that came over the network is kept, and found again
     """
 
     staging_dir: Path
-    read_cache_bytes: int = 32 << 20
     sources: tuple[BlobSource, ...] = ()
+    cache: BlobCache | None = None
 
 
 @dataclass(slots=True)
@@ -127,8 +128,11 @@ class Vfs:
         self._clock = clock
         self._cache = NameCache()
         self._area = StagingArea(client, config.staging_dir)
-        self._local = LocalBlobs(config.sources)
-        self._reader = BlobReader(client, self._local, config.read_cache_bytes)
+        sources = config.sources if config.cache is None else (*config.sources, config.cache)
+        self._local = LocalBlobs(sources)
+        self._reader = BlobReader(client, self._local, config.cache)
+        if config.cache is not None:
+            config.cache.on_kept = self._local.forget_absence
         self._files: dict[Ino, OpenFile] = {}
         self._handles: dict[int, _Handle] = {}
         self._directories: dict[int, Ino] = {}

@@ -236,6 +236,24 @@ def test_a_young_file_shows_every_change(tmp_path: Path, world: World) -> None:
         plain.close()
 
 
+def test_a_machine_without_a_node(tmp_path: Path, world: World, file: Path) -> None:
+    """Content that was fetched once is passed through from the cache directory."""
+    far = MountProcess(tmp_path / "far", world.node.data_dir, "kernel", FLAGS)
+    at = far.arguments.index("--data-dir")
+    far.arguments[at : at + 2] = ["--node", world.node.address, "--token", world.node.token]
+    try:
+        far.start()
+        there = far.path / file.name
+        assert not passed_through(far, there)
+        wait_until(lambda: any((far.cache_dir / "blobs").rglob("*-*")), "it is kept")
+        assert passed_through(far, there)
+        assert there.read_bytes() == CONTENT
+        file.write_bytes(b"changed")
+        assert there.read_bytes() == b"changed"
+    finally:
+        far.close()
+
+
 def test_many_files(world: World) -> None:
     """More files than stay open at a time: each is read right, and none is held for ever."""
     folder = world.path / "many"

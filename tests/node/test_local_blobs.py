@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from pydi_fs.client import Client, node_on_this_machine
 from pydi_fs.client.descriptors import DescriptorClient
+from pydi_fs.vfs.blob_cache import BlobCache
 from pydi_fs.vfs.vfs import Vfs, VfsConfig
 from pydi_node.commands import ROOT_CALLER
 from pydi_node.errors import PydiError, errno_of
@@ -134,6 +135,27 @@ def test_a_dead_node_leaves_open_files_readable(node: NodeProcess, tmp_path: Pat
         assert await vfs._reader.read(info, 5, len(CONTENT) - 5, False) == CONTENT[5:]
         await client.close()
         await vfs.stop()
+
+    run(test())
+
+
+def test_fetched_content_is_kept_on_disk(node: NodeProcess, tmp_path: Path) -> None:
+    """A machine without a node fetches a file once, also when the mount is started again."""
+
+    async def test() -> None:
+        for is_kept in (False, True):
+            client = CountingClient([node_on_this_machine(node.data_dir)])
+            await client.connect()
+            cache = BlobCache(tmp_path / "cache", 64 << 20)
+            vfs = Vfs(client, VfsConfig(tmp_path, cache=cache))
+            await vfs.start()
+            if not is_kept:
+                await write(vfs, CONTENT)
+            for _ in range(2):
+                assert await read(vfs) == CONTENT
+            assert bool(client.sent[BlobRead]) is not is_kept
+            await vfs.stop()
+            await client.close()
 
     run(test())
 

@@ -6,6 +6,7 @@ import array
 import asyncio
 import errno
 import os
+import resource
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,30 @@ def test_a_node_that_breaks_the_protocol_is_left(tmp_path: Path, file: Path, kin
 
     assert ask(tmp_path, reply) == [None]
     assert open_fds() == before
+
+
+def test_without_a_free_descriptor_it_is_none(tmp_path: Path, file: Path) -> None:
+    """The process may open no more: no file, no complaint about the node, and the connection stays
+    for the time when it may again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def when_full(peer: socket.socket, request: FileRequest) -> None:
+        giving(file)(peer, request)
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+
+    def when_free(peer: socket.socket, request: FileRequest) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        giving(file)(peer, request)
+
+    try:
+        none, fd = ask(tmp_path, when_full, when_free)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert none is None
+    assert fd is not None
+    os.close(fd)
 
 
 def test_a_node_that_dies_is_none(tmp_path: Path) -> None:

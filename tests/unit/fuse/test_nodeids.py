@@ -44,7 +44,8 @@ class Kernel:
             second = bool(nodeid & SECOND)
             if not self.ids.may_open(ino, second, writes):
                 continue
-            wanted = None if writes or not self.ids.may_pass(ino) else backing
+            # Also where `may_pass` says no: that may change while the file is looked for.
+            wanted = None if writes else backing
             verdict = self.ids.opened(ino, second, self.last_fh, wanted)
             if verdict is Verdict.STALE:
                 continue
