@@ -140,6 +140,7 @@ def publish(runs: list[report.Run], output: Path) -> None:
     """Table and chart of runs of one kind, under that kind's name."""
     kind = runs[0]["kind"]
     text = {"comparison": report.table, "growth": growth.table}[kind](runs)
+    output.mkdir(parents=True, exist_ok=True)
     (output / f"{kind}.md").write_text(text)
     {"comparison": report.chart, "growth": growth.chart}[kind](runs, output / f"{kind}.svg")
     print(text)
@@ -170,13 +171,6 @@ def say(text: str) -> None:
     print(f"compare: {elapsed:6.1f} s  {text}", file=sys.stderr, flush=True)
 
 
-def positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 100:
-        raise argparse.ArgumentTypeError("more than 0, at most 100")
-    return value
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/compare",
@@ -187,7 +181,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=KEYS, default=KEYS, metavar="ROW",
                         help="these and those that make their files, of: "
                         + " ".join(KEYS))  # fmt: skip
-    parser.add_argument("--scale", type=positive, default=1.0,
+    parser.add_argument("--scale", type=work.parse_scale, default=1.0,
                         help="how much work (default 1: 1000 small files, ...)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
     parser.add_argument("--durability", choices=["safe", "packaged"], default="safe",

@@ -217,7 +217,7 @@ FIGURES = (
 
 
 def table(runs: Sequence[report.Run]) -> str:
-    lines = [report.machine(run) for run in runs]
+    lines = [f"- {report.machine(run)}" for run in runs]
     for axis, points in _by_axis(runs):
         lines += ["", f"| by {axis} | {' | '.join(str(point['size']) for point in points)} |"]
         lines.append("|---" * (len(points) + 1) + "|")

@@ -177,7 +177,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rows", nargs="+", choices=KEYS, default=KEYS, metavar="ROW",
                         help=f"of {' '.join(KEYS)} (default: all)")  # fmt: skip
-    parser.add_argument("--scale", type=float, default=0.2,
+    parser.add_argument("--scale", type=work.parse_scale, default=0.2,
                         help="how much work, as for compare (default %(default)g)")  # fmt: skip
     parser.add_argument("--syscalls", action="store_true",
                         help="count system calls (strace) instead of sampling")  # fmt: skip

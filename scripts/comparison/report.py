@@ -17,6 +17,8 @@ from scripts.comparison.work import MIB, ROWS, Row
 FIRST = ("pydi-2", "pydi-3")  # whose rates the others are compared with
 MARKERS = {"pydi-2": "o", "pydi-3": "s", "gluster": "^", "moosefs": "v", "plain": "x"}
 
+KINDS = ("comparison", "growth")
+
 Run = dict[str, Any]
 
 
@@ -27,7 +29,7 @@ def load(paths: Sequence[Path]) -> list[Run]:
         try:
             run = json.loads(path.read_text())
             nature = (run["kind"], run["scale"])
-            fits = not runs or nature == (runs[0]["kind"], runs[0]["scale"])
+            fits = nature[0] in KINDS if not runs else nature == (runs[0]["kind"], runs[0]["scale"])
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise SystemExit(f"compare: {path} is no run of scripts/compare: {exc}") from exc
         if not fits:
@@ -38,10 +40,8 @@ def load(paths: Sequence[Path]) -> list[Run]:
 
 def table(runs: Sequence[Run]) -> str:
     """Everything about these runs that a reader should know, in Markdown."""
-    return "\n".join([
-        *_machine(runs), "", *_systems(runs), "", *_rates(runs), "", *_costs(runs), "",
-        *_pauses(runs), "",
-    ])  # fmt: skip
+    parts = (_machine, _systems, _rates, _costs, _pauses)
+    return "\n\n".join(text for part in parts if (text := "\n".join(part(runs)))) + "\n"
 
 
 def chart(runs: Sequence[Run], path: Path) -> None:
@@ -96,9 +96,9 @@ def machine(run: Run) -> str:
 
 def _machine(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
-        yield f"Scale {run['scale']:g}, rounds: {run['rounds']}. {machine(run)}"
+        yield f"- Scale {run['scale']:g}, rounds: {run['rounds']}. {machine(run)}"
         if run["skipped"]:
-            yield "Left out: " + "; ".join(f"{k}: {v}" for k, v in run["skipped"].items()) + "."
+            yield "  Left out: " + "; ".join(f"{k}: {v}" for k, v in run["skipped"].items()) + "."
 
 
 def _systems(runs: Sequence[Run]) -> Iterator[str]:

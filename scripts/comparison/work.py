@@ -394,6 +394,14 @@ ROWS = (
 )  # fmt: skip
 
 
+def parse_scale(text: str) -> float:
+    """The argument of ``--scale``, for argparse."""
+    value = float(text)
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError("more than 0, at most 100")
+    return value
+
+
 def command_line(row: Row, directory: Path, sources: Path, scale: float) -> list[str]:
     """Runs this file for one row; ``-I`` keeps this checkout's modules out of it."""
     place = (str(directory), str(sources), str(scale))
