@@ -118,12 +118,12 @@ class PastVfs(Vfs):
         value: bytes = await self.client.call(GetXattr(real, name, at))
         return value
 
-    async def listxattr(self, ino: Ino) -> list[bytes]:
+    async def _xattr_names(self, ino: Ino) -> tuple[bytes, ...]:
         if not is_past(ino):
-            return await super().listxattr(ino)
+            return await super()._xattr_names(ino)
         if ino in (_DOOR_INO, _AT_INO):
-            return []
-        return list(await self.client.call(ListXattr(*self._origin(ino))))
+            return ()
+        return tuple(await self.client.call(ListXattr(*self._origin(ino))))
 
     # --- directories ------------------------------------------------------------------------------
 
