@@ -34,9 +34,11 @@ from pydi_node.ids import (
     Term,
     TimeNs,
 )
+from pydi_node.leases import HOLDER_S, Grant, Renew
 from pydi_node.records import Result, Touched
 
 FORWARDS_PER_MESSAGE_MAX = 1024  # with the byte bound below; bounds what one frame can claim
+LEASE_MAX_US = int(HOLDER_S * 1_000_000)
 FORWARD_BYTES_MAX = 1 << 20  # of commands in one message; one larger command goes alone
 
 
@@ -45,6 +47,8 @@ class Now(NamedTuple):
 
     mono_s: float  # monotonic seconds, any origin; deadlines count in it
     time_ns: TimeNs  # wall clock; what commands are stamped with
+    # Seconds since the machine started, its sleep included; leases count in it.
+    uptime_s: float
 
 
 # --- events -------------------------------------------------------------------------------------
@@ -79,6 +83,22 @@ class Read(NamedTuple):
 
     request: int
     deadline_s: float
+
+
+class Settle(NamedTuple):
+    """Reply to ``request`` when everybody who may answer from a cache has dropped what the entries
+    up to ``index`` changed: what a read here has seen of them, no other one misses any more."""
+
+    request: int
+    # applied here
+    index: LogIndex  # type: ignore[assignment]  # hides tuple.index, as in Entry
+    deadline_s: float
+
+
+class Dropped(NamedTuple):
+    """Nobody who relies on this node answers out of a state older than ``index`` any more."""
+
+    index: LogIndex  # type: ignore[assignment]  # as above
 
 
 class Persisted(NamedTuple):
@@ -172,9 +192,9 @@ class SnapshotPartial(NamedTuple):
 
 
 Event = (
-    Tick | FromPeer | Propose | Read | Persisted | DiskFull | AddMember | RemoveMember | Leave
-    | SnapshotTaken | SnapshotFailed | SnapshotBytes | SnapshotWritten | SnapshotInstalled
-    | SnapshotRefused | SnapshotPartial
+    Tick | FromPeer | Propose | Read | Settle | Dropped | Persisted | DiskFull | AddMember
+    | RemoveMember | Leave | SnapshotTaken | SnapshotFailed | SnapshotBytes | SnapshotWritten
+    | SnapshotInstalled | SnapshotRefused | SnapshotPartial
 )  # fmt: skip
 
 
@@ -205,10 +225,10 @@ class Reply(NamedTuple):
 
 
 class Push(NamedTuple):
-    """Caches drop these before anyone relies on the change."""
+    """Caches drop these before anyone relies on the change; Dropped says that they have."""
 
     # (client, serial) of the command with each: whoever gets its answer needs no push.
-    touched: Sequence[tuple[ClientId, Serial, Touched]]
+    touched: Sequence[tuple[LogIndex, ClientId, Serial, Touched]]
 
 
 class Cut(NamedTuple):
@@ -302,10 +322,10 @@ class Resign(NamedTuple):
     to: NodeNumber
 
 
-PeerMessage = Message | Forward | Refuse | Enlist | Resign
+PeerMessage = Message | Forward | Refuse | Enlist | Resign | Renew | Grant
 
 # Codes of our own messages on the wire; consensus' codec keeps 1 .. 63 for its own.
-_FORWARD, _REFUSE, _ENLIST, _RESIGN = 64, 65, 66, 67
+_FORWARD, _REFUSE, _ENLIST, _RESIGN, _RENEW, _GRANT = 64, 65, 66, 67, 68, 69
 
 
 def encode_peer_message(message: PeerMessage) -> tuple[Any, ...]:
@@ -319,6 +339,10 @@ def encode_peer_message(message: PeerMessage) -> tuple[Any, ...]:
             return (_ENLIST, sender, to)
         case Resign(sender, to):
             return (_RESIGN, sender, to)
+        case Renew():
+            return (_RENEW, *message)
+        case Grant():
+            return (_GRANT, *message)
         case _:
             return codec.encode(message)
 
@@ -358,11 +382,33 @@ def _read_refuse(sender: NodeNumber, to: NodeNumber, rest: Sequence[Any]) -> Ref
     return Refuse(sender, to, reason, tuple(_key(key) for key in _array(rest[1])))
 
 
+def _read_renew(sender: NodeNumber, to: NodeNumber, rest: Sequence[Any]) -> Renew:
+    term, session, asked_us, heard_us, dropped = (_integer(f, INT64_MAX, 0) for f in rest[:5])
+    if type(rest[5]) is not bool:
+        raise RemoteProtocolError("replica: not a boolean")
+    return Renew(
+        sender, to, Term(term), session, asked_us, heard_us, LogIndex(dropped), rest[5]
+    )  # fmt: skip
+
+
+def _read_grant(sender: NodeNumber, to: NodeNumber, rest: Sequence[Any]) -> Grant:
+    term, session, asked_us, stamp_us, valid_us, released = (
+        _integer(field, INT64_MAX, 0) for field in rest
+    )
+    if valid_us > LEASE_MAX_US:
+        raise RemoteProtocolError("replica: a lease that never ends")
+    return Grant(
+        sender, to, Term(term), session, asked_us, stamp_us, valid_us, LogIndex(released)
+    )  # fmt: skip
+
+
 _OWN: dict[int, tuple[Callable[[NodeNumber, NodeNumber, Sequence[Any]], PeerMessage], int]] = {
     _FORWARD: (_read_forward, 4),
     _REFUSE: (_read_refuse, 5),
     _ENLIST: (lambda sender, to, rest: Enlist(sender, to), 3),
     _RESIGN: (lambda sender, to, rest: Resign(sender, to), 3),
+    _RENEW: (_read_renew, 9),
+    _GRANT: (_read_grant, 9),
 }
 
 

@@ -12,8 +12,9 @@ The way of a command, from the node its client talks to::
                         └─ nobody leads ─────► waits for a leader, at most until its deadline
 
 A reply always follows the *local* apply, so a client reads its own writes on its node, and the
-leader never answers a forwarded command: the log does. Sending a command twice is harmless, because
-applying counts a (client, serial) once and gives the first Result again.
+leader never answers a forwarded command: the log does. And it waits until nobody may show the state
+of before any more (leases.py). Sending a command twice is harmless, because applying counts a
+(client, serial) once and gives the first Result again.
 
 Disk full. A log without room keeps its entries and the runtime tries again, so nothing is decided
 about them; a tree without room stops applying and goes on where it stopped. Meanwhile commands that
@@ -52,7 +53,6 @@ from pydi_node.consensus.types import (
     ChangeKind,
     Entry,
     EntryKind,
-    Membership,
     MembershipChange,
     PeerStatus,
     Ready,
@@ -64,6 +64,7 @@ from pydi_node.effects import (
     AddMember,
     Cut,
     DiskFull,
+    Dropped,
     DropSnapshot,
     Effect,
     Enlist,
@@ -87,6 +88,7 @@ from pydi_node.effects import (
     Resign,
     RoleChanged,
     Send,
+    Settle,
     SnapshotBytes,
     SnapshotFailed,
     SnapshotInstalled,
@@ -111,6 +113,7 @@ from pydi_node.errors import (
     UserError,
 )
 from pydi_node.ids import ClientId, LogIndex, NodeNumber, Serial, Term, TimeNs
+from pydi_node.leases import Grant, Leases, Renew, Unreleased
 from pydi_node.records import Result, Touched
 from pydi_node.tree.committer import CommitConfig, Committer
 from pydi_node.tree.machine import Tree
@@ -211,6 +214,9 @@ class Replica:
         self._reads_asked: dict[int, float] = {}
         self._reads_at: list[tuple[LogIndex, int, float]] = []
 
+        self.leases = Leases(raft, tree.applied_index, now.uptime_s)
+        self._unreleased = Unreleased()  # answers that wait
+
         # Applying.
         self._committed: deque[Entry] = deque()
         self._held: deque[_Held] = deque()
@@ -235,23 +241,15 @@ class Replica:
         return self.raft.role is Role.LEADER
 
     @property
-    def reads_are_current(self) -> bool:
-        """Whether this node's tree holds everything acknowledged anywhere, without asking: it is
-        the only voter and has applied all it committed, its own term's first entry included."""
-        raft = self.raft
-        return (
-            raft.role is Role.LEADER
-            and raft.membership.voters == (raft.node,)
-            and not self._committed
-            and self.tree.applied_term == raft.term
-            and raft.applied_index == raft.commit_index
-        )
+    def is_settled(self) -> bool:
+        """Whether nothing is applied here that somebody's cache may still lack."""
+        return self.tree.applied_index <= self.leases.released
 
     @property
     def outstanding(self) -> int:
         """Commands and reads without an answer yet."""
         reads = len(self._reads_new) + len(self._reads_asked) + len(self._reads_at)
-        return sum(len(p.waiters) for p in self._pending.values()) + reads
+        return sum(len(p.waiters) for p in self._pending.values()) + reads + len(self._unreleased)
 
     @property
     def space_is_short(self) -> bool:
@@ -281,6 +279,10 @@ class Replica:
         if self.raft.has_ready():
             self._take(self.raft.ready())
             self._apply()
+        if messages := self.leases.advance(now.uptime_s):
+            self._send(messages)
+        for answer in self._unreleased.take(self.leases.released):
+            self._reply(*answer)
         effects, self._effects = self._effects, []
         return effects
 
@@ -311,9 +313,14 @@ class Replica:
                 self._on_enlist(message)
             case Resign():
                 self._on_resign(message)
+            case Grant():
+                self.leases.on_grant(message)
             case _:
                 try:
-                    self.raft.step(message)
+                    if isinstance(message, Renew):
+                        self._send(self.leases.on_renew(message, self._now.uptime_s))
+                    else:
+                        self.raft.step(message)
                 except RemoteProtocolError as exc:
                     self._effects.append(PeerBroke(message.sender, exc))
 
@@ -418,7 +425,7 @@ class Replica:
             left = [waiter for waiter in pending.waiters if waiter[1] > now_s]
             if len(left) < len(pending.waiters):
                 # A command may have been answered before its client came to this node.
-                outcome = self.tree.session_result(*key) if key[0] else None
+                outcome = self.tree.session_result(*key) if key[0] and self.is_settled else None
                 for request, deadline_s in pending.waiters:
                     if deadline_s <= now_s:
                         self._reply(request, outcome or self._why_late())
@@ -430,20 +437,23 @@ class Replica:
                 self._unsent.pop(key, None)
         for deadline_s in self._expire_reads(now_s):
             nearest = min(nearest, deadline_s)
+        late, unreleased_s = self._unreleased.expire(now_s)
+        for request in late:
+            self._reply(request, self._why_late())
         for waiter in list(self._member_waiters):
             if waiter.deadline_s <= now_s:
                 self._member_waiters.remove(waiter)
                 self._reply(waiter.request, self._why_late())
             else:
                 nearest = min(nearest, waiter.deadline_s)
-        self._next_expiry_s = nearest
+        self._next_expiry_s = min(nearest, unreleased_s)
 
     def _why_late(self) -> PydiError:
         if self.space_is_short:
             return NoSpaceError("this node's disk is full")
         if self.raft.leader is None:
             return NoQuorumError("too few voters are reachable to choose a leader")
-        return DeadlineError("not applied here before the deadline; the outcome is unknown")
+        return DeadlineError("not certain here before the deadline; the outcome is unknown")
 
     # --- reads ------------------------------------------------------------------------------------
 
@@ -462,6 +472,13 @@ class Replica:
         for request, deadline_s in self._reads_new:
             self._reads_asked[request] = deadline_s
         self._reads_new = []
+
+    def _on_settle(self, event: Settle) -> None:
+        self._unreleased.hold(event.index, [(event.request, event.deadline_s)], Result())
+        self._next_expiry_s = min(self._next_expiry_s, event.deadline_s)
+
+    def _on_dropped(self, event: Dropped) -> None:
+        self.leases.dropped = event.index
 
     def _answer_reads(self) -> None:
         if not self._reads_at:
@@ -498,6 +515,7 @@ class Replica:
         if ready.role_change is not None:
             self._on_role_change(ready)
         if ready.membership is not None:
+            self.leases.members_changed(ready.membership, self._now.uptime_s)
             effects.append(MembersChanged(ready.membership))
         if ready.messages:
             self._send(ready.messages)
@@ -533,6 +551,7 @@ class Replica:
         change = ready.role_change
         assert change is not None
         self._effects.append(RoleChanged(change.role, change.term, change.leader))
+        self.leases.role_changed(self._now.uptime_s)
         # Entries proposed or forwarded under the old leader may be lost with it: all goes again.
         self._in_log.clear()
         self._envelopes.clear()
@@ -604,7 +623,7 @@ class Replica:
                 )
             work.append((index, term, envelope))
         results = self.tree.advance(work)
-        touched: list[tuple[ClientId, Serial, Touched]] = []
+        touched: list[tuple[LogIndex, ClientId, Serial, Touched]] = []
         for (index, _, envelope), result in zip(work, results, strict=True):
             if envelope is None:
                 continue
@@ -613,18 +632,13 @@ class Replica:
             key = (envelope.client, envelope.serial)
             self._in_log.discard(key)
             if result.touched.inos or result.touched.entries:
-                touched.append((*key, result.touched))
+                touched.append((index, *key, result.touched))
             pending = self._pending.pop(key, None)
             if pending is not None:
                 self._unsent.pop(key, None)
-                for request, _ in pending.waiters:
-                    self._reply(request, result)
+                self._unreleased.hold(index, pending.waiters, result)
         if touched:
-            # Before the replies: who hears of the outcome must not find the old state in a cache.
-            at = len(self._effects)
-            while at > 0 and isinstance(self._effects[at - 1], Reply):
-                at -= 1
-            self._effects.insert(at, Push(touched))
+            self._effects.append(Push(touched))
 
     def _set_tree_full(self, full: bool) -> None:
         if full != self._tree_full:
@@ -680,8 +694,7 @@ class Replica:
             if result is not None:
                 del self._pending[key]
                 self._unsent.pop(key, None)
-                for request, _ in pending.waiters:
-                    self._reply(request, result)
+                self._unreleased.hold(self.tree.applied_index, pending.waiters, result)
 
     def _on_snapshot_refused(self, event: SnapshotRefused) -> None:
         self.raft.snapshot_refused(event.snapshot_id)
@@ -841,6 +854,8 @@ class Replica:
         FromPeer: _on_message,
         Propose: _on_propose,
         Read: _on_read,
+        Settle: _on_settle,
+        Dropped: _on_dropped,
         Persisted: _on_persisted,
         DiskFull: _on_disk_full,
         AddMember: _on_add_member,
@@ -883,9 +898,3 @@ def _reads_of(context: object) -> Iterable[tuple[int, float]]:
 def _advance(peer: PeerStatus) -> tuple[LogIndex, int]:
     """Most advanced first, the lower number among equals."""
     return (peer.match_index, -peer.number)
-
-
-def membership_of(tree: Tree) -> Membership:
-    """The newest membership that the tree has applied; empty before the first."""
-    _, data = tree.membership
-    return codec.unpack_membership(data) if data else Membership()

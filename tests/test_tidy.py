@@ -51,11 +51,18 @@ ROOMS = (
     Room(("pydi_node/wire/*",), _VOCABULARY),
     Room(("pydi_node/discovery/*",), (*_FOUNDATION, "pydi_node.wire")),
     Room(("pydi_node/consensus/*",), _FOUNDATION),
+    Room(("pydi_node/leases.py",), (*_FOUNDATION, "pydi_node.records", "pydi_node.consensus")),
     Room(("pydi_node/tree/*",), _VOCABULARY),
     Room(("pydi_node/blobs/*",), (*_FOUNDATION, "pydi_node.records")),
     Room(
         ("pydi_node/replica.py", "pydi_node/effects.py"),
-        (*_CLIENT, "pydi_node.consensus", "pydi_node.tree", "pydi_node.blobs"),
+        (
+            *_CLIENT,
+            "pydi_node.consensus",
+            "pydi_node.leases",
+            "pydi_node.tree",
+            "pydi_node.blobs",
+        ),
     ),
     Room(("pydi_node/runtime/*",), ("pydi_node",)),
     Room(
@@ -95,6 +102,7 @@ PURE = (
     "pydi_node/discovery/group.py",
     "pydi_node/consensus/*",
     "pydi_node/tree/*",
+    "pydi_node/leases.py",
     "pydi_node/replica.py",
     "pydi_node/effects.py",
     "pydi_node/blobs/placement*.py",

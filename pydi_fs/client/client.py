@@ -5,6 +5,10 @@ leaves, repeats what may be repeated, and says when nothing cached can be truste
 
 What may be repeated: queries, opens, and commands under the same (client id, serial), which the
 tree executes once. Blobs under construction belong to one session: their writer starts again.
+
+Caches filled from here may be used while `lease_s` is positive. The node pushes what others change,
+and waits for a silent mount only as long as it said; so what a program sees is never older than
+what anybody has been told, also when this process was stopped for a while or is cut off.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import logging
 import random
 import secrets
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
@@ -44,6 +49,7 @@ from pydi_node.wire.messages import (
     DropAll,
     Execute,
     ExecutePut,
+    Lease,
     Nodes,
     Push,
     Request,
@@ -59,7 +65,12 @@ RECONNECT_MIN_S = 0.05  # a restarting node is back within a second
 RECONNECT_MAX_S = 1.0
 HEAD_START_S = 0.25  # of one node before the next is asked too; a live one takes milliseconds
 SEEK_S = 2.0  # four questions to the network; a node answers the first within milliseconds
+LEASE_RETRY_S = 0.05  # a node that was not asked for a while needs a moment to get its own
+LEASE_RENEW_S = 0.2  # of about 0.9 s that a node gives; a lost one costs a question or two
 MIND_PERIOD_S = 5.0  # a new member is known, and a returned nearest node used, after this
+
+# Goes on while the machine sleeps, where there is such a clock: a lease does not.
+_UPTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 # They name a blob that only the node of the present connection knows.
 _BOUND_TO_SESSION = (BlobCreate, BlobWrite, BlobTruncate, BlobSeal, BlobAbort)
@@ -96,6 +107,10 @@ class Client:
         self.epoch = 0  # grows with every connection: what belonged to an older one is gone
         self.on_touched: Touch = lambda inos, entries: None
         self.on_reset: Callable[[], None] = lambda: None
+        # What a cache knows of the order of things: its moment when a request leaves, which is told
+        # again before the answer is handed over. What was dropped in between must stay out.
+        self.moment: Callable[[], int] = lambda: 0
+        self.on_answer: Callable[[int], None] = lambda moment: None
         self._nearest = endpoints[0] if endpoints else None
         self._endpoint_of = endpoint_of
         self._seek = seek
@@ -103,6 +118,8 @@ class Client:
         self._members: set[tuple[str, int]] = set()  # addresses among the endpoints
         self._not_found = ""  # why the last search by multicast found nobody
         self._minder: asyncio.Task[None] | None = None
+        self._renewer: asyncio.Task[None] | None = None
+        self._lease_until_s = 0.0
         self._hello = Hello(PROTOCOL_VERSIONS, role, "", 0, socket.gethostname()[:255], about or {})
         self._client_id = ClientId(secrets.randbits(62) + 1)
         self._serial = 0
@@ -126,7 +143,7 @@ class Client:
     async def close(self) -> None:
         """End the session. Nothing is waiting any more."""
         self._closed = True
-        for task in (self._connecting, self._minder):
+        for task in (self._connecting, self._minder, self._renewer):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
@@ -143,6 +160,11 @@ class Client:
         if connected:
             await self.call(Subscribe())
         self._minder = asyncio.get_running_loop().create_task(self._mind())
+        self._renewer = asyncio.get_running_loop().create_task(self._renew())
+
+    def lease_s(self) -> float:
+        """How long what caches hold may be used without asking; 0: not at all."""
+        return max(0.0, self._lease_until_s - time.clock_gettime(_UPTIME))
 
     async def call(
         self,
@@ -169,7 +191,11 @@ class Client:
             connection = await self._live_connection(deadline)
             try:
                 return await connection.request(
-                    request, payload, max(deadline - loop.time(), 0.001), arrived, failed
+                    request,
+                    payload,
+                    max(deadline - loop.time(), 0.001),
+                    self._in_order(arrived),
+                    self._in_order(failed),
                 )
             except DisconnectedError:
                 if isinstance(request, _BOUND_TO_SESSION):
@@ -180,6 +206,17 @@ class Client:
                 log.debug("%s: %s", connection.endpoint, exc)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, RECONNECT_MAX_S)
+
+    def _in_order(self, hook: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+        if hook is None:
+            return None
+        moment = self.moment()
+
+        def handed_over(value: Any) -> Any:
+            self.on_answer(moment)
+            return hook(value)
+
+        return handed_over
 
     async def execute(
         self,
@@ -322,6 +359,7 @@ class Client:
             self.on_reset()
         self._next_sequence = 1
         self._connection = connection
+        self._lease_until_s = 0.0
         self.epoch += 1
         welcome = connection.welcome.result()
         log.info("connected to node=%d (%s)", welcome.number, connection.endpoint)
@@ -329,6 +367,27 @@ class Client:
             # Before any other request: no answer may enter a cache that nobody would invalidate.
             await connection.request(Subscribe(), b"", self.deadline_s, None, None)
         return connection
+
+    async def _renew(self) -> None:
+        """While mounted: have a lease."""
+        while True:
+            connection = self._connection
+            if connection is not None and not connection.closed:
+                try:
+                    await self._renew_once(connection)
+                except PydiError as exc:
+                    log.debug("no lease: %s", exc)
+            await asyncio.sleep(LEASE_RENEW_S if self.lease_s() else LEASE_RETRY_S)
+
+    async def _renew_once(self, connection: Connection) -> None:
+        asked_s = time.clock_gettime(_UPTIME)
+
+        def arrived(valid_ms: int) -> None:
+            # In the stream: whatever was pushed before has been dropped by now.
+            if connection is self._connection:
+                self._lease_until_s = max(self._lease_until_s, asked_s + valid_ms / 1000)
+
+        await connection.request(Lease(), b"", self.deadline_s, arrived, None)
 
     async def _mind(self) -> None:
         """While mounted: know where the others are, and go back to the nearest node when it is."""
@@ -382,6 +441,7 @@ class Client:
         if connection is not self._connection:
             return
         self._connection = None
+        self._lease_until_s = 0.0
         if self._closed:
             return
         log.info("lost %s", connection.endpoint)

@@ -50,7 +50,7 @@ log = logging.getLogger("pydi.client")
 CONNECT_TIMEOUT_S = 3.0  # a live node answers a hello within milliseconds, a loaded one within 1 s
 # Nothing heard for so long, while requests wait or caches rely on its invalidations:
 SILENCE_PING_S = 1.0  # ask whether it lives
-# Trust no cache: the node goes on without a silent mount after coherence.LEASE_S, which is 2 s.
+# Names and attributes are under a lease, which has ended before. What is open is read anew, too.
 SILENCE_DOUBT_S = 1.75
 SILENCE_DEAD_S = 3.0  # it hangs, or its machine is gone; another node can do better
 

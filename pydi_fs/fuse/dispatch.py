@@ -48,10 +48,9 @@ from pydi_node.records import NAME_MAX_BYTES, Attr
 
 log = logging.getLogger("pydi.fuse")
 
-# How long the kernel may answer from names, attributes and absences by itself. Changes made
-# elsewhere are also pushed (`notify`), so this bounds only what a lost push can do; it may grow to
-# the remaining lease once a lost push is known to end the lease.
-CACHE_TIMEOUT_S = 1.0
+# How long the kernel may at most answer from names, attributes and absences by itself. It gets what
+# is left of the lease, which is less: a stopped daemon can take nothing back.
+CACHE_TIMEOUT_S = 60.0
 
 # Long enough for what is merely slow, short enough for a person at the keyboard.
 INTERRUPT_GRACE_S = 0.25
@@ -123,7 +122,7 @@ class Dispatcher:
         self._on_ready = on_ready
         self._forget_attributes = forget_attributes
         self._handed_out = handed_out
-        self._timeout = Timeout.of(cache_timeout_s)
+        self._timeout_max_s = cache_timeout_s
         self._kernel_checks = kernel_checks
         self._passthrough_after_s = passthrough_after_s
         # Handles that the kernel reads by itself, and the files that must stay open for it.
@@ -132,6 +131,7 @@ class Dispatcher:
         self._lock_owners = LockOwners()
         # Requests without an answer yet, by unique.
         self._running: dict[int, tuple[asyncio.Task[None], Operation]] = {}
+        self._began: dict[int, int] = {}  # of those: how many pushes there had been
         # Keeps alive what runs on after its request was answered EINTR.
         self._abandoned: set[asyncio.Task[None]] = set()
         self._unknown_opcodes: set[int] = set()
@@ -176,6 +176,7 @@ class Dispatcher:
             if payload is not None:
                 self._reply(header, 0, payload)
                 return
+        self._began[header.unique] = self._vfs.pushes
         task = asyncio.create_task(self._run(operation, header, body))
         self._running[header.unique] = (task, operation)
 
@@ -199,6 +200,7 @@ class Dispatcher:
             error = errno.EINTR
         except Exception as exc:
             error = self._errno_of(header, exc)
+        self._began.pop(header.unique, None)
         # An abandoned request is no longer in the table: it was answered EINTR.
         waited_for = self._running.pop(header.unique, None) is not None
         delivered = waited_for and self._reply(header, error, payload)
@@ -273,15 +275,25 @@ class Dispatcher:
             return Caller(header.uid, header.gid)
         return Caller(header.uid, header.gid, _groups_of(header.pid))
 
-    def _entry(self, attr: Attr) -> bytes:
+    def _timeout(self, header: Header) -> Timeout:
+        """How long the kernel may keep the answer to this request, given now.
+
+        Not at all if a change made elsewhere came in between: it may have changed what the answer
+        shows, and the kernel, told of it before, may not have known that yet.
+        """
+        if self._began.get(header.unique, self._vfs.pushes) != self._vfs.pushes:
+            return _NO_TIMEOUT
+        return Timeout.of(min(self._vfs.lease_s(), self._timeout_max_s))
+
+    def _entry(self, header: Header, attr: Attr) -> bytes:
         nodeid = self.nodeids.of(attr.ino)
         self._handed_out(nodeid)
-        return codec.encode_entry(nodeid, attr, self._timeout)
+        return codec.encode_entry(nodeid, attr, self._timeout(header))
 
     def _attr_timeout(self, header: Header) -> Timeout:
         """How long the kernel may believe the attributes that it asked for."""
         outdated = self.nodeids.is_outdated(Ino(header.nodeid), header.second)
-        return _NO_TIMEOUT if outdated else self._timeout
+        return _NO_TIMEOUT if outdated else self._timeout(header)
 
     async def _clear_set_id(self, ino: Ino) -> None:
         """The kernel asks for this where a write must take set-user-id and set-group-id away."""
@@ -334,20 +346,20 @@ class Dispatcher:
         try:
             attr = self._vfs.lookup_nowait(Ino(header.nodeid), body.name)
         except FileError as exc:
-            return self._absent(exc)
-        return None if attr is None else self._entry(attr)
+            return self._absent(header, exc)
+        return None if attr is None else self._entry(header, attr)
 
     async def _lookup(self, header: Header, body: codec.Named) -> bytes:
         try:
-            return self._entry(await self._vfs.lookup(Ino(header.nodeid), body.name))
+            return self._entry(header, await self._vfs.lookup(Ino(header.nodeid), body.name))
         except FileError as exc:
-            return self._absent(exc)
+            return self._absent(header, exc)
 
-    def _absent(self, error: FileError) -> bytes:
+    def _absent(self, header: Header, error: FileError) -> bytes:
         """An absence that the kernel may remember; any other error goes on."""
         if error.errno != errno.ENOENT:
             raise error
-        return codec.encode_negative_entry(self._timeout)
+        return codec.encode_negative_entry(self._timeout(header))
 
     def _getattr_nowait(self, header: Header, _body: codec.Empty) -> bytes | None:
         attr = self._vfs.getattr_nowait(Ino(header.nodeid))
@@ -396,25 +408,28 @@ class Dispatcher:
     async def _mkdir(self, header: Header, body: codec.Mkdir) -> bytes:
         parent = Ino(header.nodeid)
         return self._entry(
-            await self._vfs.mkdir(self._caller(header), parent, body.name, body.mode & 0o7777)
+            header,
+            await self._vfs.mkdir(self._caller(header), parent, body.name, body.mode & 0o7777),
         )
 
     async def _mknod(self, header: Header, body: codec.Mknod) -> bytes:
         parent = Ino(header.nodeid)
         return self._entry(
-            await self._vfs.mknod(self._caller(header), parent, body.name, body.mode, body.rdev)
+            header,
+            await self._vfs.mknod(self._caller(header), parent, body.name, body.mode, body.rdev),
         )
 
     async def _symlink(self, header: Header, body: codec.Symlink) -> bytes:
         parent = Ino(header.nodeid)
         return self._entry(
-            await self._vfs.symlink(self._caller(header), parent, body.name, body.target)
+            header, await self._vfs.symlink(self._caller(header), parent, body.name, body.target)
         )
 
     async def _link(self, header: Header, body: codec.Link) -> bytes:
         parent = Ino(header.nodeid)
         return self._entry(
-            await self._vfs.link(self._caller(header), Ino(body.ino & ~SECOND), parent, body.name)
+            header,
+            await self._vfs.link(self._caller(header), Ino(body.ino & ~SECOND), parent, body.name),
         )
 
     async def _unlink(self, header: Header, body: codec.Named) -> bytes:
@@ -497,7 +512,9 @@ class Dispatcher:
         )
         for entry in entries:
             self._handed_out(self.nodeids.of(entry.attr.ino))
-        return dots + codec.encode_direntsplus(entries, self.nodeids.of, self._timeout, space)
+        return dots + codec.encode_direntsplus(
+            entries, self.nodeids.of, self._timeout(header), space
+        )
 
     def _dots(self, header: Header, body: codec.Read, plus: bool) -> bytes:
         if body.offset >= codec.DOT_DOT_OFFSET:
@@ -571,18 +588,18 @@ class Dispatcher:
         attr, fh = await self._vfs.create(
             self._caller(header), Ino(header.nodeid), body.name, body.mode & 0o7777, body.flags
         )
-        return self._created(attr, fh, body.flags)
+        return self._created(header, attr, fh, body.flags)
 
     async def _tmpfile(self, header: Header, body: codec.Create) -> bytes:
         attr, fh = await self._vfs.tmpfile(
             self._caller(header), Ino(header.nodeid), body.mode & 0o7777, body.flags
         )
-        return self._created(attr, fh, body.flags)
+        return self._created(header, attr, fh, body.flags)
 
-    def _created(self, attr: Attr, fh: int, flags: int) -> bytes:
+    def _created(self, header: Header, attr: Attr, fh: int, flags: int) -> bytes:
         self.nodeids.created(attr.ino, fh)
         open_flags = self._open_flags(attr.ino, fh, flags, attr)
-        return self._entry(attr) + codec.encode_open(fh, open_flags)
+        return self._entry(header, attr) + codec.encode_open(fh, open_flags)
 
     async def _undo_open(self, header: Header, payload: bytes) -> None:
         await self._undo(Ino(header.nodeid), payload)

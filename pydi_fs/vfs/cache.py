@@ -1,8 +1,11 @@
 """What this mount knows of names and attributes, until someone changes it. Pure: no IO, no clock.
 
-Everything here is true as long as the stream of invalidations from the node is unbroken: the client
-fills an answer in at the moment it arrives, in order with the invalidations (see `client`), and
-drops everything when the stream breaks. Reading is a dictionary lookup of immutable records, safe
+Everything here is true as long as the client has a lease (`Client.lease_s`; whoever reads asks for
+it first) and the stream of invalidations from the node is unbroken: the client fills an answer in
+at the moment it arrives, in order with the invalidations (see `client`), and drops everything when
+the stream breaks. An answer may come late, after the invalidation of what it shows, because the
+node holds it until everybody knows (docs/architecture.md, Leases): what was dropped since its
+request left does not enter. Reading is a dictionary lookup of immutable records, safe
 from any thread; all changes happen in the loop.
 """
 
@@ -19,6 +22,7 @@ ABSENT: Final = Ino(0)  # value of a name that is known not to exist
 # size of the tree that passes through it.
 ATTRS_MAX = 4096  # about 600 bytes each: 2.5 MB
 NAMES_MAX = 8192  # about 250 bytes each: 2 MB
+DROPPED_MAX = 4096  # drops remembered for answers that are under way
 
 
 class NameCache:
@@ -28,6 +32,11 @@ class NameCache:
         self._attrs: dict[Ino, Attr] = {}
         self._names: dict[tuple[Ino, bytes], Ino] = {}
         self._xattrs: dict[Ino, tuple[bytes, ...]] = {}
+        self.moment = 0  # grows with every change
+        self.pushes = 0  # of them, those that were made elsewhere
+        self._asked = 0  # moment in which the request left whose answer comes in now
+        self._dropped: dict[Ino | tuple[Ino, bytes], int] = {}  # latest last, with its moment
+        self._known_since = 0  # drops before this moment are forgotten
         self._attrs_max = attrs_max
         self._names_max = names_max
 
@@ -40,6 +49,8 @@ class NameCache:
 
     def put_attr(self, attr: Attr) -> None:
         """Remember ``attr`` unless something newer is known."""
+        if self._is_late(attr.ino):
+            return
         known = self._attrs.get(attr.ino)
         if known is not None and known.changed > attr.changed:
             return
@@ -49,6 +60,8 @@ class NameCache:
 
     def put_name(self, parent: Ino, name: bytes, ino: Ino) -> None:
         key = (parent, name)
+        if self._is_late(key):
+            return
         if key not in self._names and len(self._names) >= self._names_max:
             _drop_oldest(self._names)
         self._names[key] = ino
@@ -59,18 +72,47 @@ class NameCache:
         return self._xattrs.get(ino)
 
     def put_xattr_names(self, ino: Ino, names: Iterable[bytes]) -> None:
+        if self._is_late(ino):
+            return
         if ino not in self._xattrs and len(self._xattrs) >= self._attrs_max:
             _drop_oldest(self._xattrs)
         self._xattrs[ino] = tuple(names)
 
     def drop(self, inos: Iterable[Ino], entries: Iterable[tuple[Ino, bytes]]) -> None:
+        """Someone changed these; answers to what was asked before must not bring them back."""
+        self.pushes += 1
+        self.forget(inos, entries)
+        self.note(inos, entries)
+
+    def forget(self, inos: Iterable[Ino], entries: Iterable[tuple[Ino, bytes]]) -> None:
         for ino in inos:
             self._attrs.pop(ino, None)
             self._xattrs.pop(ino, None)
         for entry in entries:
             self._names.pop(entry, None)
 
+    def note(self, inos: Iterable[Ino], entries: Iterable[tuple[Ino, bytes]]) -> None:
+        """These changed now: only answers to later questions may enter."""
+        self.moment += 1
+        keys: tuple[Ino | tuple[Ino, bytes], ...] = (*inos, *entries)
+        for key in keys:
+            self._dropped.pop(key, None)
+            self._dropped[key] = self.moment
+        while len(self._dropped) > DROPPED_MAX:
+            self._known_since = self._dropped.pop(next(iter(self._dropped)))
+
+    def answers(self, asked: int) -> None:
+        """What is put from now on was asked for in this moment."""
+        self._asked = asked
+
+    def _is_late(self, key: Ino | tuple[Ino, bytes]) -> bool:
+        return self._asked < max(self._known_since, self._dropped.get(key, 0))
+
     def clear(self) -> None:
+        self.pushes += 1
+        self.moment += 1
+        self._known_since = self.moment
+        self._dropped.clear()
         self._attrs.clear()
         self._names.clear()
         self._xattrs.clear()

@@ -147,6 +147,8 @@ class Vfs:
         """
         self.client.on_touched = self._invalidate
         self.client.on_reset = self._reset
+        self.client.moment = lambda: self._cache.moment
+        self.client.on_answer = self._cache.answers
         await self.client.subscribe(connected)
         self._sweeps = asyncio.get_running_loop().create_task(self._local.run_sweeps())
 
@@ -175,7 +177,7 @@ class Vfs:
     def lookup_nowait(self, parent: Ino, name: bytes) -> Attr | None:
         """The attributes if cached, None if a question is needed; ENOENT if known to be absent."""
         ino = self._cache.name(parent, name)
-        if ino is None:
+        if ino is None or self.client.lease_s() <= 0:
             return None
         if ino == ABSENT:
             raise FileError(errno.ENOENT)
@@ -205,7 +207,16 @@ class Vfs:
 
     def getattr_nowait(self, ino: Ino) -> Attr | None:
         attr = self._cache.attr(ino)
-        return None if attr is None else self._overlay(attr)
+        return None if attr is None or self.client.lease_s() <= 0 else self._overlay(attr)
+
+    @property
+    def pushes(self) -> int:
+        """Grows with every change made elsewhere: an answer that it overtook may be old."""
+        return self._cache.pushes
+
+    def lease_s(self) -> float:
+        """How long what comes from here may be kept without asking again; 0: not at all."""
+        return self.client.lease_s()
 
     async def getattr(self, ino: Ino) -> Attr:
         """The inode, with what was written here and is not published yet. ESTALE if it is gone."""
@@ -324,7 +335,7 @@ class Vfs:
 
     async def _xattr_names(self, ino: Ino) -> tuple[bytes, ...]:
         known = self._cache.xattr_names(ino)
-        if known is not None:
+        if known is not None and self.client.lease_s() > 0:
             return known
 
         def arrived(answer: Sequence[bytes]) -> tuple[bytes, ...]:
@@ -693,7 +704,9 @@ class Vfs:
         if not file.dirty and not file.busy:
             return
         await file.publish()
-        self._cache.put_attr(file.attr)
+        if not file.stale:
+            self._cache.answers(self._cache.moment)
+            self._cache.put_attr(file.attr)
 
     async def _tell_open(self, ino: Ino) -> None:
         await self.client.call(Open(ino))
@@ -728,8 +741,11 @@ class Vfs:
         """Run a command; what it touched leaves the caches before its answer enters them."""
 
         def result(value: Any, inos: Iterable[Ino], entries: Iterable[tuple[Ino, bytes]]) -> Any:
-            self._cache.drop(inos, entries)
-            return arrived(value)
+            self._cache.forget(inos, entries)
+            try:
+                return arrived(value)
+            finally:
+                self._cache.note(inos, entries)  # whoever asked before this knew less
 
         return await self.client.execute(command, arrived=result)
 

@@ -85,6 +85,10 @@ class Log:
         return self._memberships[-1][1]
 
     @property
+    def memberships(self) -> list[Membership]:
+        return [membership for _, membership in self._memberships]
+
+    @property
     def membership_index(self) -> LogIndex:
         return self._memberships[-1][0]
 

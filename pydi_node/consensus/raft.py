@@ -189,6 +189,16 @@ class Raft:
         return self._log.membership
 
     @property
+    def term_is_durable(self) -> bool:
+        """Before it is, nothing that carries it may leave; see the module's docstring."""
+        return self._durable_term >= self.term
+
+    @property
+    def memberships(self) -> Sequence[Membership]:
+        """All that the log holds, oldest first; the last is in force."""
+        return self._log.memberships
+
+    @property
     def first_index(self) -> LogIndex:
         """The oldest entry still in the log, or the next one if it is empty."""
         return LogIndex(self._log.front.index + 1)
@@ -469,7 +479,7 @@ class Raft:
         if self._installing is None and (log.has_unemitted or log.has_committed):
             return True
         if lead is not None and (
-            (lead.broadcast and self._may_speak()) or self._may_start_round(lead)
+            (lead.broadcast and self.term_is_durable) or self._may_start_round(lead)
         ):
             return True
         return bool(
@@ -492,7 +502,7 @@ class Raft:
         if lead is not None:
             if self._may_start_round(lead):
                 self._start_round(lead)
-            if lead.broadcast and self._may_speak():
+            if lead.broadcast and self.term_is_durable:
                 self._replicate(lead)
         elif self._reads_waiting and not self._reads_forwarded:
             self._forward_reads()
@@ -663,7 +673,7 @@ class Raft:
         # An entry of the own term, so that those of older terms can be committed (Raft 5.4.2, 8).
         log.append([Entry(first, self.term, EntryKind.EMPTY, b"")])
         lead.broadcast = True
-        if self._may_speak():
+        if self.term_is_durable:
             self._send_heartbeats(lead)  # silences the other candidates without a disk's delay
 
     def _leave_leadership(self, lead: _Leadership) -> None:
@@ -884,10 +894,6 @@ class Raft:
 
     # --- replication
 
-    def _may_speak(self) -> bool:
-        """Whether this term is durable here; see the module's docstring."""
-        return self._durable_term >= self.term
-
     def _may_send(self, progress: Progress) -> bool:
         return progress.may_send(self.config.inflight_messages_max, self.config.inflight_bytes_max)
 
@@ -946,7 +952,7 @@ class Raft:
         return bool(entries) and progress.next_index <= log.last_index
 
     def _send_heartbeats(self, lead: _Leadership) -> None:
-        if not self._may_speak():
+        if not self.term_is_durable:
             return
         commit = self._log.commit_index
         for number, progress in lead.peers.items():

@@ -1,104 +1,95 @@
-"""Nobody hears of a change before every cache that it makes stale has dropped it.
+"""Which of this node's mounts may still answer from an old state: what holds its lease back.
 
-A command is applied; each subscriber but its originator gets a push; the originator's answer is
-held until all of them have acknowledged. So when `close` or `rename` returns on one mount, `stat`
-on another cannot find the old state in a cache. Made by server.py, used in the loop only.
+A change is applied; each subscriber but its originator gets a push and acknowledges when it, and
+its kernel, use the old state no more. A subscriber relies on its caches only as long as its last
+`Lease` allows, so one that is silent is waited for until then, and one that holds no lease not at
+all. The answer to a `Lease` follows all earlier pushes in the stream: a mount that woke up late
+drops first and relies again afterwards. Made by server.py, used in the loop only.
 
-    pushed ──acknowledged by all──► released (the answer, if it came meanwhile, leaves)
-       └── LEASE_S passed ──► whoever is silent is disconnected; a client that loses its connection
-                              drops its caches, and what its kernel keeps ends with its time-out
+Times are ``Now.uptime_s``. There is no timer: the driver asks with every step.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable
-from typing import Protocol
+from dataclasses import dataclass, field
+from math import inf
 
-from pydi_node.ids import ClientId, Serial
+from pydi_node.ids import LogIndex
 
-# How long a silent mount may hold up others' changes: DESIGN section 4. A live one answers within
-# a millisecond, or 20 ms behind an operation of its own in the same directory.
-LEASE_S = 2.0
-
-Key = tuple[ClientId, Serial]
-
-
-class Subscriber(Hashable, Protocol):
-    """A connection that gets pushes."""
-
-    def cut_off(self, reason: str) -> None:
-        """Disconnect it; `Coherence.gone` follows."""
-        ...
+# A mount whose oldest push is unacknowledged for longer gets no longer lease. A live one answers
+# within a millisecond, or 20 ms behind an operation of its own in the same directory. With the rest
+# of its lease it holds others up for less than leases.PATIENCE_S and a lease.
+PATIENCE_S = 0.4
+# Of what this node may rely on itself: the clocks of a mount and of its node may differ, too.
+SHARE = 0.9
 
 
-class _Held:
-    """One command whose answer waits."""
+@dataclass(slots=True)
+class _Subscriber:
+    """A connection that gets pushes, or the memory of one that broke."""
 
-    __slots__ = ("answers", "waits_for")
-
-    def __init__(self) -> None:
-        self.waits_for: set[Subscriber] = set()
-        self.answers: list[Callable[[], None]] = []
+    relies_until_s: float = -inf
+    # In order: (number of the push, log index of the change, when it was sent).
+    sent: deque[tuple[float, LogIndex, float]] = field(default_factory=deque)
+    is_gone: bool = False
 
 
 class Coherence:
-    """Which commands wait for which subscribers."""
+    """What each subscriber has been told and has not acknowledged."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._held: dict[Key, _Held] = {}
-        # By subscriber, in order: (number of the push, when it was sent, command).
-        self._sent: dict[Subscriber, deque[tuple[int, float, Key]]] = {}
-        self._watch: asyncio.TimerHandle | None = None
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._subscribers: dict[Hashable, _Subscriber] = {}
+        self._applied = LogIndex(0)
 
-    def pushed(self, key: Key, subscriber: Subscriber, sequence: int) -> None:
-        """``subscriber`` was told of ``key``'s change in its push ``sequence``."""
-        self._held.setdefault(key, _Held()).waits_for.add(subscriber)
-        self._sent.setdefault(subscriber, deque()).append((sequence, self._loop.time(), key))
-        if self._watch is None:
-            self._watch = self._loop.call_later(LEASE_S, self._cut_off_silent)
+    def pushed(self, index: LogIndex, subscriber: Hashable, sequence: int) -> None:
+        """``subscriber`` was told of the change ``index`` in its push ``sequence``."""
+        known = self._subscribers.get(subscriber)
+        if known is not None:
+            known.sent.append((sequence, index, self._clock()))
 
-    def hold(self, key: Key, answer: Callable[[], None]) -> bool:
-        """True when ``answer`` must wait; it is called when everyone has acknowledged."""
-        held = self._held.get(key)
-        if held is None:
-            return False
-        held.answers.append(answer)
-        return True
-
-    def acknowledged(self, subscriber: Subscriber, sequence: int) -> None:
+    def acknowledged(self, subscriber: Hashable, sequence: int) -> None:
         """All pushes to ``subscriber`` up to this number have taken effect there."""
-        sent = self._sent.get(subscriber)
-        while sent and sent[0][0] <= sequence:
-            self._release(sent.popleft()[2], subscriber)
+        known = self._subscribers.get(subscriber)
+        while known is not None and known.sent and known.sent[0][0] <= sequence:
+            known.sent.popleft()
 
-    def gone(self, subscriber: Subscriber) -> None:
-        """It is disconnected, and relies on nothing any more."""
-        for _, _, key in self._sent.pop(subscriber, ()):
-            self._release(key, subscriber)
+    def renew(self, subscriber: Hashable, remaining_s: float) -> int:
+        """For how many ms ``subscriber`` may rely on its caches, counted from when it asked.
 
-    def _release(self, key: Key, subscriber: Subscriber) -> None:
-        held = self._held.get(key)
-        if held is None:
+        remaining_s  of this node's own lease, <= 0 when it has none.
+        """
+        now_s = self._clock()
+        known = self._subscribers.setdefault(subscriber, _Subscriber())
+        if remaining_s <= 0 or (known.sent and now_s - known.sent[0][2] > PATIENCE_S):
+            return 0
+        known.relies_until_s = max(known.relies_until_s, now_s + remaining_s)
+        return int(remaining_s * SHARE * 1000)
+
+    def gone(self, subscriber: Hashable, knows: bool) -> None:
+        """It is disconnected. knows: it ended the connection, so it relies on nothing any more;
+        otherwise it may go on to the end of its lease, and hears of no change."""
+        known = self._subscribers.get(subscriber)
+        if known is None or known.is_gone:
             return
-        held.waits_for.discard(subscriber)
-        if not held.waits_for:
-            del self._held[key]
-            for answer in held.answers:
-                answer()
+        if knows:
+            del self._subscribers[subscriber]
+        else:
+            known.is_gone = True
+            known.sent.append((inf, LogIndex(self._applied + 1), self._clock()))
 
-    def _cut_off_silent(self) -> None:
-        now_s = self._loop.time()
-        oldest_s = now_s
-        for subscriber, sent in list(self._sent.items()):
-            if sent and now_s - sent[0][1] >= LEASE_S:
-                subscriber.cut_off("it did not acknowledge a change in time")
-            elif sent:
-                oldest_s = min(oldest_s, sent[0][1])
-        self._watch = None
-        if self._held:
-            self._watch = self._loop.call_later(
-                max(oldest_s + LEASE_S - now_s, 0.01), self._cut_off_silent
-            )
+    def dropped(self, applied: LogIndex) -> LogIndex:
+        """Up to which change, ``applied`` at most, nobody here uses an older state any more."""
+        now_s = self._clock()
+        self._applied = lowest = applied
+        for subscriber, known in list(self._subscribers.items()):
+            if known.relies_until_s <= now_s:
+                # When it asks again, it has seen all this before it hears the answer.
+                known.sent.clear()
+                if known.is_gone:
+                    del self._subscribers[subscriber]
+            elif known.sent:
+                lowest = min(lowest, LogIndex(known.sent[0][1] - 1))
+        return lowest

@@ -4,7 +4,7 @@ Made by node.py; services call ``propose`` and ``wait_current``. The loop of it:
 
     submit(event) ─► events of one turn of the loop ─► Replica.step ─► effects
         Persist ─► log.append now, log.sync in the disk thread ─► Persisted
-        Send ─► peers      Reply ─► whoever waits      Push ─► subscribed sessions
+        Send ─► peers      Reply ─► whoever waits      Push ─► subscribed sessions ─► Dropped
 
 Group commit: while one fdatasync runs the loop goes on, and all that is appended meanwhile goes
 into the next one. An exception anywhere in here ends the node (``failed``): never a half-dead one.
@@ -32,6 +32,7 @@ from pydi_node.effects import (
     AddMember,
     Cut,
     DiskFull,
+    Dropped,
     DropSnapshot,
     Event,
     Leave,
@@ -48,6 +49,7 @@ from pydi_node.effects import (
     Reply,
     RoleChanged,
     Send,
+    Settle,
     TakeSnapshot,
     Tick,
     TreeStalled,
@@ -59,7 +61,7 @@ from pydi_node.errors import (
     PydiError,
     RemoteProtocolError,
 )
-from pydi_node.ids import ClientId, NodeNumber, Serial
+from pydi_node.ids import ClientId, LogIndex, NodeNumber, Serial
 from pydi_node.records import Result, Touched
 from pydi_node.replica import Replica
 from pydi_node.runtime.disklog import DiskLog
@@ -115,13 +117,16 @@ class Driver:
         *,
         has_room: Callable[[], bool],
         send: Callable[[Sequence[PeerMessage]], None],
-        push: Callable[[Sequence[tuple[ClientId, Serial, Touched]]], None],
+        push: Callable[[Sequence[tuple[LogIndex, ClientId, Serial, Touched]]], None],
         members_changed: Callable[[Membership], None],
-        drop_all: Callable[[], None],
+        drop_all: Callable[[LogIndex], None],
+        dropped: Callable[[LogIndex], LogIndex],
         peer_broke: Callable[[NodeNumber, RemoteProtocolError], None],
     ) -> None:
         """has_room: whether the disk has more than the log's last reserve; asked twice a second.
-        drop_all: every cached answer of every subscriber is stale."""
+        drop_all: every cached answer of every subscriber is older than this index.
+        dropped: up to which index, this applied one at most, no subscriber relies on anything
+        older."""
         self.replica = replica
         self.clock = clock
         self._log = log
@@ -132,6 +137,7 @@ class Driver:
         self._push = push
         self._members_changed = members_changed
         self._drop_all = drop_all
+        self._dropped = dropped
         self._peer_broke = peer_broke
 
         self._loop = asyncio.get_running_loop()
@@ -159,9 +165,7 @@ class Driver:
     def submit(self, event: Event) -> None:
         """The replica gets it with all other events of this turn of the loop."""
         self._events.append(event)
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
+        self._schedule()
 
     def propose(
         self,
@@ -186,6 +190,29 @@ class Driver:
         self.propose(client, serial, command, deadline_s, _resolve(future))
         return await future
 
+    def has_lease(self) -> bool:
+        """Whether this node's tree is as new as any, at this moment and without asking anybody."""
+        return self.lease_s() > 0
+
+    def lease_s(self) -> float:
+        """How long that will hold, whatever happens; <= 0 when it does not."""
+        now_s = self.clock.now().uptime_s
+        self.replica.leases.want(now_s)
+        return self.replica.leases.remaining_s(now_s)
+
+    async def settle(self, deadline_s: float) -> None:
+        """Returns when no cache in the cluster is older than what this tree shows now; at the
+        deadline in any case."""
+        if self.replica.is_settled:
+            return
+        future: asyncio.Future[Result] = self._loop.create_future()
+        index = self.replica.tree.applied_index
+        self.submit(Settle(self._wait_for(_resolve(future)), index, deadline_s))
+        try:
+            await future
+        except (DeadlineError, NoQuorumError, NoSpaceError):
+            pass  # reads go on: what is here is the best there is
+
     async def wait_current(self, deadline_s: float) -> bool:
         """This node's tree is as new as any when it returns True; with False nobody can tell,
         because no leader answered before the deadline: what is here is the best there is.
@@ -193,7 +220,7 @@ class Driver:
         DeadlineError  there is a leader, and this node did not catch up with it in time: what is
         here is old, for certain.
         """
-        if self.replica.reads_are_current:
+        if self.has_lease():
             return True
         now_s = self._loop.time()
         if self.replica.raft.leader is None:
@@ -233,6 +260,11 @@ class Driver:
         self.submit(Leave(self._wait_for(_resolve(future)), deadline_s))
         await future
 
+    def look_at_caches(self) -> None:
+        """A subscriber has dropped something, or is gone."""
+        if self._dropped(self.replica.tree.applied_index) != self.replica.leases.dropped:
+            self._schedule()
+
     # --- life -------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -262,15 +294,25 @@ class Driver:
 
     # --- effects ----------------------------------------------------------------------------------
 
+    def _schedule(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
     def _flush(self) -> None:
         self._flush_scheduled = False
         if self.failed.done():
             return
         events, self._events = self._events, []
         try:
-            for effect in self.replica.step(self.clock.now(), events):
-                self._EFFECTS[type(effect)](self, effect)
-            self._context.index = self.replica.tree.applied_index
+            while True:
+                for effect in self.replica.step(self.clock.now(), events):
+                    self._EFFECTS[type(effect)](self, effect)
+                self._context.index = applied = self.replica.tree.applied_index
+                dropped = self._dropped(applied)
+                if dropped == self.replica.leases.dropped:
+                    break
+                events = [Dropped(dropped)]
         except Exception as exc:
             self.fail(exc)
 
@@ -434,9 +476,9 @@ class Driver:
         # reset's one fdatasync holds the loop up; a full disk here ends the node, and the next
         # start finishes the installation.
         self._events.append(self._snapshots.install(install, lambda: self._log.reset(install.meta)))
+        self._drop_all(install.meta.index)
         self._flush()
         _log.info("tree replaced by a snapshot of index %d", install.meta.index)
-        self._drop_all()
 
     # --- small things -----------------------------------------------------------------------------
 

@@ -77,14 +77,18 @@ LOW_WATER_PERCENT = 1  # ... or below this part of a small disk
 COMMITTED_BYTES_MAX = 256 * 1024  # some 2000 commands: about 100 ms of applying in one piece
 
 
+# Goes on while the machine sleeps, where there is such a clock.
+_UPTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 class SystemClock:
-    """The loop's monotonic seconds and the machine's wall clock."""
+    """The loop's monotonic seconds, the machine's wall clock, and its uptime."""
 
     def __init__(self) -> None:
         self._monotonic = asyncio.get_running_loop().time
 
     def now(self) -> Now:
-        return Now(self._monotonic(), TimeNs(time.time_ns()))
+        return Now(self._monotonic(), TimeNs(time.time_ns()), time.clock_gettime(_UPTIME))
 
 
 def run_node(config: NodeConfig) -> int:
@@ -283,7 +287,8 @@ class _Node:
             has_room=_room_check(self._folder.path),
             send=peers.send,
             push=lambda touched: server.push(touched),
-            drop_all=lambda: server.push_drop_all(),
+            drop_all=lambda index: server.push_drop_all(index),
+            dropped=lambda index: server.coherence.dropped(index),
             members_changed=peers.set_members,
             peer_broke=peers.on_broke,
         )
@@ -380,7 +385,7 @@ class _Node:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + FIRST_LEADER_S
         while loop.time() < deadline_s and not driver.failed.done():
-            if driver.replica.reads_are_current or self._stop_requested.is_set():
+            if driver.has_lease() or self._stop_requested.is_set():
                 return
             if driver.replica.raft.leader is not None and not driver.replica.is_leader:
                 return

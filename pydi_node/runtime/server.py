@@ -30,9 +30,9 @@ from pydi_node.errors import (
     RemoteProtocolError,
     UserError,
 )
-from pydi_node.ids import ClientId, NodeNumber, Serial
+from pydi_node.ids import ClientId, LogIndex, NodeNumber, Serial
 from pydi_node.records import Touched
-from pydi_node.runtime.coherence import Coherence, Key
+from pydi_node.runtime.coherence import Coherence
 from pydi_node.runtime.service import Content, Request, Service, Session
 from pydi_node.wire import messages
 from pydi_node.wire import session as wire
@@ -55,6 +55,8 @@ from pydi_node.wire.events import (
 from pydi_node.wire.messages import DropAll, Invalidate, Role
 
 _log = logging.getLogger(__name__)
+
+Key = tuple[ClientId, Serial]
 
 # A cancelled request's answer, unless the real one was faster.
 CANCELLED = FileError(errno.EINTR, "cancelled")
@@ -228,7 +230,7 @@ class Connection(asyncio.Protocol):
             case ConnectionEnded():
                 self._close()
             case AcknowledgeReceived(sequence):
-                self._server.coherence.acknowledged(self, sequence)
+                self._server.on_acknowledged(self, sequence)
             case PongReceived() | GoodbyeReceived():
                 pass
             case _:
@@ -331,11 +333,6 @@ class Connection(asyncio.Protocol):
         if isinstance(value, PydiError):
             self._answer_error(request_id, value)
             return
-        key = self._command_of.get(request_id)
-        if key is not None and self._server.coherence.hold(
-            key, lambda: self._answer(request_id, value)
-        ):
-            return
         self._forget_command(request_id)
         if self._session is not None and self._session.bounds is not None:
             value = self._session.bounds.outward(value)
@@ -380,15 +377,17 @@ class Connection(asyncio.Protocol):
         self._write(self._wire.send_push(Invalidate(self._wire.push_sequence + 1, touched)))
         return self._wire.push_sequence
 
-    def push_drop_all(self) -> None:
-        """To a subscriber: everything may be stale."""
-        if not self._has_ended:
-            self._write(self._wire.send_push(DropAll(self._wire.push_sequence + 1)))
+    def push_drop_all(self) -> int:
+        """To a subscriber: everything may be stale. The push's number; 0 when it has ended."""
+        if self._has_ended:
+            return 0
+        self._write(self._wire.send_push(DropAll(self._wire.push_sequence + 1)))
+        return self._wire.push_sequence
 
     @property
     def _has_ended(self) -> bool:
-        """The peer hung up or is cut off, and relies on no cache; that the connection is lost is
-        told a moment later."""
+        """The peer hung up, and relies on no cache, or is cut off, which `Coherence` knows; that
+        the connection is lost is told a moment later."""
         return self._wire.state is not wire.State.OPEN
 
     def goodbye(self, sentence: str) -> None:
@@ -489,20 +488,20 @@ class Connection(asyncio.Protocol):
             _log.info("session of %s ended: %s", self._identity.name, reason)
             self._abort()
 
-    def cut_off(self, reason: str) -> None:
-        """Disconnect a peer that holds others up; it may come back."""
-        assert self._identity is not None
-        _log.warning("%s disconnected: %s", self._identity.name, reason)
-        self._abort()
-
     def _close(self) -> None:
         if not self._closing and self._transport is not None:
             self._flush()
             self._closing = True
             self._transport.close()
 
+    def serves(self, session: Session) -> bool:
+        return self._session is session
+
     def _abort(self) -> None:
         if self._transport is not None:
+            if not self._closing:
+                # It may not know, and go on to the end of its lease.
+                self._server.coherence.gone(self, knows=False)
             self._closing = True
             self._transport.abort()
 
@@ -523,7 +522,8 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self.stopping = False
         self._closed = False
-        self.coherence = Coherence(asyncio.get_running_loop())
+        self.coherence = Coherence(lambda: service.driver.clock.now().uptime_s)
+        service.lease = self._lease
         self._connections: set[Connection] = set()
         self._strangers: dict[object, str | None] = {}  # places, and the address of who has it
         self._told: dict[str, float] = {}  # refusals that were logged, and when; oldest first
@@ -676,29 +676,42 @@ class Server:
 
     def remove(self, connection: Connection) -> None:
         self._connections.discard(connection)
-        self.coherence.gone(connection)
+        self.coherence.gone(connection, knows=True)
+        self.service.driver.look_at_caches()
 
-    def push(self, touched: Sequence[tuple[ClientId, Serial, Touched]]) -> None:
+    def on_acknowledged(self, connection: Connection, sequence: int) -> None:
+        self.coherence.acknowledged(connection, sequence)
+        self.service.driver.look_at_caches()
+
+    def _lease(self, session: Session) -> int:
+        for connection in self._connections:
+            if connection.subscribed and connection.serves(session):
+                return self.coherence.renew(connection, self.service.driver.lease_s())
+        return 0  # nothing would be pushed to it
+
+    def push(self, touched: Sequence[tuple[LogIndex, ClientId, Serial, Touched]]) -> None:
         """Every subscriber drops these, before the answers to the commands that did it."""
         subscribers = [c for c in self._connections if c.subscribed]
         if not subscribers:
             return
-        for client, serial, item in touched:
+        for index, client, serial, item in touched:
             key = (client, serial)
             for connection in subscribers:
                 sequence = connection.push(key, item)
                 if sequence:
-                    self.coherence.pushed(key, connection, sequence)
+                    self.coherence.pushed(index, connection, sequence)
 
     def end_sessions(self, why: Callable[[Session], str | None]) -> None:
         """Those for which ``why`` gives a reason end now, whatever they are about."""
         for connection in list(self._connections):
             connection.end_if(why)
 
-    def push_drop_all(self) -> None:
+    def push_drop_all(self, index: LogIndex) -> None:
         for connection in self._connections:
             if connection.subscribed:
-                connection.push_drop_all()
+                sequence = connection.push_drop_all()
+                if sequence:
+                    self.coherence.pushed(index, connection, sequence)
 
 
 def make_session(number: int, hello: Hello) -> Session:

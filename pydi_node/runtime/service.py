@@ -113,6 +113,8 @@ class Service:
         self.cluster = cluster
         self.locking: Locking  # set by node.py before anything is served
         self.replication: Replication  # likewise
+        # (session) -> ms for which it may rely on its caches; likewise
+        self.lease: Callable[[Session], int]
         self.sessions: dict[int, Session] = {}
         self.holds: dict[Ino, int] = {}  # opens of all sessions together
         self.admin: dict[str, Callable[[Request, dict[str, Any]], Any]] = {
@@ -455,6 +457,9 @@ class Service:
     def _subscribe(self, request: Request) -> None:
         """The server pushes to the sessions that asked; nothing to do but to answer."""
 
+    def _lease(self, request: Request) -> int:
+        return self.lease(request.session)
+
     def _statfs(self) -> Statfs:
         usage = self.store.usage()
         return Statfs(usage.total, usage.free, self.tree.counters().files)
@@ -468,13 +473,20 @@ def _query(ask: Callable[[Service, Tree, Any], Any]) -> Handler:
     """A handler that asks the tree once it is known to be as new as any."""
 
     def handle(service: Service, request: Request) -> Any:
-        if service.driver.replica.reads_are_current:
+        driver = service.driver
+        if driver.has_lease() and driver.replica.is_settled:
             return ask(service, service.tree, request.message)
         return wait(service, request)
 
     async def wait(service: Service, request: Request) -> Any:
-        await service.driver.wait_current(_read_deadline(service, request))
-        return ask(service, service.tree, request.message)
+        deadline_s = _read_deadline(service, request)
+        is_current = await service.driver.wait_current(deadline_s)
+        try:
+            return ask(service, service.tree, request.message)
+        finally:
+            # What is seen here, be it an absence, must be what everyone sees from now on.
+            if is_current:
+                await service.driver.settle(deadline_s)
 
     return handle
 
@@ -524,6 +536,7 @@ _HANDLERS: dict[type[Any], Handler] = {
     messages.GetLock: Service._get_lock,
     messages.Admin: Service._admin,
     messages.Subscribe: Service._subscribe,
+    messages.Lease: Service._lease,
     messages.Nodes: lambda service, _: service.tree.nodes(),
     messages.ReplicaPut: Service._replica_put,
     messages.ReplicaCreate: Service._replica_create,

@@ -52,6 +52,7 @@ MIB = 1 << 20
 # One BlobRead or BlobWrite: large enough to keep a 10 Gbit/s link busy with two under way, small
 # enough that a request's memory is bounded.
 CHUNK_MAX_BYTES = 4 * MIB
+LEASE_MAX_MS = 60_000  # a silent mount holds up everyone's changes for so long
 READDIR_LIMIT_MAX = 4096  # entries of up to ~400 bytes: the answer stays below 2 MiB
 XATTR_LIST_MAX = 65536  # names; the list itself is bounded by the header
 VERSIONS_MAX = 16384  # kept versions of one file in one answer, ~150 bytes each
@@ -417,6 +418,12 @@ class Nodes:
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """For how many milliseconds, from when this left, a subscriber may answer from its caches
+    without asking; 0: not at all. The answer follows every push that was sent before."""
+
+
+@dataclass(frozen=True, slots=True)
 class Subscribe:
     """Pushes of what becomes stale, from now until the session ends. Answered before the first."""
 
@@ -425,7 +432,7 @@ Request = (
     Lookup | GetAttr | ReadDir | ReadLink | GetXattr | ListXattr | GetFile | Versions | PathVersions
     | PathOf | Statfs | IndexAt | Open | Release | Execute | ExecutePut | Forward | BlobCreate
     | BlobWrite | BlobTruncate | BlobSeal | BlobAbort | BlobPut | BlobRead | BlobVerify | BlobCopy
-    | SetLock | GetLock | Admin | Subscribe | Nodes | ReplicaPut | ReplicaCreate
+    | SetLock | GetLock | Admin | Subscribe | Nodes | Lease | ReplicaPut | ReplicaCreate
 )  # fmt: skip
 
 
@@ -528,6 +535,7 @@ REQUESTS: tuple[RequestType, ...] = (
     RequestType(31, Nodes, _ANYONE, False, _NONE, "[NodeInfo]", _MEMBERS),
     RequestType(32, ReplicaPut, _NODES, True, _CONTENT, "nil", fields.nothing),
     RequestType(33, ReplicaCreate, _NODES, True, _NONE, "nil", fields.nothing),
+    RequestType(34, Lease, _ANYONE, False, _NONE, "ms", integer(0, LEASE_MAX_MS)),
 )  # fmt: skip
 
 REQUEST_OF_CLASS: dict[type[Any], RequestType] = {spec.cls: spec for spec in REQUESTS}

@@ -115,6 +115,12 @@ class MemoryVfs:
 
     # --- names and attributes -----------------------------------------------------------------
 
+    pushes = 0  # changes made elsewhere; tests move it
+    lease = 3600.0
+
+    def lease_s(self) -> float:
+        return self.lease
+
     def lookup_nowait(self, parent: Ino, name: bytes) -> Attr | None:
         return self._lookup(parent, name) if self.cached else None
 

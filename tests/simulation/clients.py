@@ -358,7 +358,12 @@ class _Errand:
             tree = process.replica.tree
             number = process.machine.number
             self._simulation.watch.on_read(number, tree, self._acknowledged_before)
-            result = self._attempted.plan.value(tree)
+            seen = self._attempted.plan.value(tree)
+            process.settle(1.0, lambda: self._send_back(seen))
+        else:
+            self._send_back(result)
+
+    def _send_back(self, result: Any) -> None:
         if self._world.dice.percent(self._simulation.answers_lost):
             return
         delay_us = self._world.dice.around(ANSWER_US)

@@ -25,6 +25,8 @@ from tests.simulation.watch import Watch
 from tests.simulation.world import MS, SECOND, Network, World
 
 ROOMY_BYTES = 1 << 40
+# Of a monotonic clock; two such may differ by what leases.GRANTER_S / leases.HOLDER_S allows.
+DRIFT_PERMILLE = 90
 RESTART_US = 300 * MS
 
 
@@ -42,10 +44,14 @@ class Settings:
 
 
 class Clock:
-    """A machine's clocks: seconds that pass too fast or too slowly, and a wall clock that jumps."""
+    """A machine's clocks: seconds that pass too fast or too slowly, and a wall clock that jumps.
+
+    Ticks may come at any rate; the monotonic clock keeps to what leases assume of clocks.
+    """
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self.tick_permille = 1000  # how fast ticks come
         self.rate_permille = 1000
         self.wall_offset_us = 0
         self._base_us = 0  # when the rate was set
@@ -54,15 +60,16 @@ class Clock:
     def now(self) -> Now:
         mono_us = self._mono_us()
         wall_us = 1_700_000_000 * SECOND + self._world.now_us + self.wall_offset_us
-        return Now(mono_us / SECOND, TimeNs(max(0, wall_us) * 1000))
+        return Now(mono_us / SECOND, TimeNs(max(0, wall_us) * 1000), mono_us / SECOND)
 
     def set_rate(self, permille: int) -> None:
         self._base_mono_us, self._base_us = self._mono_us(), self._world.now_us
-        self.rate_permille = permille
+        self.tick_permille = permille
+        self.rate_permille = min(max(permille, 1000 - DRIFT_PERMILLE), 1000 + DRIFT_PERMILLE)
 
     def delay_us(self, own_us: int) -> int:
-        """How long this clock's ``own_us`` really are."""
-        return own_us * 1000 // self.rate_permille
+        """How long this machine's ``own_us`` between two ticks really are."""
+        return own_us * 1000 // self.tick_permille
 
     def _mono_us(self) -> int:
         return (
@@ -91,6 +98,7 @@ class Machine:
         self.clock = Clock(world)
         self.disk = settings.disk_class(world.dice.bits(32))
         self.disk_us = 1 * MS  # how long one sync takes
+        self.mounts_us = 0  # how long the mounts here take to drop what changed
         self.room = "plenty"  # or "low": the program knows; or "none": writes fail
         self.founding = founding
         connection = open_database(b"")

@@ -11,13 +11,14 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydi_node.consensus.raft import Raft
 from pydi_node.consensus.types import MembershipChange, SnapshotMeta
-from pydi_node.effects import Persist, Persisted
-from pydi_node.ids import LogIndex
+from pydi_node.effects import Persist, Persisted, RoleChanged
+from pydi_node.ids import INT64_MAX, LogIndex
+from pydi_node.leases import Grant
 from tests.harness.disk_sim import NoFdatasync
 from tests.simulation.machine import Machine
 from tests.simulation.process import Process
 from tests.simulation.storage import WatchedTree
-from tests.simulation.world import MS
+from tests.simulation.world import MS, Action
 from tests.unit.consensus import mutants as core
 
 
@@ -54,6 +55,73 @@ class TrustsTheFolder(Process):
 
     def read_folder(self) -> None:
         pass
+
+
+class AnswersUnreleased(Process):
+    """A command is answered as soon as it is applied here, whatever others still rely on."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine)
+        waiting = self.replica._unreleased
+        take = waiting.take
+        waiting.take = lambda released: take(LogIndex(INT64_MAX))  # type: ignore[method-assign]
+
+
+class ShowsUnreleased(Process):
+    """A read shows at once what others may not see yet."""
+
+    def settle(self, seconds: float, done: Action) -> None:
+        done()
+
+
+class WithoutLeases(AnswersUnreleased):
+    """No mistake: every read asks the leader, and nobody relies on anything. Waiting for leases
+    would hide what is wrong with the question."""
+
+    def has_lease(self) -> bool:
+        return False
+
+    def settle(self, seconds: float, done: Action) -> None:
+        done()
+
+
+class IgnoresOldLeases(Process):
+    """A new leader releases without a thought of whom its predecessor gave leases."""
+
+    def _on_role(self, effect: RoleChanged) -> None:
+        super()._on_role(effect)
+        granter = self.replica.leases._granter
+        if granter is not None:
+            granter._holders.clear()
+
+    _EFFECTS: ClassVar[dict[type[Any], Any]] = Process._EFFECTS | {RoleChanged: _on_role}
+
+
+class CountsFromArrival(Process):
+    """A holder counts its lease from when the grant came in, not from when it asked."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine)
+        leases = self.replica.leases
+        on_grant = leases.on_grant
+
+        def count_from_now(message: Grant) -> None:
+            asked_us = int(machine.clock.now().uptime_s * 1_000_000) if message.asked_us else 0
+            on_grant(message._replace(asked_us=asked_us))
+
+        leases.on_grant = count_from_now  # type: ignore[method-assign]
+
+
+class GrantsUnconfirmed(Process):
+    """A leader gives leases out of its belief that it still leads."""
+
+    def _on_role(self, effect: RoleChanged) -> None:
+        super()._on_role(effect)
+        granter = self.replica.leases._granter
+        if granter is not None:
+            granter.confirmed_s = lambda now_s: now_s  # type: ignore[method-assign]
+
+    _EFFECTS: ClassVar[dict[type[Any], Any]] = Process._EFFECTS | {RoleChanged: _on_role}
 
 
 class CutsTooFar(WatchedTree):
@@ -132,6 +200,19 @@ _OLD_LEADERS = _QUIET | {
     "think_us": 100 * MS, "disk_us": 200, "latency_us": 2 * MS, "fault_us": 300 * MS,
     "election_ticks": 8,
 }  # fmt: skip
+_READERS = _QUIET | {
+    "voters": 3, "clients": 20, "readers": 50, "think_us": 20 * MS, "disk_us": 200, "pause": 3,
+    "partition": 6, "latency_us": 2 * MS, "mounts_us": 50 * MS, "fault_us": 300 * MS,
+    "election_ticks": 5, "heartbeat_ticks": 2,
+}  # fmt: skip
+_LATE_READERS = _READERS | {
+    "repeat": 20, "reorder": 60, "latency_us": 20 * MS, "pause": 8, "partition": 8,
+    "fault_us": 100 * MS,
+}  # fmt: skip
+_MANY_READERS = _READERS | {
+    "repeat": 20, "reorder": 60, "latency_us": 20 * MS, "pause": 6, "partition": 6, "clients": 40,
+    "clock": 3,
+}  # fmt: skip
 FULL_DISKS = _SNAPSHOTS | {
     "snapshot_chunk_bytes": 16 * 1024, "full_disk": 6, "fault_us": 100 * MS, "disk_us": 2 * MS,
 }  # fmt: skip
@@ -148,7 +229,8 @@ INSTALLS = _SNAPSHOTS | {
 LIVES = {
     "crashes": _CRASHES, "snapshots": _SNAPSHOTS, "splits": _SPLITS, "repeats": _REPEATS,
     "late": _LATE, "one-entry": _ONE_ENTRY, "old-leaders": _OLD_LEADERS, "full-disks": FULL_DISKS,
-    "losses": LOSSES, "installs": INSTALLS,
+    "losses": LOSSES, "installs": INSTALLS, "readers": _READERS,
+    "late-readers": _LATE_READERS, "many-readers": _MANY_READERS,
 }  # fmt: skip
 
 MUTANTS = [
@@ -162,7 +244,12 @@ MUTANTS = [
     Mutant("votes-for-any-log", {"raft_class": core.VotesForAnyLog}, _SPLITS, 3),
     Mutant("commits-old-terms", {"raft_class": core.CommitsOldTerms}, _ONE_ENTRY, 10),
     Mutant("truncates-always", {"raft_class": core.TruncatesAlways}, _LATE, 10),
-    Mutant("reads-without-quorum", {"raft_class": core.ReadsWithoutAsking}, _OLD_LEADERS, 18),
+    Mutant(
+        "reads-without-quorum",
+        {"raft_class": core.ReadsWithoutAsking, "process_class": WithoutLeases},
+        _OLD_LEADERS,
+        13,
+    ),
     Mutant("cuts-log-too-far", {"tree_class": CutsTooFar}, _CRASHES, 6),
     Mutant("executes-twice", {"tree_class": ExecutesTwice}, _REPEATS, 2),
     Mutant("forgets-sessions", {"tree_class": ForgetsSessions}, _REPEATS, 2),
@@ -171,4 +258,11 @@ MUTANTS = [
     Mutant("trusts-the-folder", {"process_class": TrustsTheFolder}, INSTALLS, 5, 6000),
     Mutant("gives-votes-away-on-trust", {"raft_class": TrustsTheSilent}, LOSSES, 1, 8000),
     Mutant("ends-on-a-full-disk", {"raft_class": EndsOnRefusedPiece}, FULL_DISKS, 12),
+    Mutant("answers-unreleased", {"process_class": AnswersUnreleased}, _READERS, 0),
+    Mutant("shows-unreleased", {"process_class": ShowsUnreleased}, _READERS, 0),
+    Mutant("ignores-old-leases", {"process_class": IgnoresOldLeases}, _READERS, 13),
+    Mutant(
+        "counts-leases-from-arrival", {"process_class": CountsFromArrival}, _LATE_READERS, 19, 6000
+    ),
+    Mutant("grants-unconfirmed", {"process_class": GrantsUnconfirmed}, _MANY_READERS, 47, 6000),
 ]

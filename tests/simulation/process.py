@@ -28,6 +28,7 @@ from pydi_node.consensus.types import (
 from pydi_node.effects import (
     Cut,
     DiskFull,
+    Dropped,
     DropSnapshot,
     Event,
     FromPeer,
@@ -43,6 +44,7 @@ from pydi_node.effects import (
     Reply,
     RoleChanged,
     Send,
+    Settle,
     SnapshotBytes,
     SnapshotFailed,
     SnapshotInstalled,
@@ -54,6 +56,7 @@ from pydi_node.effects import (
     TreeStalled,
 )
 from pydi_node.errors import CorruptionError, NoQuorumError, NoSpaceError, PydiError
+from pydi_node.ids import LogIndex
 from pydi_node.records import Result
 from pydi_node.replica import Replica
 from pydi_node.runtime.disklog import DiskLog, LoadedState
@@ -100,6 +103,7 @@ class Process(Owner):
         self.seen = Seen(raft)
         self._events: list[Event] = []
         self._flush_scheduled = False
+        self._told = tree.applied_index  # up to where mounts have been told, or know
         self._waiting: dict[int, Callback] = {}
         self._next_request = 1
         self._leaderless_s = machine.clock.now().mono_s
@@ -167,7 +171,7 @@ class Process(Owner):
 
     def read(self, seconds: float, done: Callback) -> None:
         """``done`` gets a Result when the tree is current (driver.wait_current)."""
-        if self.replica.reads_are_current:
+        if self.has_lease():
             done(Result())
             return
         if self.replica.raft.leader is None:
@@ -177,6 +181,25 @@ class Process(Owner):
                 return
             seconds = min(seconds, LEADERLESS_MAX_S - without_s)
         self.request(Read, seconds, done)
+
+    def has_lease(self) -> bool:
+        now_s = self.machine.clock.now().uptime_s
+        self.replica.leases.want(now_s)
+        return self.replica.leases.remaining_s(now_s) > 0
+
+    def settle(self, seconds: float, done: Action) -> None:
+        """``done`` when nobody misses any more what the tree shows now; never if that takes longer
+        (the runtime would answer all the same, as it does without a leader)."""
+        index = self.replica.tree.applied_index
+        if self.replica.is_settled:
+            done()
+            return
+
+        def settled(outcome: Outcome) -> None:
+            if isinstance(outcome, Result):
+                done()
+
+        self.request(lambda request, deadline: Settle(request, index, deadline), seconds, settled)
 
     def leave(self, seconds: float, done: Callback) -> None:
         """As at SIGTERM: asked once."""
@@ -220,6 +243,18 @@ class Process(Owner):
         for effect in self.replica.step(self.machine.clock.now(), events):
             self._EFFECTS[type(effect)](self, effect)
         self.machine.watch.on_step(self.machine.number, self.seen, self.replica.raft)
+        applied = self.replica.tree.applied_index
+        if applied > self._told:
+            self._told = applied
+            self.later(self.drop_us(), "caches dropped", lambda: self._drop(applied))
+
+    def drop_us(self) -> int:
+        """How long the mounts of this node take to drop what became stale."""
+        return self.world.dice.around(self.machine.mounts_us)
+
+    def _drop(self, index: int) -> None:
+        if index > self.replica.leases.dropped:
+            self.submit(Dropped(LogIndex(index)))
 
     def _tick_later(self) -> None:
         tick_us = int(self.replica.config.tick_s * SECOND)
@@ -359,9 +394,9 @@ class Process(Owner):
         return SnapshotBytes(read, data[read.offset : read.offset + read.length])
 
     def _on_drop(self, effect: DropSnapshot) -> None:
-        self._in_files_thread("drop", lambda: self._drop(effect.snapshot_id))
+        self._in_files_thread("drop", lambda: self._drop_copy(effect.snapshot_id))
 
-    def _drop(self, snapshot_id: bytes) -> None:
+    def _drop_copy(self, snapshot_id: bytes) -> None:
         self._copies.pop(snapshot_id, None)
 
     def _on_write(self, effect: SnapshotWrite) -> None:

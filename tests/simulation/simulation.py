@@ -47,6 +47,7 @@ def draw_parameters(dice: Dice) -> dict[str, int]:
         "answers_lost": dice.pick([0, 5, 30]),
         "latency_us": dice.pick([200, 2 * MS, 20 * MS]),
         "disk_us": dice.pick([200, 2 * MS, 20 * MS, 60 * MS]),
+        "mounts_us": dice.pick([0, 0, 1 * MS, 50 * MS]),
         "clients": dice.pick([1, 3, 6]),
         "readers": dice.pick([0, 0, 50]),
         "think_us": dice.pick([5 * MS, 20 * MS, 100 * MS]),
@@ -301,6 +302,7 @@ class Simulation:
     def _add_machine(self, number: int, founding: Membership | None) -> Machine:
         machine = Machine(number, self.world, self.network, self.watch, self.settings, founding)
         machine.disk_us = self.parameters["disk_us"]
+        machine.mounts_us = self.parameters["mounts_us"]
         if self.dice.percent(30):
             machine.clock.set_rate(self.dice.pick([700, 950, 1050, 1300]))
         self.machines[number] = machine

@@ -75,7 +75,7 @@ def answer_of(node: Node, event: object) -> list[bytes]:
     """Subscribe and Nodes are answered, and pings while it doesn't hang."""
     match event:
         case RequestReceived(request_id, request):
-            value = [] if type(request).__name__ == "Nodes" else None
+            value = {"Nodes": [], "Lease": 900}.get(type(request).__name__)
             return list(node.session.send_answer(request_id, value))
         case PingReceived(token):
             node.pinged.set()

@@ -93,7 +93,8 @@ class VotesTwice(Raft):
 class SpeaksBeforeTermPersisted(Raft):
     """A leader appends to others before its own term is on its disk."""
 
-    def _may_speak(self) -> bool:
+    @property
+    def term_is_durable(self) -> bool:
         return True
 
 

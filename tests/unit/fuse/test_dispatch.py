@@ -247,6 +247,49 @@ class _SlowVfs(MemoryVfs):
         await super().flush(fh)
 
 
+class _AskingVfs(MemoryVfs):
+    """Knows nothing by itself, and waits for ``go`` with each name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cached = False
+        self.go = asyncio.Event()
+
+    async def lookup(self, parent: Ino, name: bytes) -> Attr:
+        await self.go.wait()
+        return await super().lookup(parent, name)
+
+
+def test_the_kernel_keeps_an_answer_for_the_rest_of_the_lease() -> None:
+    """Counted when the answer leaves; nothing is kept without a lease, or when a change elsewhere
+    overtook the answer, which may be older."""
+
+    async def main() -> None:
+        vfs = _AskingVfs()
+        kernel = Kernel(vfs)
+        await kernel.create(b"file")
+        for lease_s, pushes, kept in (
+            (0.75, 0, (0, 750_000_000)),
+            (0.0, 0, (0, 0)),
+            (9.0, 1, (0, 0)),
+        ):
+            vfs.go.clear()
+            vfs.lease = 5.0
+            asked = [kernel.send(k.LOOKUP, ROOT, name) for name in (b"file\0", b"absent\0")]
+            await settle()
+            vfs.lease = lease_s
+            vfs.pushes += pushes
+            vfs.go.set()
+            await kernel.dispatcher.stop()
+            for unique in asked:
+                answer = kernel.answer_to(unique)
+                assert answer is not None
+                _, _, entry_s, _, entry_ns, _ = answer.unpack("QQQQII")
+                assert (entry_s, entry_ns) == kept
+
+    asyncio.run(main())
+
+
 def test_an_interrupted_change_runs_to_its_end_unseen() -> None:
     """The program gets EINTR, the publication goes on, and what nobody got is closed again."""
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from pydi_fs.fuse.dispatch import Dispatcher
+from pydi_fs.fuse.dispatch import CACHE_TIMEOUT_S, Dispatcher
 from pydi_node.commands import ROOT_CALLER
 from pydi_node.ids import ROOT_INO, Ino
 from tests.harness.memory_vfs import BLOCK_BYTES
@@ -104,7 +104,7 @@ def test_getattr_answers_attributes(cached: bool) -> None:
 
     async def scenario(kernel: Kernel) -> None:
         answer = await kernel.ask(k.GETATTR, ROOT, struct.pack("=IIQ", 0, 0, 0))
-        assert answer.unpack("QI") == (1, 0)
+        assert answer.unpack("QI") == (CACHE_TIMEOUT_S, 0)
         attr = attr_fields(answer, 16)
         assert attr["ino"] == 1
         assert stat.S_ISDIR(attr["mode"])

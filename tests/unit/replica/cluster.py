@@ -25,6 +25,7 @@ from pydi_node.consensus.types import (
 )
 from pydi_node.effects import (
     Cut,
+    Dropped,
     DropSnapshot,
     Effect,
     Event,
@@ -76,6 +77,7 @@ class Member:
         self.unsynced: list[Persist] = []
         self.replies: dict[int, Outcome] = {}
         self.pushes: list[Touched] = []
+        self.drops = True  # what is pushed is dropped at once
         self.others: list[Effect] = []  # effects that only tests look at
         self._config = config
         self._raft = raft
@@ -106,7 +108,7 @@ class Cluster:
         config: ReplicaConfig | None = None,
         **raft: Any,
     ) -> None:
-        self.now = Now(100.0, TimeNs(1_000_000_000_000))
+        self.now = Now(100.0, TimeNs(1_000_000_000_000), 100.0)
         self.cut: Callable[[int, int], bool] = lambda sender, to: False
         self.lose: Callable[[PeerMessage], bool] = lambda message: False
         self._starts = 0
@@ -141,7 +143,8 @@ class Cluster:
     def tick(self, count: int = 1) -> None:
         """That many ticks everywhere, with everything delivered after each."""
         for _ in range(count):
-            self.now = Now(self.now.mono_s + TICK_S, TimeNs(self.now.time_ns + 50_000_000))
+            mono_s = self.now.mono_s + TICK_S
+            self.now = Now(mono_s, TimeNs(self.now.time_ns + 50_000_000), mono_s)
             for number in self.members:
                 self.step(number, Tick())
             self.deliver()
@@ -175,6 +178,9 @@ class Cluster:
             return
         for effect in member.replica.step(self.now, events):
             self._do(member, effect)
+        applied_index = member.replica.tree.applied_index
+        if member.drops and member.replica.leases.dropped < applied_index:
+            self.step(number, Dropped(applied_index))
 
     def deliver(self, rounds_max: int = 1000) -> None:
         """Until no message is under way and no disk has anything to do."""
@@ -248,6 +254,12 @@ class Cluster:
         assert replica is not None
         return replica.tree
 
+    def has_lease(self, number: int) -> bool:
+        """And somebody there would use it."""
+        leases = self.replica(number).leases
+        leases.want(self.now.uptime_s)
+        return leases.remaining_s(self.now.uptime_s) > 0
+
     def replica(self, number: int) -> Replica:
         replica = self.members[number].replica
         assert replica is not None
@@ -269,7 +281,7 @@ class Cluster:
                 assert request not in member.replies, "answered twice"
                 member.replies[request] = outcome
             case Push(touched):
-                member.pushes += touched
+                member.pushes += [item for *_, item in touched]
             case Cut(meta):
                 member.meta = meta
                 member.entries = [e for e in member.entries if e.index > meta.index]

@@ -14,6 +14,7 @@ from pydi_node.consensus.types import AppendRequest
 from pydi_node.effects import (
     AddMember,
     DiskFull,
+    Dropped,
     Enlist,
     Forward,
     FromPeer,
@@ -102,17 +103,18 @@ def test_commands_of_one_step_share_one_persist(make: MakeCluster) -> None:
 
 
 def test_pushes_come_before_replies(make: MakeCluster) -> None:
-    """Whoever hears of an outcome finds no stale cache: Push stands before all Replies."""
+    """Whoever hears of an outcome finds no stale cache: it waits until all have dropped it."""
     cluster = make(1)
     cluster.elect()
     member = cluster.members[1]
     member.disk_stopped = True
-    cluster.propose(1, 1, 1, create("a"))
-    cluster.propose(1, 1, 2, create("b"))
+    requests = {cluster.propose(1, 1, serial, create(f"{serial}")) for serial in (1, 2)}
     (*_, last) = member.unsynced
     effects = cluster.replica(1).step(cluster.now, [Persisted(last.number)])
     kinds = [type(e) for e in effects if isinstance(e, (Push, Reply))]
-    assert kinds == [Push, Reply, Reply]
+    assert kinds == [Push]
+    cluster.step(1, Dropped(cluster.tree(1).applied_index))
+    assert requests <= member.replies.keys()
     member.unsynced = []
 
 
@@ -137,13 +139,13 @@ def test_repeated_command_gets_its_first_result(make: MakeCluster) -> None:
 
 
 def test_reads_of_a_lone_leader_need_no_question(make: MakeCluster) -> None:
-    """reads_are_current only once this term's first entry is applied: what an earlier start
-    acknowledged may still wait in the log."""
+    """Only once this term's first entry is applied: what an earlier start acknowledged may still
+    wait in the log."""
     cluster = make(1)
-    assert not cluster.replica(1).reads_are_current
+    assert not cluster.has_lease(1)
     cluster.elect()
     cluster.deliver()
-    assert cluster.replica(1).reads_are_current
+    assert cluster.has_lease(1)
     cluster.kill(1)
     cluster.start(1)
     member = cluster.members[1]
@@ -152,10 +154,10 @@ def test_reads_of_a_lone_leader_need_no_question(make: MakeCluster) -> None:
         cluster.tick()
         if not any(persist.entries for persist in member.unsynced):
             cluster.sync(1)  # term and vote; the first entry stays unsynced
-    assert not cluster.replica(1).reads_are_current
+    assert not cluster.has_lease(1)
     member.disk_stopped = False
     cluster.deliver()
-    assert cluster.replica(1).reads_are_current
+    assert cluster.has_lease(1)
 
 
 def test_time_of_commands_never_goes_back(make: MakeCluster) -> None:

@@ -1,0 +1,228 @@
+"""Leases between replicas in memory: what waits for whom, and for how long at most.
+
+One clock for all nodes here; clocks that differ, pauses and lost messages are the simulation's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pydi_node.effects import Dropped, FromPeer, Settle
+from pydi_node.errors import RemoteProtocolError
+from pydi_node.ids import LogIndex, NodeNumber, Term
+from pydi_node.leases import GRANTER_S, HOLDER_S, PATIENCE_S, RENEW_S, WANTED_S, Grant, Renew
+from pydi_node.records import Result
+from tests.unit.replica.cluster import TICK_S, Cluster, applied, create
+
+MakeCluster = Callable[..., Cluster]
+
+
+@pytest.fixture
+def make() -> Iterator[MakeCluster]:
+    clusters: list[Cluster] = []
+
+    def make_cluster(voters: int) -> Cluster:
+        clusters.append(Cluster(voters))
+        clusters[-1].elect()
+        clusters[-1].tick()
+        return clusters[-1]
+
+    yield make_cluster
+    for cluster in clusters:
+        cluster.close()
+
+
+def has_lease(cluster: Cluster, number: int) -> bool:
+    return cluster.has_lease(number)
+
+
+def give_leases(cluster: Cluster, *numbers: int) -> None:
+    def all_have() -> bool:
+        return all([has_lease(cluster, number) for number in numbers])
+
+    cluster.until(all_have)
+
+
+def others_of(cluster: Cluster, leader: int) -> list[int]:
+    return [number for number in cluster.members if number != leader]
+
+
+def ticks(seconds: float) -> int:
+    return int(seconds / TICK_S) + 2
+
+
+def answered_at_once(cluster: Cluster, number: int, serial: int) -> bool:
+    """Whether a command on this node is answered without any time passing."""
+    request = cluster.propose(number, 50 + number, serial, create(f"{number} {serial}"))
+    cluster.deliver()
+    return cluster.members[number].replies.pop(request, None) is not None
+
+
+@pytest.mark.parametrize("holders", [(), (1,), (2,), (1, 2), (1, 2, 3)])
+def test_nobody_waits_for_a_clock_while_all_answer(
+    make: MakeCluster, holders: tuple[int, ...]
+) -> None:
+    """Whoever holds leases, a command on any node takes messages only, never a period."""
+    cluster = make(3)
+    give_leases(cluster, *holders)
+    for serial in range(1, 4):
+        for number in cluster.members:
+            assert answered_at_once(cluster, number, serial), (number, serial)
+
+
+def test_reads_under_a_lease_ask_nobody(make: MakeCluster) -> None:
+    """A follower with a lease is current though it is cut off, until the lease is over."""
+    cluster = make(3)
+    leader = cluster.elect()
+    (follower, _) = others_of(cluster, leader)
+    give_leases(cluster, follower)
+    cluster.cut = lambda sender, to: follower in (sender, to)
+    assert has_lease(cluster, follower)
+    cluster.tick(ticks(HOLDER_S))
+    assert not has_lease(cluster, follower)
+
+
+def test_a_lease_that_nobody_uses_ends(make: MakeCluster) -> None:
+    """A node without readers holds nobody up: when it hangs, a command goes on at once."""
+    cluster = make(3)
+    leader = cluster.elect()
+    (follower, _) = others_of(cluster, leader)
+    give_leases(cluster, follower)
+    cluster.tick(ticks(WANTED_S + RENEW_S))
+    cluster.cut = lambda sender, to: follower in (sender, to)
+    assert answered_at_once(cluster, leader, 1)
+
+
+def test_a_change_waits_until_every_holder_has_dropped_it(make: MakeCluster) -> None:
+    """Applied on a follower and not yet dropped by its mounts, a command is answered nowhere; nor
+    is a read settled that saw it."""
+    cluster = make(3)
+    leader = cluster.elect()
+    (slow, third) = others_of(cluster, leader)
+    give_leases(cluster, slow)
+    cluster.members[slow].drops = False
+    request = cluster.propose(leader, 9, 1, create("a"))
+    cluster.deliver()
+    for number in (leader, third):
+        index = applied(cluster, number)
+        cluster.step(number, Settle(1000 + number, index, cluster.now.mono_s + 60.0))
+    cluster.tick(3)
+    assert applied(cluster, slow) == applied(cluster, leader)
+    for number in (leader, third):
+        assert cluster.members[number].replies == {}
+        assert not cluster.replica(number).is_settled
+    cluster.step(slow, Dropped(applied(cluster, slow)))
+    cluster.deliver()
+    assert isinstance(cluster.members[leader].replies[request], Result)
+    for number in (leader, third):
+        assert cluster.members[number].replies[1000 + number] == Result()
+        assert cluster.replica(number).is_settled
+
+
+@pytest.mark.parametrize("how", ["silent", "busy"])
+def test_a_holder_that_does_not_answer_is_waited_for_two_seconds_at_most(
+    make: MakeCluster, how: str
+) -> None:
+    """Cut off, or renewing for ever without dropping: its lease ends, then the command goes on;
+    and never before its lease has ended."""
+    cluster = make(3)
+    leader = cluster.elect()
+    (bad, _) = others_of(cluster, leader)
+    give_leases(cluster, bad)
+    cluster.members[bad].drops = False
+    if how == "silent":
+        cluster.cut = lambda sender, to: bad in (sender, to)
+    request = cluster.propose(leader, 9, 1, create("a"))
+    cluster.deliver()
+    began_s = cluster.now.mono_s
+    while request not in cluster.members[leader].replies:
+        assert cluster.now.mono_s - began_s < 2.0 + 2 * RENEW_S
+        cluster.tick()
+    assert not has_lease(cluster, bad)
+    longest_s = GRANTER_S if how == "silent" else PATIENCE_S + GRANTER_S + RENEW_S
+    assert cluster.now.mono_s - began_s <= longest_s + 2 * TICK_S
+
+
+def test_a_holder_that_was_behind_gets_a_lease_when_it_has_caught_up(make: MakeCluster) -> None:
+    """It may not answer from a state that is older than what others were told meanwhile."""
+    cluster = make(3)
+    leader = cluster.elect()
+    (bad, _) = others_of(cluster, leader)
+    give_leases(cluster, bad)
+    cluster.cut = lambda sender, to: bad in (sender, to)
+    assert isinstance(cluster.execute(leader, 9, 1, create("a")), Result)
+    cluster.members[bad].drops = False
+    cluster.cut = lambda sender, to: False
+    cluster.tick(ticks(HOLDER_S))
+    assert applied(cluster, bad) == applied(cluster, leader)
+    assert not has_lease(cluster, bad)
+    cluster.step(bad, Dropped(applied(cluster, bad)))
+    give_leases(cluster, bad)
+
+
+def test_a_new_leader_waits_for_leases_that_it_knows_nothing_of(make: MakeCluster) -> None:
+    """The leader and a holder are cut off together. Their successor releases nothing before the
+    holder's lease must have ended; with only the leader gone... it waits for that one's own."""
+    cluster = make(5)
+    leader = cluster.elect()
+    (holder, *rest) = others_of(cluster, leader)
+    give_leases(cluster, leader, holder)
+    side = {leader, holder}
+    cluster.cut = lambda sender, to: (sender in side) != (to in side)
+    request = cluster.propose(rest[0], 9, 1, create("a"))
+    replies = cluster.members[rest[0]].replies
+    while request not in replies:
+        # Whoever has a lease has not missed anything that was answered.
+        cluster.tick()
+    assert not has_lease(cluster, holder)
+    assert not has_lease(cluster, leader)
+
+
+def test_a_leader_without_a_majority_gives_no_leases(make: MakeCluster) -> None:
+    """It can't know of a successor: what it grants ends with its own certainty."""
+    cluster = make(3)
+    leader = cluster.elect()
+    (friend, _) = others_of(cluster, leader)
+    give_leases(cluster, leader, friend)
+    cluster.cut = lambda sender, to: (sender, to) != (friend, leader)
+    cluster.tick(ticks(HOLDER_S))
+    assert not has_lease(cluster, leader)
+    assert not has_lease(cluster, friend)
+
+
+def test_what_a_node_can_not_know_breaks_its_connection(make: MakeCluster) -> None:
+    """A report about entries that the leader does not have."""
+    cluster = make(3)
+    leader = cluster.elect()
+    (liar, _) = others_of(cluster, leader)
+    replica = cluster.replica(leader)
+    message = Renew(
+        NodeNumber(liar), NodeNumber(leader), replica.raft.term, 7, 1, 0, LogIndex(10**6), True
+    )
+    cluster.step(leader, FromPeer(message))
+    (broke,) = cluster.members[leader].others[-1:]
+    assert isinstance(broke.error, RemoteProtocolError)  # type: ignore[union-attr]
+
+
+def test_late_grants_are_not_believed(make: MakeCluster) -> None:
+    """Of another term, of another run of this node, or for a lease that was given up."""
+    cluster = make(3)
+    leader = cluster.elect()
+    (node, _) = others_of(cluster, leader)
+    replica = cluster.replica(node)
+    now_us = int(cluster.now.uptime_s * 1e6)
+    session, term = replica.leases._session, replica.raft.term
+    right = Grant(
+        NodeNumber(leader), NodeNumber(node), term, session, now_us, now_us, 900_000, LogIndex(0)
+    )
+    for wrong in (
+        right._replace(term=Term(term + 1)),
+        right._replace(session=session + 1),
+        right._replace(asked_us=now_us - 2_000_000),
+    ):
+        replica.leases.on_grant(wrong)
+        assert replica.leases.remaining_s(cluster.now.uptime_s) <= 0
+    replica.leases.on_grant(right)
+    assert replica.leases.remaining_s(cluster.now.uptime_s) > 0
