@@ -196,8 +196,12 @@ class KernelBinding:
 
     def _begin_passthrough(self) -> None:
         """Not before the kernel has the answer to its INIT."""
-        reason: str | None = "not agreed with the kernel"
-        if self._has_passthrough:
+        reason: str | None = "this kernel has none"
+        if self._options.passthrough_after_s is None:
+            reason = "as the options say"
+        elif not self.may_pass(self._options):
+            reason = "it needs Linux 6.9 and CAP_SYS_ADMIN"
+        elif self._has_passthrough:
             passthrough = Passthrough(self._fd)
             reason = passthrough.why_not()
             if reason is None:
