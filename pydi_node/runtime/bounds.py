@@ -83,6 +83,8 @@ class Bounds:
                 if blob not in self._shown and blob not in self._written:
                     raise BlobMissingError("not content that this session was shown")
                 return message
+            case messages.PathOf():  # a second name of a file may lie outside
+                raise FileError(errno.EPERM, "this token sees no paths but its own")
             case _ if isinstance(message, _OWN_WRITER):
                 return message
             case messages.Release(ino=ino):  # whatever it is now, it was opened here
