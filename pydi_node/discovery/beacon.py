@@ -91,6 +91,11 @@ def pack_question(question: Question, cluster: str, key: bytes) -> bytes:
     return _pack(Kind.QUESTION, tuple(question), cluster, key)
 
 
+def sign(said: bytes, key: bytes) -> bytes:
+    """The datagram that says this, with its HMAC."""
+    return said + hmac.digest(key, said, "sha256")
+
+
 class Ear:
     """What one process has heard, and so what it still believes."""
 
@@ -176,8 +181,8 @@ class _Ignore(Exception):
 
 
 def _pack(kind: Kind, value: tuple[Any, ...], cluster: str, key: bytes) -> bytes:
-    signed = MAGIC + bytes((FORMAT, kind)) + bytes.fromhex(cluster) + codec.pack(value)
-    datagram = signed + hmac.digest(key, signed, "sha256")
+    head = MAGIC + bytes((FORMAT, kind)) + bytes.fromhex(cluster)
+    datagram = sign(head + codec.pack(value), key)
     assert len(datagram) <= DATAGRAM_MAX_BYTES, len(datagram)
     return datagram
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +19,7 @@ from pydi_node.discovery.beacon import (
     Question,
     pack_beacon,
     pack_question,
+    sign,
 )
 from pydi_node.discovery.finder import addresses_of
 from pydi_node.discovery.group import parse_group
@@ -43,8 +42,7 @@ def ear() -> Ear:
 
 
 def signed(kind: int, value: object, key: bytes = KEY, magic: bytes = MAGIC) -> bytes:
-    data = magic + bytes((FORMAT, kind)) + bytes.fromhex(CLUSTER) + codec.pack(value)
-    return data + hmac.digest(key, data, "sha256")
+    return sign(magic + bytes((FORMAT, kind)) + bytes.fromhex(CLUSTER) + codec.pack(value), key)
 
 
 def test_all_kinds_are_heard() -> None:
