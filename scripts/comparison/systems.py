@@ -187,9 +187,10 @@ class Machines:
     def stop(self) -> None:
         if os.path.ismount(self.path) or self._mount is not None:
             self.unmount()
-        self.end(self.pids())
+        # A child that was not in its network yet is nobody's but ours.
+        self.end([*self.pids(), *(child.pid for child in self._children)])
         for child in self._children:
-            child.wait()
+            child.wait(STOP_TIMEOUT_S)
         self.network.__exit__()
 
     def mount(self) -> None:
@@ -202,8 +203,10 @@ class Machines:
         return ["nsenter", f"--net=/run/netns/{self.network.inside(1)[-1]}"]
 
     def unmount(self) -> None:
-        done = subprocess.run(["umount", self.path], capture_output=True, check=False)
-        if done.returncode != 0:
+        try:
+            subprocess.run(["umount", self.path], capture_output=True, timeout=STOP_TIMEOUT_S,
+                           check=True)  # fmt: skip
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
             subprocess.run(["umount", "-l", self.path], capture_output=True, check=False)
         if self._mount is not None:
             try:
@@ -280,13 +283,12 @@ class Machines:
 class PyDi(Machines):
     """Three nodes and a mount of the first; ``copies`` is the cluster's setting ``replicas``."""
 
-    version = __version__
-
     def __init__(self, folder: Path, copies: int, count: int = 3) -> None:
         self.count = count
         super().__init__(folder)
         self.copies = copies
         self.name = f"pydi-{copies}"
+        self.version = f"{__version__} ({_commit()})"
         self.durability = (
             f"close and fsync: content on the disks of {copies} nodes, name on a majority's"
         )
@@ -403,6 +405,15 @@ def _stat_fields(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
+
+
+def _commit() -> str:
+    """What is checked out here; "-dirty" when files differ from it."""
+    done = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.stdout.strip() or "no commit"
 
 
 def _tail(path: Path) -> str:
