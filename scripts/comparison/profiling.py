@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -32,7 +34,7 @@ from tests.harness.networks import why_unusable
 
 SAMPLES_PER_S = 250
 SHOWN = 12
-ATTACH_TIMEOUT_S = 20.0
+WATCHER_TIMEOUT_S = 30.0  # for a watcher to attach, and to write what it saw
 KEYS = [row.key for row in work.ROWS]
 
 
@@ -138,22 +140,24 @@ def counting(
 def attached(commands: Sequence[Sequence[str | Path]]) -> Iterator[None]:
     """These watchers have attached; SIGINT ends them, and they write what they have."""
     watchers = [
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                         stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT)
         for command in commands
     ]  # fmt: skip
     try:
         for watcher in watchers:
             # Both say something as soon as they have attached.
-            assert watcher.stderr is not None
-            if not watcher.stderr.readline():
-                raise SystemExit(f"profile: {watcher.args!r} did not attach")
+            assert watcher.stdout is not None
+            spoke, _, _ = select.select([watcher.stdout], [], [], WATCHER_TIMEOUT_S)
+            said = os.read(watcher.stdout.fileno(), 4096) if spoke else b""
+            if not said or watcher.poll() is not None:
+                raise SystemExit(f"profile: {watcher.args!r} did not attach: {said.decode()}")
         yield
     finally:
         for watcher in watchers:
             watcher.send_signal(signal.SIGINT)
         for watcher in watchers:
-            watcher.communicate(timeout=ATTACH_TIMEOUT_S)
+            watcher.communicate(timeout=WATCHER_TIMEOUT_S)
 
 
 def sleeps(pid: int) -> int:

@@ -7,13 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts.comparison import report, work
+from scripts.comparison import profiling, report, work
 from tests.harness.networks import why_unusable
+from tests.harness.procs import wait_until
 from tests.scripts.test_demo import CAN_MOUNT
 
 ROOT = Path(__file__).parent.parent.parent
@@ -103,6 +105,47 @@ def test_growth(tmp_path: Path) -> None:
     assert "| by clients | 1 | 8 |" in done.stdout
     assert "<svg" in (tmp_path / "out/growth.svg").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# --- the profiler --------------------------------------------------------------------------------
+
+BUSY = """
+import os, time
+def spend_time():
+    os.stat("/")
+print("ready", flush=True)
+end = time.monotonic() + 120
+while time.monotonic() < end:
+    spend_time()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="looking into another process needs root")
+@pytest.mark.parametrize(
+    ("watch", "expected"),
+    [
+        (profiling.sampling, "spend_time"),
+        pytest.param(
+            profiling.counting, "newfstatat",
+            marks=pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace"),
+        ),
+    ],
+)  # fmt: skip
+def test_profile_finds_what_a_process_does(tmp_path: Path, watch: Any, expected: str) -> None:
+    """What a daemon does most while it is watched comes first, under the daemon's name."""
+    found: dict[str, Counter[str]] = {}
+    with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        with watch({"busy": process.pid}, tmp_path, "row", found):
+            start = profiling.cpu_seconds([process.pid])
+            wait_until(
+                lambda: profiling.cpu_seconds([process.pid]) > start + 0.2, "it was busy", 60
+            )
+        process.kill()
+    ((what, count), *_) = found["busy"].most_common(1)
+    assert expected in what
+    assert count > 10
 
 
 # --- the report ----------------------------------------------------------------------------------
