@@ -158,7 +158,8 @@ class Download:
         if source is None:  # its copy failed; perhaps this one does not
             await self._file(attr, local)
             return
-        if not (os.path.lexists(local) and os.path.samefile(source, local)):
+        is_there = os.path.lexists(local)
+        if not (is_there and os.path.samestat(os.lstat(source), os.lstat(local))):
             part = _part_of(attr, local)
             if os.path.lexists(part):
                 os.unlink(part)
