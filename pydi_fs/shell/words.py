@@ -116,7 +116,7 @@ def quote(text: str, opened: str = "") -> str:
         return '"' + "".join(f"\\{c}" if c in '"\\' else c for c in text)
     if not text:
         return "''"
-    if "\n" in text:
+    if not text.isprintable():  # a line break, or what others than us may take for one
         return "'" + text.replace("'", "'\\''") + "'"
     return "".join(f"\\{c}" if c in _SPECIAL else c for c in text)
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pydi_fs.shell import completion, wildcards, words
@@ -46,6 +46,7 @@ def test_lines_that_mean_nothing(text: str) -> None:
         words.split(text)
 
 
+@example(["a\r", "b"])
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=4))
 def test_quoted_words_come_back(texts: list[str]) -> None:
     """What `quote` makes of any words, `split` reads as those words, and so does Python's shlex
