@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import stat
 import sys
@@ -51,6 +52,7 @@ async def put(session: Session, arguments: argparse.Namespace) -> None:
                 await _put_one(upload, source, target, into)
             except (*FILE_ERRORS, OSError) as exc:
                 session.complain(about(source, exc))
+    _report(session)
 
 
 async def _put_one(upload: Upload, source: bytes, target: bytes, into: Attr | None) -> None:
@@ -91,6 +93,8 @@ async def get(session: Session, arguments: argparse.Namespace) -> None:
                 await _get_one(download, source, target, into)
             except (*FILE_ERRORS, OSError) as exc:
                 session.complain(about(source, exc))
+    if target != STANDARD:
+        _report(session)
 
 
 async def _get_one(download: Download, source: bytes, target: bytes, into: bool) -> None:
@@ -111,6 +115,14 @@ async def _get_one(download: Download, source: bytes, target: bytes, into: bool)
         await download.tree(attr, local)
     else:
         await download.one(attr, local)
+
+
+def _report(session: Session) -> None:
+    """For programs: what was done, of which ``unchanged`` files needed nothing."""
+    if session.json:
+        done = session.progress
+        counts = {"files": done.files, "bytes": done.bytes, "unchanged": done.skipped_files}
+        session.out(json.dumps(counts))
 
 
 def _out(session: Session, data: bytes) -> None:

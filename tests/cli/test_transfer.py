@@ -268,7 +268,11 @@ def test_unchanged_files_are_skipped(here: Pydi, tmp_path: Path) -> None:
     assert here("put", "file", "/skipped").code == EXIT_OK
     assert here("cat", "/skipped").out == "first"
     assert json.loads(here("stat", "--json", "/skipped").out)[0]["mode"] == "0751"
-    assert here("put", "--all", "file", "/skipped").code == EXIT_OK
+    counts = json.loads(here("put", "--json", "file", "/skipped").out)
+    assert counts == {"files": 1, "bytes": 5, "unchanged": 1}
+    counts = json.loads(here("put", "--all", "--json", "file", "/skipped").out)
+    assert counts == {"files": 1, "bytes": 5, "unchanged": 0}
+    assert json.loads(here("get", "--json", "/skipped", "back").out)["files"] == 1
     assert here("cat", "/skipped").out == "other"
 
 
