@@ -60,7 +60,7 @@ def test_a_change_after_the_end_of_a_session_harms_nobody(tmp_path: Path, how: s
             transport = Transport()
             connection._transport = cast(asyncio.Transport, transport)
             connection._identity = PeerIdentity("a mount", None, None, None)
-            assert server.add(connection, None)
+            assert server.add(connection)
             peer = wire.Session.connecting(
                 Hello(wire.PROTOCOL_VERSIONS, Role.MOUNT, "", 0, "host", {})
             )
