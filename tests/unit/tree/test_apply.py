@@ -49,6 +49,8 @@ def everything() -> list[Entry]:
         c.Symlink(ROOT, ROOT_INO, b"s", b"t"),
         c.Tmpfile(ROOT, ROOT_INO, 0o600),
         c.Link(ROOT, Ino(6), Ino(2), b"t"),
+        c.Create(ROOT, ROOT_INO, b"g", 0o644, True),
+        c.Compact(Ino(7), LogIndex(8), (), ()),
         None,
         c.Commit(ROOT, Ino(3), None, None, 30, False, (extent(0, 30, 1),), (blob_info(1),)),
         c.CloneRange(ROOT, Ino(3), 10, Ino(6), 0, 99),
