@@ -78,6 +78,10 @@ READDIR_LIMIT_MAX = 1024  # entries in one answer: about 200 KB
 WAIT_FOREVER_S = 365.0 * 86400
 O_ACCMODE = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 
+# A node purges a file without a name no sooner than 30 s after its last one went, so for that long
+# it need not know who has a file open.
+TELL_OPEN_AFTER_S = 0.5
+
 # fallocate(2) modes
 FALLOC_KEEP_SIZE = 0x01
 FALLOC_PUNCH_HOLE = 0x02
@@ -137,6 +141,9 @@ class Vfs:
         self._handles: dict[int, _Handle] = {}
         self._directories: dict[int, Ino] = {}
         self._last_fh = 0
+        # Handles of files created here a moment ago, which the node knows nothing of yet.
+        self._untold: dict[int, Ino] = {}
+        self._telling: asyncio.TimerHandle | None = None  # when the node hears of them
         self._background: set[asyncio.Task[None]] = set()
         self._sweeps: asyncio.Task[None] | None = None
 
@@ -154,6 +161,8 @@ class Vfs:
 
     async def stop(self) -> None:
         """Publish what is left and give everything back. The first error is raised, at the end."""
+        if self._telling is not None:
+            self._telling.cancel()
         failures: list[BaseException] = []
         for file in list(self._files.values()):
             try:
@@ -164,6 +173,7 @@ class Vfs:
             await file.discard()
         self._files.clear()
         self._handles.clear()
+        self._untold.clear()
         if self._background:
             await asyncio.wait(self._background)
         if self._sweeps is not None:
@@ -283,6 +293,7 @@ class Vfs:
             self._arrived_attr(answer)
             self._cache.put_name(parent, name, ABSENT)
 
+        await self._tell_before()
         await self._execute(Unlink(caller, parent, name), arrived)
 
     async def rmdir(self, caller: Caller, parent: Ino, name: bytes) -> None:
@@ -302,6 +313,7 @@ class Vfs:
     ) -> None:
         """rename(2), with RENAME_NOREPLACE or RENAME_EXCHANGE."""
         await self._publish_before_rename(parent, name)
+        await self._tell_before()
 
         def arrived(answer: Any) -> None:
             moved, other = answer
@@ -476,13 +488,17 @@ class Vfs:
                 raise FileError(errno.ELOOP)  # whoever wants it followed walks the path first
             fh = await self.open(caller, attr.ino, flags)
             return self._overlay(attr), fh
-        return attr, self._new_handle(self._open_new(attr), flags, caller)
+        fh = self._open_new(attr, flags, caller)
+        self._tell_later(fh)
+        return attr, fh
 
     async def tmpfile(self, caller: Caller, parent: Ino, mode: int, flags: int) -> tuple[Attr, int]:
         """open(2) with O_TMPFILE."""
         command = Tmpfile(caller, parent, mode & 0o7777)
         attr = await self._execute(command, self._arrived_attr)
-        return attr, self._new_handle(self._open_new(attr), flags, caller)
+        fh = self._open_new(attr, flags, caller)
+        self._later(self._tell_open(attr.ino))
+        return attr, fh
 
     async def read(self, fh: int, offset: int, size: int) -> bytes:
         """Bytes of the file as it is now, for every reader on this mount; short only at the end."""
@@ -545,7 +561,7 @@ class Vfs:
                 await self._publish(file)
             except PydiError as exc:
                 log.warning("ino=%d: not published at close: %s", file.ino, exc)
-        await self._let_go(handle, wanted=True)
+        await self._let_go(fh, handle, wanted=True)
 
     async def abandon(self, fh: int) -> None:
         """Close without publishing: what was written since the last flush never was.
@@ -553,7 +569,7 @@ class Vfs:
         Only on a file that nobody else writes here; with another open handle, its flush publishes
         what was written through this one too.
         """
-        await self._let_go(self._close(fh), wanted=False)
+        await self._let_go(fh, self._close(fh), wanted=False)
 
     def _close(self, fh: int) -> _Handle:
         handle = self._handles.pop(fh, None)
@@ -561,7 +577,7 @@ class Vfs:
             raise FileError(errno.EBADF)
         return handle
 
-    async def _let_go(self, handle: _Handle, wanted: bool) -> None:
+    async def _let_go(self, fh: int, handle: _Handle, wanted: bool) -> None:
         file = handle.file
         file.handles -= 1
         file.writers -= handle.writable
@@ -571,7 +587,8 @@ class Vfs:
                 log.error("ino=%d: content lost, close() had reported the error", file.ino)
                 self.on_invalidate((file.ino,), (), False)  # the kernel shows it still
             await file.discard()
-        self._later(self._tell_release(file.ino))
+        if self._untold.pop(fh, None) is None:
+            self._later(self._tell_release(file.ino))
 
     def ino_of(self, fh: int) -> Ino:
         return self._handle(fh).file.ino
@@ -691,11 +708,32 @@ class Vfs:
         file.writers += handle.writable
         return fh
 
-    def _open_new(self, attr: Attr) -> OpenFile:
-        """A file that was created just now: its content is known, the node is told in passing."""
+    def _open_new(self, attr: Attr, flags: int, caller: Caller) -> int:
+        """A handle of a file that was created just now: its content is known."""
         file = self._files[attr.ino] = self._file_of(FileVersion(attr, (), ()))
-        self._later(self._tell_open(attr.ino))
-        return file
+        return self._new_handle(file, flags, caller)
+
+    def _tell_later(self, fh: int) -> None:
+        """The node hears of a created file when it stays open, or may lose its name: most are
+        written and closed before, and cost two requests less."""
+        self._untold[fh] = self._handles[fh].file.ino
+        if self._telling is None:
+            loop = asyncio.get_running_loop()
+            self._telling = loop.call_later(TELL_OPEN_AFTER_S, self._tell_untold)
+
+    async def _tell_before(self) -> None:
+        """What is sent next may take the name of an open file: the node hears of the open first."""
+        if self._untold:
+            self._tell_untold()
+            await asyncio.sleep(0)  # now they are on their way
+
+    def _tell_untold(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        untold, self._untold = self._untold, {}
+        for ino in untold.values():
+            self._later(self._tell_open(ino))
 
     def _file_of(self, version: FileVersion) -> OpenFile:
         return OpenFile(self.client, self._area, self._reader, self._clock, version)
@@ -789,6 +827,7 @@ class Vfs:
             file.changed_elsewhere()
             for _ in range(file.handles):
                 self._later(self._tell_open(file.ino))
+        self._untold.clear()
         self.on_invalidate((), (), True)
 
 

@@ -1,0 +1,134 @@
+"""Which files a mount holds open, as its node knows it: no request for what is closed at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pydi_fs.client import Client, node_on_this_machine
+from pydi_fs.vfs import vfs as vfs_module
+from pydi_fs.vfs.vfs import Vfs, VfsConfig
+from pydi_node.commands import ROOT_CALLER
+from pydi_node.ids import ROOT_INO
+from pydi_node.wire.messages import Admin, Request, Role
+from tests.harness.procs import NodeProcess
+
+DEADLINE_S = 60.0
+
+
+class WatchedClient(Client):
+    """Knows the names of its requests, in the order in which they leave."""
+
+    def __init__(self, node: NodeProcess) -> None:
+        super().__init__([node_on_this_machine(node.data_dir)], role=Role.MOUNT)
+        self.sent: list[str] = []
+
+    async def call(self, request: Request, *arguments: Any, **options: Any) -> Any:
+        self.sent.append(type(request).__name__)
+        return await super().call(request, *arguments, **options)
+
+
+class Mount:
+    """A Vfs on a node, and what the node says of it."""
+
+    def __init__(self, node: NodeProcess, staging: Path) -> None:
+        self.client = WatchedClient(node)
+        self.asker = Client([node_on_this_machine(node.data_dir)])
+        self.vfs = Vfs(self.client, VfsConfig(staging))
+
+    async def __aenter__(self) -> Mount:
+        await self.client.connect()
+        await self.asker.connect()
+        await self.vfs.start()
+        self.client.sent.clear()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.vfs.stop()
+        await self.client.close()
+        await self.asker.close()
+
+    async def create(self, name: bytes) -> int:
+        _, fh = await self.vfs.create(ROOT_CALLER, ROOT_INO, name, 0o644, os.O_WRONLY | os.O_EXCL)
+        return fh
+
+    async def opens(self) -> int:
+        """Held by the mount, as the node counts them."""
+        (mount,) = (await self.asker.call(Admin("status")))["mounts"]
+        return int(mount["opens"])
+
+    async def wait_opens(self, count: int) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            # Another process counts: there is no event to wait for.
+            while await self.opens() != count:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+def test_a_file_closed_at_once_costs_two_requests(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """create, write, close: one command each for the name and for the content, nothing more."""
+    monkeypatch.setattr(vfs_module, "TELL_OPEN_AFTER_S", DEADLINE_S)
+
+    async def scenario() -> None:
+        async with Mount(node, tmp_path) as mount:
+            for number in range(10):
+                fh = await mount.create(b"%d" % number)
+                await mount.vfs.write(fh, 0, b"content")
+                await mount.vfs.flush(fh)
+                await mount.vfs.release(fh)
+            assert Counter(mount.client.sent) == {"Execute": 10, "ExecutePut": 10}
+            assert await mount.opens() == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_file_that_stays_open_is_held(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node hears of it a moment later, and of its end; another open of it has its own hold."""
+    monkeypatch.setattr(vfs_module, "TELL_OPEN_AFTER_S", 0.01)
+
+    async def scenario() -> None:
+        async with Mount(node, tmp_path) as mount:
+            fh = await mount.create(b"a")
+            await mount.wait_opens(1)
+            again = await mount.vfs.open(ROOT_CALLER, mount.vfs.ino_of(fh), os.O_RDONLY)
+            await mount.wait_opens(2)
+            await mount.vfs.release(fh)
+            await mount.wait_opens(1)
+            await mount.vfs.release(again)
+            await mount.wait_opens(0)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("how", ["unlink", "rename over it"])
+def test_a_name_is_taken_only_after_its_open_is_told(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """When a file loses its name while it is open here, the node knows who needs it."""
+    monkeypatch.setattr(vfs_module, "TELL_OPEN_AFTER_S", DEADLINE_S)
+
+    async def scenario() -> None:
+        async with Mount(node, tmp_path) as mount:
+            other = await mount.create(b"b")
+            await mount.vfs.release(other)
+            fh = await mount.create(b"a")
+            if how == "unlink":
+                await mount.vfs.unlink(ROOT_CALLER, ROOT_INO, b"a")
+            else:
+                await mount.vfs.rename(ROOT_CALLER, ROOT_INO, b"b", ROOT_INO, b"a", 0)
+            assert mount.client.sent[-2:] == ["Open", "Execute"]
+            assert await mount.opens() == 1
+            await mount.vfs.write(fh, 0, b"content")
+            await mount.vfs.flush(fh)
+            await mount.vfs.release(fh)
+            await mount.wait_opens(0)
+
+    asyncio.run(scenario())
