@@ -815,8 +815,11 @@ class Raft:
                 log.truncate(entries[0].index)
         log.append(entries)
         last = LogIndex(message.prev_index + len(message.entries))
-        log.commit_to(min(message.commit, last))
-        self._acknowledge_to(message.sender, message.session, last)
+        news = log.commit_to(min(message.commit, last))
+        # An append that only tells what is committed needs no answer. Where the leader wants one
+        # all the same (an answer was lost), it asks again, and then there is no news.
+        if message.entries or not news:
+            self._acknowledge_to(message.sender, message.session, last)
 
     def _acknowledge_to(self, leader: NodeNumber, session: LogIndex, index: LogIndex) -> None:
         """Acknowledge with the next Ready; several appends then need one answer."""
