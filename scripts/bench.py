@@ -8,8 +8,10 @@
                                           the memory of both daemons
     scripts/bench --repair                content between three nodes against cp, and the time to
                                           full replication after the loss of one of them
+    scripts/bench --inodes N              a node with N inodes: its start, its memory, and its rate
+                                          while a new node gets all of its tree
     scripts/bench --mount                 a node and a mount of its own against a plain directory on
-                                          the same disk, then the memory of both daemons under load
+                                          the same disk, then the daemons' memory under load
 
 A tool to look with: nothing in the tests depends on a figure of it. Figures are medians over the
 rounds, and both directories take turns within a round, so that a busy machine slows both alike.
@@ -289,21 +291,21 @@ def started(what: str, command: list[str], is_ready: Callable[[], bool]) -> Iter
 
 
 @contextmanager
-def node_and_mount(work: Path, driver: str) -> Iterator[tuple[Path, dict[str, int]]]:
-    """(mount point, pids by name) of a fresh cluster of one node below ``work``."""
-    data, mount = work / "node", work / "mnt"
+def nodes_and_mount(work: Path, nodes: int, driver: str) -> Iterator[tuple[Path, dict[str, int]]]:
+    """(mount point, pids by name) of a fresh cluster below ``work``, mounted beside its leader."""
+    import bench_cluster  # only now: a plain directory is measured without PyDi
+
+    mount = work / "mnt"
     mount.mkdir()
-    programs = Path(sys.executable).parent
-    node_command = [str(programs / "pydi-node"), str(data), "--listen", "127.0.0.1:0"]
-    mount_command = [
-        str(programs / "pydi-mount"), str(mount), "--data-dir", str(data),
-        "--cache-dir", str(work / "cache"), "--driver", driver, "--foreground",
-    ]  # fmt: skip
-    with (
-        started("the node", node_command, (data / "node.sock").exists) as node,
-        started("the mount", mount_command, lambda: os.path.ismount(mount)) as mounter,
-    ):
-        yield mount, {"pydi-node": node, "pydi-mount": mounter}
+    with bench_cluster.running(work, nodes, started) as cluster:
+        mount_command = [
+            str(Path(sys.executable).parent / "pydi-mount"), str(mount), "--data-dir",
+            str(cluster[0].directory), "--cache-dir", str(work / "cache"), "--driver", driver,
+            "--foreground",
+        ]  # fmt: skip
+        with started("the mount", mount_command, lambda: os.path.ismount(mount)) as mounter:
+            pids = {f"pydi-node {number}": node.pid for number, node in enumerate(cluster, 1)}
+            yield mount, pids | {"pydi-mount": mounter}
 
 
 def load_daemons(work: Path, mount: Path, pids: dict[str, int], files: int, bytes_: int) -> None:
@@ -347,7 +349,7 @@ def load_daemons(work: Path, mount: Path, pids: dict[str, int], files: int, byte
 
 def measure_cluster(work: Path, nodes: int, clients: list[int], count: int) -> None:
     """Creates a second for each number of clients, each on a fresh cluster."""
-    import bench_cluster  # only now: a plain directory is measured without PyDi
+    import bench_cluster  # as above
 
     for number in clients:
         inside = Path(tempfile.mkdtemp(prefix="c", dir=work))
@@ -368,7 +370,7 @@ def measure_walk(work: Path, driver: str, count: int) -> None:
     """Pace and memory of both daemons while ``count`` files are listed and looked at."""
     import bench_walk  # only now: a plain directory is measured without PyDi
 
-    with node_and_mount(work, driver) as (mount, pids):
+    with nodes_and_mount(work, 1, driver) as (mount, pids):
         asyncio.run(bench_walk.make(work / "node", count))
         emit_memory(pids, f"after {count} files were made")
         for name, action in (("list", bench_walk.listing), ("walk", bench_walk.walk)):
@@ -391,7 +393,8 @@ def measure_repair(work: Path, files: int, file_bytes: int) -> None:
     large = 4
     each = max(MIB, file_bytes // large)
     inside = Path(tempfile.mkdtemp(prefix="r", dir=work))
-    with running(inside, 3, started) as directories:
+    with running(inside, 3, started) as nodes:
+        directories = [node.directory for node in nodes]
         seconds = asyncio.run(bench_repair.transfer(directories, large, each))
         moved = Figure(large * each, seconds, "MiB/s")
         emit_figure("content from node to node, durable", inside, moved)
@@ -400,6 +403,32 @@ def measure_repair(work: Path, files: int, file_bytes: int) -> None:
         emit(name="node to node / cp", ratio=round(moved.rate / plain.rate, 2))
         seconds, held = asyncio.run(bench_repair.repair(directories, files))
         emit_figure("blobs made whole after a node's loss", inside, Figure(held, seconds, "ops/s"))
+
+
+def measure_size(work: Path, inodes: int) -> None:
+    """A node with so many inodes: its start, its memory, and how a new node gets its tree."""
+    import bench_cluster  # as above
+    import bench_size
+
+    first, second = work / "node1", work / "node2"
+    with bench_cluster.node_running(first, None, started):
+        pass  # founded
+    fill = timed(inodes, "ops/s", lambda: bench_size.fill(first, inodes))
+    emit_figure(f"{inodes} creates applied to a tree", first, fill)
+    began = time.perf_counter()
+    with bench_cluster.node_running(first, None, started) as node:
+        emit(name=f"start with {inodes} inodes", unit="s", seconds=time.perf_counter() - began)
+        emit_memory({"pydi-node": node.pid}, "after the start")
+        fed = asyncio.run(bench_size.feed(node, second, started))
+        emit(
+            name=f"creates while a new node gets {inodes} inodes",
+            unit="ops/s",
+            before=round(fed.rate_before),
+            rate=round(fed.rate_during),
+            ratio=round(fed.rate_during / fed.rate_before, 2),
+            seconds=round(fed.seconds, 2),
+        )
+        emit_memory({"pydi-node": node.pid}, "after that")
 
 
 # --- command line --------------------------------------------------------------------------------
@@ -424,12 +453,16 @@ def parse_arguments() -> argparse.Namespace:
                         help="print the memory of these processes before and after")  # fmt: skip
     parser.add_argument("--mount", action="store_true",
                         help="measure a node and a mount of its own")  # fmt: skip
+    parser.add_argument("--nodes", type=int, default=1, metavar="N",
+                        help="with --mount: of how many nodes (default %(default)s)")  # fmt: skip
     parser.add_argument("--cluster", type=int, default=0, metavar="N",
                         help="measure committed creates of N nodes")  # fmt: skip
     parser.add_argument("--walk", type=int, default=0, metavar="N",
                         help="measure listing and walking N files")  # fmt: skip
     parser.add_argument("--repair", action="store_true",
                         help="measure transfer and repair between three nodes")  # fmt: skip
+    parser.add_argument("--inodes", type=int, default=0, metavar="N",
+                        help="measure a node with N inodes")  # fmt: skip
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16], metavar="M",
                         help="with --cluster: clients at a time (default 1 16)")  # fmt: skip
     parser.add_argument("--creates", type=int, default=2000,
@@ -452,9 +485,10 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     kinds = (
         arguments.directory, arguments.mount, arguments.cluster, arguments.walk, arguments.repair,
+        arguments.inodes,
     )  # fmt: skip
     if sum(map(bool, kinds)) != 1:
-        parser.error("give one of DIR, --mount, --cluster, --walk and --repair")
+        parser.error("give one of DIR, --mount, --cluster, --walk, --repair and --inodes")
     for directory in filter(None, (arguments.directory, arguments.against, arguments.work)):
         if not directory.is_dir():
             parser.error(f"{directory} is not a directory")
@@ -483,7 +517,10 @@ def main() -> None:
         if arguments.repair:
             measure_repair(work, arguments.files, arguments.file_size)
             return
-        with node_and_mount(work, arguments.driver) as (mount, pids):
+        if arguments.inodes:
+            measure_size(work, arguments.inodes)
+            return
+        with nodes_and_mount(work, arguments.nodes, arguments.driver) as (mount, pids):
             measure([mount, plain], sizes, arguments.rounds)
             load_daemons(work, mount, pids, arguments.load_files, arguments.load_size)
     finally:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydi_fs.client import Client, node_on_this_machine
 from pydi_node.commands import Caller, Create, Mkdir
@@ -42,28 +42,41 @@ class Node(NamedTuple):
 @contextlib.contextmanager
 def running(work: Path, nodes: int, start: Start) -> Iterator[list[Node]]:
     """A fresh cluster whose nodes are all up and, up to five, voters; the first one leads."""
-    program = str(Path(sys.executable).parent / "pydi-node")
     directories = [work / f"node{number}" for number in range(1, nodes + 1)]
     started = []
     with contextlib.ExitStack() as stack:
         for directory in directories:
-            command = [program, str(directory), "--listen", "127.0.0.1:0"]
-            if directory != directories[0]:
-                first = json.loads((directories[0] / "run.json").read_text())["address"]
-                command += ["--peer", first, "--token-file", str(directories[0] / "token")]
-            is_ready = (directory / "node.sock").exists
-            pid = stack.enter_context(start(directory.name, command, is_ready))
-            started.append(Node(directory, pid))
-        asyncio.run(_wait_for_members(directories[0], nodes))
+            first = started[0] if started else None
+            started.append(stack.enter_context(node_running(directory, first, start)))
+        asyncio.run(_wait_for_members(started[0], nodes))
         yield started
 
 
-async def _wait_for_members(directory: Path, nodes: int) -> None:
-    client = Client([node_on_this_machine(directory)])
+@contextlib.contextmanager
+def node_running(directory: Path, member: Node | None, start: Start) -> Iterator[Node]:
+    """A node that serves; of a cluster of its own, or of that of ``member``."""
+    program = str(Path(sys.executable).parent / "pydi-node")
+    command = [program, str(directory), "--listen", "127.0.0.1:0"]
+    if member is not None:
+        address = json.loads((member.directory / "run.json").read_text())["address"]
+        command += ["--peer", address, "--token-file", str(member.directory / "token")]
+    with start(directory.name, command, (directory / "node.sock").exists) as pid:
+        yield Node(directory, pid)
+
+
+async def status_of(node: Node) -> dict[str, Any]:
+    """What ``pydi status --json`` prints."""
+    client = Client([node_on_this_machine(node.directory)])
     await client.connect()
+    state: dict[str, Any] = await client.call(Admin("status"))
+    await client.close()
+    return state
+
+
+async def _wait_for_members(node: Node, nodes: int) -> None:
     deadline = time.monotonic() + MEMBERS_TIMEOUT_S
     while True:
-        state = await client.call(Admin("status"))
+        state = await status_of(node)
         up = [node for node in state["nodes"] if node["state"] == "up"]
         voters = sum(node["role"] == "voter" for node in up)
         if len(up) == nodes and voters == min(nodes, 5):
@@ -71,7 +84,6 @@ async def _wait_for_members(directory: Path, nodes: int) -> None:
         if time.monotonic() > deadline:
             raise SystemExit(f"the cluster did not come together: {json.dumps(state['nodes'])}")
         await asyncio.sleep(0.1)
-    await client.close()
 
 
 class Cost(NamedTuple):
@@ -82,13 +94,17 @@ class Cost(NamedTuple):
     client_cpu_s: float
 
 
-async def creates(nodes: list[Node], clients: int, count: int) -> Cost:
-    """This many clients, spread over the nodes, make ``count`` files in all."""
+async def creates(nodes: list[Node], clients: int, count: int, mark: str = "") -> Cost:
+    """This many clients, spread over the nodes, make ``count`` files in all.
+
+    mark  before the names of their directories, for more than one call on one cluster.
+    """
     sessions = []
     for number in range(clients):
         client = Client([node_on_this_machine(nodes[number % len(nodes)].directory)])
         await client.connect()
-        made = await client.execute(Mkdir(CALLER, ROOT_INO, f"client{number}".encode(), 0o755))
+        name = f"{mark}client{number}".encode()
+        made = await client.execute(Mkdir(CALLER, ROOT_INO, name, 0o755))
         sessions.append((client, made.ino))
 
     async def work(client: Client, parent: int, share: int) -> None:

@@ -52,6 +52,23 @@ def test_memory_of_a_process(tmp_path: Path) -> None:
     assert all(line["pid"] == os.getpid() and line["rss_mib"] > 1 for line in memory)
 
 
+@pytest.mark.slow
+def test_node_with_many_inodes(tmp_path: Path) -> None:
+    """--inodes fills a tree, starts its node, and feeds a new one while it works."""
+    lines = bench("--inodes", "2500", "--work", tmp_path)
+    assert [line["name"].replace("2500 ", "") for line in lines] == [
+        "creates applied to a tree",
+        "start with inodes",
+        "memory",
+        "creates while a new node gets inodes",
+        "memory",
+    ]
+    assert all(line["rss_mib"] > 1 for line in lines if line["name"] == "memory")
+    assert lines[3]["before"] > 0
+    assert lines[3]["rate"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.mount
 @pytest.mark.slow
 @pytest.mark.skipif(not CAN_MOUNT, reason="needs /dev/fuse and permission to mount")
@@ -60,7 +77,7 @@ def test_own_mount(tmp_path: Path) -> None:
     lines = bench("--mount", "--work", tmp_path, *SMALL, "--load-files", "50", "--load-size", "4M")
     assert sum("ratio" in line for line in lines) == 10
     memory = [line for line in lines if line["name"] == "memory"]
-    assert {line["process"] for line in memory} == {"pydi-node", "pydi-mount"}
+    assert {line["process"] for line in memory} == {"pydi-node 1", "pydi-mount"}
     assert len(memory) == 8
     assert list(tmp_path.iterdir()) == []
 
