@@ -21,7 +21,7 @@ from tests.unit.wire.samples import ATTR, COMMANDS, SAMPLES
 # Requests of a mount that name nothing in the tree, or only a blob that the session writes itself.
 NAME_NOTHING = {
     "Statfs", "IndexAt", "BlobWrite", "BlobTruncate", "BlobSeal", "BlobAbort",
-    "Subscribe", "Nodes", "Release",
+    "Subscribe", "Nodes", "Release", "Lease",
 }  # fmt: skip
 
 
