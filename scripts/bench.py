@@ -386,7 +386,8 @@ def measure_walk(work: Path, driver: str, count: int) -> None:
 
 
 def measure_repair(work: Path, files: int, file_bytes: int) -> None:
-    """Transfer between nodes and cp turn by turn on the same disk; then the loss of a node."""
+    """Transfer between nodes and cp turn by turn on the same disk; then the loss of a node, unless
+    there are no files to lose."""
     import bench_repair  # only now: a plain directory is measured without PyDi
     from bench_cluster import running
 
@@ -401,6 +402,8 @@ def measure_repair(work: Path, files: int, file_bytes: int) -> None:
         plain = Figure(large * each, bench_repair.copied(work, large, each), "MiB/s")
         emit_figure("cp and fdatasync on the same disk", work, plain)
         emit(name="node to node / cp", ratio=round(moved.rate / plain.rate, 2))
+        if not files:
+            return
         seconds, held = asyncio.run(bench_repair.repair(directories, files))
         emit_figure("blobs made whole after a node's loss", inside, Figure(held, seconds, "ops/s"))
 

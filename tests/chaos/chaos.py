@@ -35,7 +35,9 @@ DEADLINE_S = 240.0  # for the cluster to be whole again: minutes, on a busy mach
 MOUNT_DEADLINE_S = 120  # the mount's own, in which a killed node must have been replaced
 DAMAGE_SHARE = 0.2  # of a victim's files, each way
 DAMAGE_FILES_MAX = 200
-GRACE_S = 10  # the least: some outages are longer, and surplus copies come and go
+GRACE_S = 10  # the least that the setting takes
+# Short enough to be waited for, or long enough to be replaced, so that surplus copies come and go.
+OUTAGES_S = (0.0, 1.0, GRACE_S + 2.0)
 
 # Reads what is in SOURCE from TARGET, again and again, past the kernel's cache, until it is killed;
 # any error or difference ends it. A file that is not there yet is none.
@@ -72,7 +74,12 @@ class Chaos:
     """One run; ``close`` it whatever happens."""
 
     def __init__(
-        self, directory: Path, source: Path, seed: int, say: Callable[[str], None] = print
+        self,
+        directory: Path,
+        source: Path,
+        seed: int,
+        say: Callable[[str], None] = print,
+        outages_s: Sequence[float] = OUTAGES_S,
     ) -> None:
         """directory: for everything that is made. source: the tree to copy, at least one file."""
         self._directory = directory
@@ -80,6 +87,7 @@ class Chaos:
         self._seed = seed
         self._dice = random.Random(seed)
         self._say = say
+        self._outages_s = outages_s
         self._made: list[NodeProcess] = []
         self._mounts: list[MountProcess] = []
         self._reader: subprocess.Popen[bytes] | None = None
@@ -181,8 +189,7 @@ class Chaos:
         helper = next(node for node in self._nodes if node is not victim)
         victim.kill()
         self._kills += 1
-        # Short enough to be waited for, or long enough to be replaced.
-        pause_s = self._dice.choice([0.0, 1.0, GRACE_S + 2.0])
+        pause_s = self._dice.choice(self._outages_s)
         end_s = time.monotonic() + pause_s
         wait_until(lambda: time.monotonic() >= end_s, "the outage is over", pause_s + 60)
         deleted, flipped = self._damage(victim, number, helper)

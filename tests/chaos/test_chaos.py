@@ -10,7 +10,7 @@ from tests.chaos.chaos import Chaos, collect
 from tests.harness.mounts import why_unusable
 from tests.harness.procs import ROOT
 
-FILES = 150
+FILES = 100
 
 
 @pytest.mark.mount
@@ -24,7 +24,7 @@ def test_nothing_is_lost_while_nodes_die_and_disks_lie(tmp_path: Path, seed: int
         pytest.skip(reason)
     source = tmp_path / "source"
     assert collect([ROOT / "pydi_node", ROOT / "pydi_fs", ROOT / "tests"], source, FILES) == FILES
-    chaos = Chaos(tmp_path / "w", source, seed)
+    chaos = Chaos(tmp_path / "w", source, seed, outages_s=(0.0, 1.0))
     try:
         outcome = chaos.live(events=3)
     finally:
