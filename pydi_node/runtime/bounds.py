@@ -170,9 +170,16 @@ class Bounds:
             case messages.Execute(command=Tmpfile()), Result(errno=0, value=Attr(ino=ino)):
                 _keep(self._made, ino, None, MADE_MAX)
 
-    def pushed(self, touched: Touched) -> Touched:
-        """What the session hears of somebody's change: no name of another directory."""
+    def pushed(self, touched: Touched) -> Touched | None:
+        """What the session hears of somebody's change: no name of another directory. None: it must
+        drop all that it has cached.
+
+        That is when something is moved over the border: of what changes in a directory that is
+        outside the session hears nothing, so it must not remember it when it comes back.
+        """
         entries = tuple(e for e in touched.entries if self._is_below(e[0], None))
+        if entries and len(entries) < len(touched.entries):
+            return None
         return self._renumbered(Touched(touched.inos, entries))
 
     def _renumbered(self, touched: Touched) -> Touched:

@@ -372,9 +372,10 @@ class Connection(asyncio.Protocol):
         if key in self._commands or self._has_ended:
             return 0
         assert self._session is not None
-        if self._session.bounds is not None:
-            touched = self._session.bounds.pushed(touched)
-        self._write(self._wire.send_push(Invalidate(self._wire.push_sequence + 1, touched)))
+        told = touched if self._session.bounds is None else self._session.bounds.pushed(touched)
+        sequence = self._wire.push_sequence + 1
+        message = DropAll(sequence) if told is None else Invalidate(sequence, told)
+        self._write(self._wire.send_push(message))
         return self._wire.push_sequence
 
     def push_drop_all(self) -> int:

@@ -89,3 +89,15 @@ def test_the_root_is_the_directory(driver: Driver) -> None:
     result = bounds.outward(Result(0, (attr, other), touched))
     assert [a.ino for a in result.value if isinstance(a, Attr)] == [ROOT_INO, Ino(99)]
     assert result.touched == Touched((ROOT_INO, Ino(99)), ((ROOT_INO, b"x"), (Ino(99), b"y")))
+
+
+def test_what_crosses_the_border_makes_all_stale(driver: Driver) -> None:
+    """A move in or out: what changes outside is not told, so nothing may be remembered. Changes on
+    one side are told with what is inside, and nothing else."""
+    bounds = bounds_of(driver)
+    own, other = (driver.tree.resolve(path).ino for path in (b"/own", b"/other"))
+    assert bounds.pushed(Touched((Ino(9),), ((own, b"d"), (other, b"d")))) is None
+    assert bounds.pushed(Touched((own,), ((own, b"d"),))) == Touched(
+        (ROOT_INO,), ((ROOT_INO, b"d"),)
+    )
+    assert bounds.pushed(Touched((Ino(9),), ((other, b"d"),))) == Touched((Ino(9),), ())
