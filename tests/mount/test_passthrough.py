@@ -12,7 +12,6 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
@@ -252,25 +251,3 @@ def test_a_machine_without_a_node(tmp_path: Path, world: World, file: Path) -> N
         assert there.read_bytes() == b"changed"
     finally:
         far.close()
-
-
-def test_many_files(world: World) -> None:
-    """More files than stay open at a time: each is read right, and none is held for ever."""
-    folder = world.path / "many"
-    folder.mkdir()
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda n: (folder / str(n)).write_bytes(b"%d" % n), range(600)))
-    readers = [open(folder / str(number), "rb") for number in range(600)]  # noqa: SIM115
-    for _ in range(2):
-        for number in range(600):
-            assert read_plain(folder / str(number)) == b"%d" % number
-    for number, reader in enumerate(readers):
-        assert reader.read() == b"%d" % number
-        reader.close()
-    read_plain(folder / "0")
-
-    def held() -> int:
-        fds = Path(f"/proc/{world.mount.pid}/fd").iterdir()
-        return sum("/blobs/" in os.readlink(fd) for fd in fds)
-
-    wait_until(lambda: held() <= 513, "files are let go")
