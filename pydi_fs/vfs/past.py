@@ -128,9 +128,10 @@ class PastVfs(Vfs):
     # --- directories ------------------------------------------------------------------------------
 
     async def readdir(self, fh: int, cookie: int, limit: int) -> list[DirEntry]:
-        directory = self._directories.get(fh)
-        if directory is None or not is_past(directory):
+        listing = self._directories.get(fh)
+        if listing is None or not is_past(listing.ino):
             return await super().readdir(fh, cookie, limit)
+        directory = listing.ino
         if directory == _DOOR_INO:
             return [] if cookie else [DirEntry(1, AT, _directory(_AT_INO))]
         if directory == _AT_INO:

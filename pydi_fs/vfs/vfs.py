@@ -21,6 +21,7 @@ from typing import Any
 from pydi_fs.client import Client
 from pydi_fs.vfs.blob_cache import BlobCache
 from pydi_fs.vfs.cache import ABSENT, NameCache
+from pydi_fs.vfs.listing import Listing
 from pydi_fs.vfs.local_blobs import BlobSource, LocalBlob, LocalBlobs
 from pydi_fs.vfs.open_file import OpenFile
 from pydi_fs.vfs.reader import BlobReader
@@ -45,7 +46,7 @@ from pydi_node.commands import (
     Unlink,
 )
 from pydi_node.errors import FileError, PydiError
-from pydi_node.ids import ROOT_INO, Ino
+from pydi_node.ids import INT64_MAX, ROOT_INO, Ino, LogIndex, TimeNs
 from pydi_node.records import (
     FILE_SIZE_MAX,
     NAME_MAX_BYTES,
@@ -60,6 +61,7 @@ from pydi_node.wire.messages import (
     GetAttr,
     GetLock,
     GetXattr,
+    IndexAt,
     ListXattr,
     LockKind,
     Lookup,
@@ -139,7 +141,7 @@ class Vfs:
             config.cache.on_kept = self._local.forget_absence
         self._files: dict[Ino, OpenFile] = {}
         self._handles: dict[int, _Handle] = {}
-        self._directories: dict[int, Ino] = {}
+        self._directories: dict[int, Listing] = {}
         self._last_fh = 0
         # Handles of files created here a moment ago, which the node knows nothing of yet.
         self._untold: dict[int, Ino] = {}
@@ -403,26 +405,37 @@ class Vfs:
         if not attr.is_dir:
             raise FileError(errno.ENOTDIR)
         fh = self._new_fh()
-        self._directories[fh] = ino
+        self._directories[fh] = self._listing(ino)
         return fh
 
     async def readdir(self, fh: int, cookie: int, limit: int) -> list[DirEntry]:
         """Up to ``limit`` entries after ``cookie`` (0: the start); an empty list is the end."""
-        ino = self._directories.get(fh)
-        if ino is None:
+        listing = self._directories.get(fh)
+        if listing is None:
             raise FileError(errno.EBADF)
-        request = ReadDir(ino, cookie, min(limit, READDIR_LIMIT_MAX))
+        entries = await listing.page(cookie, min(limit, READDIR_LIMIT_MAX))
+        if not self._files:
+            return list(entries)
+        return [entry._replace(attr=self._overlay(entry.attr)) for entry in entries]
 
+    def _listing(self, ino: Ino) -> Listing:
         def arrived(answer: Sequence[DirEntry]) -> Sequence[DirEntry]:
             for entry in answer:
                 self._cache.put_attr(entry.attr)
                 self._cache.put_name(ino, entry.name, entry.attr.ino)
             return answer
 
-        entries = await self.client.call(request, arrived=arrived)
-        if not self._files:
-            return list(entries)
-        return [entry._replace(attr=self._overlay(entry.attr)) for entry in entries]
+        async def fetch(after: int, count: int, at: LogIndex | None) -> Sequence[DirEntry]:
+            entries: Sequence[DirEntry] = await self.client.call(
+                ReadDir(ino, after, count, at), arrived=arrived if at is None else None
+            )
+            return entries
+
+        async def newest_index() -> LogIndex:
+            index: LogIndex = await self.client.call(IndexAt(TimeNs(INT64_MAX)))
+            return index
+
+        return Listing(ino, fetch, newest_index)
 
     async def releasedir(self, fh: int) -> None:
         if self._directories.pop(fh, None) is None:

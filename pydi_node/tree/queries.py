@@ -18,6 +18,7 @@ from typing import Any, Final
 from pydi_node.errors import FileError
 from pydi_node.ids import (
     BLOB_COUNTER_MAX,
+    INT64_MAX,
     ROOT_INO,
     BlobId,
     Ino,
@@ -263,7 +264,7 @@ class Queries(ABC):
         second = time_ns // NANOSECONDS_PER_TICK
         row = self._ask(
             "SELECT log_index - 1 FROM tick WHERE time_ns >= ? ORDER BY log_index LIMIT 1",
-            ((second + 1) * NANOSECONDS_PER_TICK,),
+            (min((second + 1) * NANOSECONDS_PER_TICK, INT64_MAX),),  # what SQLite can compare
         ).fetchone()
         return self.applied_index if row is None else LogIndex(row[0])
 

@@ -60,6 +60,17 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
             process.kill()
 
 
+def run_as_another_user(folder: Path, code: str) -> None:
+    """Runs Python as a user without rights, from inside the folder: the way to it may be closed to
+    others. Fails with what the code had to say."""
+    become = "import errno, os, sys; os.setgroups([]); os.setgid(4321); os.setuid(4321)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", become + code], cwd=folder, capture_output=True, text=True,
+        check=False, timeout=COMMAND_DEADLINE_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def pattern(index: int) -> bytes:
     """One MiB that no other index has, cheap to make."""
     return struct.pack("<QQ", index, ~index & (2**64 - 1)) * (MIB // 16)
@@ -167,6 +178,30 @@ def test_names_differ_by_case_and_normal_form(folder: Path) -> None:
 
 
 # --- links and kinds ------------------------------------------------------------------------------
+
+
+def test_deeper_than_a_path_can_say(folder: Path) -> None:
+    """Directories in directories beyond PATH_MAX are made, used and removed step by step."""
+    name = "d" * 200
+    here = os.open(folder, os.O_RDONLY)
+    above = []
+    for _ in range(25):
+        os.mkdir(name, dir_fd=here)
+        above.append(here)
+        here = os.open(name, os.O_RDONLY, dir_fd=here)
+    fd = os.open("file", os.O_RDWR | os.O_CREAT, dir_fd=here)
+    os.write(fd, b"deep")
+    os.close(fd)
+    fd = os.open("file", os.O_RDONLY, dir_fd=here)
+    assert os.read(fd, 10) == b"deep"
+    os.close(fd)
+    os.unlink("file", dir_fd=here)
+    while above:
+        os.close(here)
+        here = above.pop()
+        os.rmdir(name, dir_fd=here)
+    os.close(here)
+    assert os.listdir(folder) == []
 
 
 def test_hard_links_are_one_file(folder: Path) -> None:
@@ -483,6 +518,23 @@ def test_mmap(folder: Path) -> None:
     assert path.read_bytes() == b"a" * 5_000 + b"new" + b"a" * 4_997
 
 
+def test_private_mapping_keeps_its_changes(folder: Path) -> None:
+    """mmap(2), MAP_PRIVATE: what is written to it is in no file, and no other mapping."""
+    path = folder / "file"
+    path.write_bytes(b"a" * 8192)
+    with open(path, "r+b") as file:
+        private = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE)
+        shared = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED)
+        private[:3] = b"bbb"
+        shared[4096:4099] = b"ccc"
+        shared.flush()
+        assert private[:4] == b"bbba"
+        assert shared[:4] == b"aaaa"
+        private.close()
+        shared.close()
+    assert path.read_bytes() == b"a" * 4096 + b"ccc" + b"a" * 4093
+
+
 # --- attributes -----------------------------------------------------------------------------------
 
 
@@ -543,18 +595,13 @@ def test_modes_and_owners(folder: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_permissions_of_another_user(folder: Path) -> None:
-    """A user without rights is refused with EACCES, with rights admitted.
-
-    The other user starts inside the folder, because the way to it may be closed to others.
-    """
+    """A user without rights is refused with EACCES, with rights admitted."""
     folder.chmod(0o755)
     (folder / "secret").write_text("x")
     (folder / "secret").chmod(0o600)
     (folder / "public").write_text("x")
     (folder / "public").chmod(0o644)
     script = (
-        "import os, sys\n"
-        "os.setgroups([]); os.setgid(4321); os.setuid(4321)\n"
         "open('public').read()\n"
         "for attempt in (lambda: open('secret'), lambda: open('public', 'w'),"
         " lambda: os.mkdir('d'), lambda: os.unlink('public'), lambda: os.chmod('public', 0o777)"
@@ -563,11 +610,26 @@ def test_permissions_of_another_user(folder: Path) -> None:
         "    except PermissionError: pass\n"
         "    else: sys.exit('admitted')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False,
-        timeout=COMMAND_DEADLINE_S,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_as_another_user(folder, script)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_sticky_directory(folder: Path) -> None:
+    """unlink(2), rename(2): in a sticky directory only the owner moves or removes a file: EPERM."""
+    folder.chmod(0o1777)
+    (folder / "roots").write_text("x")
+    (folder / "roots").chmod(0o666)
+    script = (
+        "open('own', 'w').close(); os.rename('own', 'moved')\n"
+        "for attempt in (lambda: os.unlink('roots'), lambda: os.rename('roots', 'other'),"
+        " lambda: os.rename('moved', 'roots')):\n"
+        "    try: attempt()\n"
+        "    except OSError as exc: assert exc.errno == errno.EPERM, exc\n"
+        "    else: sys.exit('done')\n"
+        "os.unlink('moved')\n"
+    )
+    run_as_another_user(folder, script)
+    assert os.listdir(folder) == ["roots"]
 
 
 def test_xattrs(folder: Path) -> None:
@@ -602,18 +664,12 @@ def test_trusted_xattrs_are_roots(folder: Path) -> None:
     os.setxattr(folder / "file", "user.open", b"x")
     assert sorted(os.listxattr(folder / "file")) == ["trusted.secret", "user.open"]
     script = (
-        "import os, sys\n"
-        "os.setgroups([]); os.setgid(4321); os.setuid(4321)\n"
         "if os.listxattr('file') != ['user.open']: sys.exit('listed')\n"
         "try: os.getxattr('file', 'trusted.secret')\n"
         "except OSError: pass\n"
         "else: sys.exit('read')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False,
-        timeout=COMMAND_DEADLINE_S,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_as_another_user(folder, script)
 
 
 def test_statvfs_and_df(folder: Path) -> None:

@@ -465,6 +465,42 @@ def test_a_commit_beside_an_open_file_shows_in_it(tmp_path: Path, node: NodeProc
     asyncio.run(run())
 
 
+def test_a_listing_ends_though_each_entry_is_renamed(tmp_path: Path, node: NodeProcess) -> None:
+    """Goal: readdir(3) ends, with every name that was there all the time exactly once, also when
+    more than a page goes meanwhile. Method: each entry is renamed there and back as it is read."""
+
+    async def run() -> None:
+        vfs = await connect(node.data_dir, tmp_path / "staging")
+        kept = [b"kept%02d" % number for number in range(20)]
+        gone = [b"gone%02d" % number for number in range(20)]
+        for name in (*kept[:10], *gone, *kept[10:]):
+            _, file = await vfs.create(ROOT_CALLER, ROOT_INO, name, 0o644, os.O_WRONLY)
+            await vfs.release(file)
+        fh = await vfs.opendir(ROOT_INO)
+        for mode in (0o600, 0o640):  # rewinddir(3) between the rounds
+            seen: list[bytes] = []
+            cookie = 0
+            while page := await vfs.readdir(fh, cookie, 3):
+                cookie = page[-1].cookie
+                seen += [entry.name for entry in page]
+                assert len(seen) <= 40, seen
+                for name in gone:
+                    await vfs.unlink(ROOT_CALLER, ROOT_INO, name)
+                gone.clear()
+                # Changed, but there from the beginning.
+                last = await vfs.lookup(ROOT_INO, kept[-1])
+                await vfs.setattr(ROOT_CALLER, last.ino, mode=mode)
+                for name in {entry.name for entry in page} - {kept[-1]}:
+                    for old, new in ((name, b"moved"), (b"moved", name)):
+                        await vfs.rename(ROOT_CALLER, ROOT_INO, old, ROOT_INO, new, 0)
+            assert sorted(seen) == kept
+        await vfs.releasedir(fh)
+        await vfs.stop()
+        await vfs.client.close()
+
+    asyncio.run(run())
+
+
 def test_allocation_of_more_than_there_is(tmp_path: Path, node: NodeProcess) -> None:
     """fallocate(2): ENOSPC for holes that all the free space could not fill; what is there counts
     for nothing, and the file stays as it was."""

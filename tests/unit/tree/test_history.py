@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from pydi_node import commands as c
-from pydi_node.ids import ROOT_INO, Ino, LogIndex, TimeNs
+from pydi_node.ids import INT64_MAX, ROOT_INO, Ino, LogIndex, TimeNs
 from pydi_node.records import Version
 from tests.unit.tree.driver import EPOCH, ROOT, Driver, entry, extent, file_error
 
@@ -135,6 +135,7 @@ def test_a_time_names_the_last_index_of_its_second(fs: Driver) -> None:
     asked = [-1, 0, 1, 2, 3, 9, 10, 99]
     found = [fs.tree.index_at(TimeNs(EPOCH + offset * second)) for offset in asked]
     assert found == [0, 3, 3, 3, 6, 6, 7, 7]
+    assert fs.tree.index_at(TimeNs(INT64_MAX)) == 7
     times = [fs.tree.time_of(LogIndex(index)) - EPOCH for index in (1, 3, 4, 6, 7)]
     assert times == [0, 0, 3 * second, 3 * second, 10 * second]
     assert fs.tree.time_of(LogIndex(0)) == 0
