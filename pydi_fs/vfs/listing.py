@@ -2,12 +2,12 @@
 
 Called by `vfs.Vfs` only. A new name goes behind all others (cookies only grow). A program that
 renames each entry as it reads it, or another that creates faster than it reads, would read for
-ever; so a listing ends with the names that were there when it began (readdir(3) leaves it
-open whether later ones are seen).
+ever; so a listing ends with the names that were there when it began (readdir(3) leaves it open
+whether later ones are seen).
 
-A directory that fits in one page costs nothing more. Else it is asked once where the log is: an
-entry whose inode has not changed since was there. Only where one has changed, the directory of that
-moment is looked at.
+A directory that fits in one page costs nothing more: what came is all. Else it is asked once where
+the log is: an entry whose inode has not changed since was there. Only where one has changed, the
+directory of that moment is looked at.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ NewestIndex = Callable[[], Awaitable[LogIndex]]
 class Listing:
     """State of one handle of a directory."""
 
-    __slots__ = ("_bound", "_fetch", "_newest_index", "ino")
+    __slots__ = ("_bound", "_end", "_fetch", "_newest_index", "ino")
 
     def __init__(self, ino: Ino, fetch: Fetch, newest_index: NewestIndex) -> None:
         self.ino = ino
         self._fetch = fetch
         self._newest_index = newest_index
         self._bound: LogIndex | None = None  # names made after it are not shown; None: not yet
+        self._end: int | None = None  # the last cookie there was, once that is known
 
     async def page(self, cookie: int, limit: int) -> Sequence[DirEntry]:
         """Up to ``limit`` entries after ``cookie``, as they are now; empty: the end.
@@ -42,18 +43,20 @@ class Listing:
         cookie  0 begins a listing, also the second of the same handle: rewinddir(3).
         """
         if cookie == 0:
-            entries = await self._fetch(cookie, limit, None)
-            more = len(entries) == limit
-            self._bound = await self._newest_index() if more else None
-            return entries
+            self._bound = self._end = None
+        if self._end is not None and cookie >= self._end:
+            return ()
         while True:
             entries = await self._fetch(cookie, limit, None)
-            if not entries:
-                return entries
+            if self._end is not None:
+                return [entry for entry in entries if entry.cookie <= self._end]
             if self._bound is None:
-                self._bound = await self._newest_index()
+                if len(entries) < limit:
+                    self._end = entries[-1].cookie if entries else cookie
+                else:
+                    self._bound = await self._newest_index()
                 return entries
-            if max(entry.attr.changed for entry in entries) <= self._bound:
+            if max((entry.attr.changed for entry in entries), default=0) <= self._bound:
                 return entries
             try:
                 of_then = await self._fetch(cookie, limit, self._bound)

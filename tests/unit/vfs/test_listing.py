@@ -82,9 +82,26 @@ def test_quiet_directories_cost_one_question_more_at_most() -> None:
         return found
 
     assert asyncio.run(run(small)) == [0, 1]
-    assert small.questions == ["page", "page"]
+    assert small.questions == ["page"]
     assert asyncio.run(run(large)) == list(range(8))
     assert large.questions == ["page", "index", "page", "page", "page"]
+
+
+def test_a_small_directory_is_shown_once_though_it_is_renamed() -> None:
+    """What came in one page is all, also for seekdir(3) back into it."""
+    directory = Directory(2)
+
+    async def run() -> list[list[int]]:
+        listing = directory.listing()
+        first = await listing.page(0, PAGE)
+        directory.rename(first[0])
+        return [
+            names(first),
+            names(await listing.page(2, PAGE)),
+            names(await listing.page(1, PAGE)),
+        ]
+
+    assert asyncio.run(run()) == [[0, 1], [], [1]]
 
 
 @pytest.mark.parametrize("keeps_past", [True, False])
