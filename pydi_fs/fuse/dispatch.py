@@ -488,8 +488,8 @@ class Dispatcher:
     # --- handlers: directories --------------------------------------------------------------------
 
     async def _opendir(self, header: Header, _body: codec.Open) -> bytes:
-        # No FOPEN_CACHE_DIR: an answer to READDIR that a change elsewhere overtook would stay in the
-        # kernel's copy of the listing, which has no time-out of its own.
+        # No FOPEN_CACHE_DIR: an answer to READDIR that a change elsewhere overtook would stay in
+        # the kernel's copy of the listing, which has no time-out of its own.
         return codec.encode_open(await self._vfs.opendir(Ino(header.nodeid)), 0)
 
     async def _readdir(self, header: Header, body: codec.Read) -> bytes:
