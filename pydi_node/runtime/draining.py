@@ -125,7 +125,7 @@ def obstacle(
     if len(up) < copies:
         there = f"{len(up)} {'node' if len(up) == 1 else 'nodes'}"
         return (
-            f"content of it should have {copies} copies, and beside node {number} there"
+            f"its content should have {copies} copies, and beside node {number} there"
             f" {'is' if len(up) == 1 else 'are'} {there} for content:"
             f" {'start or add nodes' if len(others) > len(up) else 'add a node'},"
             " or ask for fewer copies"

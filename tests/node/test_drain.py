@@ -72,7 +72,7 @@ def test_drained_node_is_empty_and_takes_nothing(make_node: MakeNode, seed: int)
         set_replicas(3)
         code, told = drain()
         assert code == EXIT_FAILED
-        assert "each blob should have 3 copies" in told
+        assert "its content should have 3 copies" in told
         set_replicas(2)
         code, told = drain("--no-wait")
         assert code == EXIT_OK, told
