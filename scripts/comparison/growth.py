@@ -97,6 +97,13 @@ def running(folder: Path, nodes: int) -> Iterator[PyDi]:
             shutil.rmtree(inside)
 
 
+class Cost(NamedTuple):
+    """What clients together took, and all nodes meanwhile."""
+
+    seconds: float
+    cpu_s: float
+
+
 class Load:
     """Makes and finds empty files of one cluster; keeps count of what it made."""
 
@@ -120,8 +127,8 @@ class Load:
 
         await self._with_clients(FILLERS, fill)
 
-    async def create(self, clients: int) -> float:
-        """Seconds for the creates of a measurement, in one new folder for each client."""
+    async def create(self, clients: int) -> Cost:
+        """The creates of a measurement, in one new folder for each client."""
 
         async def work(client: Client, folder: Ino) -> None:
             await create_all(client, folder, self.operations // clients)
@@ -129,8 +136,8 @@ class Load:
         self.files += self.operations // clients * clients
         return await self._with_clients(clients, work)
 
-    async def look(self, clients: int) -> float:
-        """Seconds for as many look-ups of names, spread over all full folders."""
+    async def look(self, clients: int) -> Cost:
+        """As many look-ups of names, spread over all full folders."""
 
         async def work(client: Client, folder: Ino) -> None:
             for number in range(self.operations // clients):
@@ -141,8 +148,8 @@ class Load:
 
     async def _with_clients(
         self, count: int, work: Callable[[Client, Ino], Awaitable[None]]
-    ) -> float:
-        """Seconds that these clients, each with a new folder, take together."""
+    ) -> Cost:
+        """What these clients take together, each with a new folder, once all are connected."""
         sessions = []
         for number in range(count):
             directory = self._system.data_dir(1 + number % self._system.count)
@@ -151,12 +158,14 @@ class Load:
             name = b"work%d-%d" % (time.monotonic_ns(), number)
             made = await client.execute(Mkdir(CALLER, ROOT_INO, name, 0o755))
             sessions.append((client, made.ino))
+        nodes = self._system.server_pids()
+        cpu = cpu_seconds(nodes)
         start = time.perf_counter()
         await asyncio.gather(*(work(client, ino) for client, ino in sessions))
-        seconds = time.perf_counter() - start
+        cost = Cost(time.perf_counter() - start, cpu_seconds(nodes) - cpu)
         for client, _ in sessions:
             await client.close()
-        return seconds
+        return cost
 
 
 async def create_all(client: Client, parent: Ino, count: int) -> None:
@@ -168,26 +177,25 @@ def measure(axis: str, size: int, system: PyDi, load: Load, clients: int) -> Poi
     """What an operation costs and what the daemons hold, now."""
     if load.files == 0:
         asyncio.run(load.fill_to(load.operations))
-    nodes = system.server_pids()
     done = load.operations // clients * clients
-
-    def cost(action: Callable[[int], Any]) -> tuple[float, float]:
-        before = cpu_seconds(nodes)
-        seconds = asyncio.run(action(clients))
-        return done / seconds, (cpu_seconds(nodes) - before) * 1000 / done
-
-    creates_per_s, create_cpu_ms = cost(load.create)
-    lookups_per_s, lookup_cpu_ms = cost(load.look)
+    creating = asyncio.run(load.create(clients))
+    looking = asyncio.run(load.look(clients))
     start = time.perf_counter()
     seen = walk(str(system.path))
     walk_s = time.perf_counter() - start
     if seen != load.files:
         raise SystemExit(f"compare: the mount shows {seen} files, not {load.files}")
     return Point(
-        axis, size, round(creates_per_s, 1), round(create_cpu_ms, 3), round(lookups_per_s, 1),
-        round(lookup_cpu_ms, 3), round(max(memory_bytes([pid]) for pid in nodes) / MIB, 1),
-        round(memory_bytes([system.daemons()["mount"]]) / MIB, 1), round(walk_s * 1e6 / seen, 1),
-    )  # fmt: skip
+        axis=axis,
+        size=size,
+        creates_per_s=round(done / creating.seconds, 1),
+        create_cpu_ms=round(creating.cpu_s * 1000 / done, 3),
+        lookups_per_s=round(done / looking.seconds, 1),
+        lookup_cpu_ms=round(looking.cpu_s * 1000 / done, 3),
+        node_mib=round(max(memory_bytes([pid]) for pid in system.server_pids()) / MIB, 1),
+        mount_mib=round(memory_bytes([system.daemons()["mount"]]) / MIB, 1),
+        walk_us=round(walk_s * 1e6 / seen, 1),
+    )
 
 
 def walk(path: str) -> int:
