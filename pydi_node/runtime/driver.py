@@ -475,7 +475,10 @@ class Driver:
         # No await until the replica has the new tree: a query would find the old one closed. The
         # reset's one fdatasync holds the loop up; a full disk here ends the node, and the next
         # start finishes the installation.
-        self._events.append(self._snapshots.install(install, lambda: self._log.reset(install.meta)))
+        # And what is to be handled already may query: first that, with the old tree, then this.
+        self._flush()
+        installed = self._snapshots.install(install, lambda: self._log.reset(install.meta))
+        self._events.insert(0, installed)
         self._drop_all(install.meta.index)
         self._flush()
         _log.info("tree replaced by a snapshot of index %d", install.meta.index)

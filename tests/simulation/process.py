@@ -423,7 +423,8 @@ class Process(Owner):
         except CorruptionError:
             self.submit(SnapshotRefused(install.snapshot_id))
             return
-        self._events.append(self._install(install))
+        self._flush()
+        self._events.insert(0, self._install(install))
         self._flush()
 
     def checksum_is_right(self, snapshot_id: bytes) -> bool:
