@@ -14,6 +14,7 @@ It changes nothing outside FOLDER, the sources, and the folder of its logs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -240,10 +241,13 @@ class Runner:
             try:
                 return process.wait(deadline_s)
             except subprocess.TimeoutExpired:
-                # Its own session: nobody else's processes.
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
                 return f"not within {deadline_s:.0f} s"
+            finally:
+                # Also what it left behind, and when this script itself is ended. A session of its
+                # own: nobody else's processes.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def main() -> int:
@@ -270,6 +274,7 @@ def main() -> int:
     logs = arguments.logs or Path(tempfile.mkdtemp(prefix="posix-suites-"))
     logs.mkdir(parents=True, exist_ok=True)
     sources = arguments.sources.resolve() if arguments.sources else None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     runner = Runner(arguments.folder.resolve(), sources, logs.resolve(), arguments.expected)
     for name, only in wanted.items():
         runner.run(name, only)

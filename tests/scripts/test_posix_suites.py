@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.harness.procs import wait_until
 
 SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "posix_suites.py"
 
@@ -69,6 +72,24 @@ def test_an_expected_failure_is_none_and_its_end_is(sources: Path) -> None:
     failed = suites(sources, "fsx", "--expected", str(expected))
     assert failed.returncode == 0, failed.stdout
     assert "9 passed, 0 skipped, 0 failed, 1 expected" in failed.stdout
+
+
+def test_ended_itself_it_leaves_no_case_behind(sources: Path) -> None:
+    """SIGTERM: the case that runs is ended too."""
+    program = sources / "xfstests/ltp/fsx"
+    program.write_text(f"#!/bin/sh\necho $$ >{sources}/pid\nexec sleep 1000\n")
+    folder = sources.parent / "folder"
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(folder), "--sources", str(sources), "fsx:all",
+         "--logs", str(sources.parent / "logs")],
+        stdout=subprocess.DEVNULL,
+    ) as running:  # fmt: skip
+        pid = sources / "pid"
+        wait_until(lambda: pid.exists() and pid.read_text().strip() != "", "the case runs", 60)
+        running.terminate()
+        assert running.wait(60) == 128 + signal.SIGTERM
+    status = Path(f"/proc/{pid.read_text().strip()}/stat")
+    wait_until(lambda: not status.exists() or " Z " in status.read_text(), "the case ends", 60)
 
 
 def test_what_is_missing_is_skipped_and_what_is_unknown_refused(sources: Path) -> None:
