@@ -68,7 +68,7 @@ LTP_FS = (
 # Marks of tests that make file systems of their own, which says nothing of the mount.
 LTP_FOREIGN = re.compile(
     rb"\.(needs_device|all_filesystems|mount_device|format_device|needs_devfs|needs_rofs"
-    rb"|dev_min_size)\b"
+    rb"|dev_min_size)\b|\btst_acquire_device\b"
 )
 
 STRESSORS = (
