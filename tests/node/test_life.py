@@ -403,14 +403,16 @@ def test_a_change_is_answered_only_after_every_subscriber_dropped_it(node: NodeP
         for number in itertools.count():  # until all was looked at within one lease
             asked_s = time.monotonic()
             lease_ms = silent.call(Lease())
+            pushes = len(silent.pushes)
             request = writer.send_create(b"held %d" % number)
+            while len(silent.pushes) == pushes:  # pushed when it is applied, and not before
+                silent.read()
             # Answers leave in order: one to the command would have come first.
             writer.call(Nodes())
             looking = reader.send(Lookup(ROOT_INO, b"held %d" % number))
             reader.call(Nodes())
             seen = request in writer.answers, looking in reader.answers
             is_over = (time.monotonic() - asked_s) * 1000 >= lease_ms
-            silent.call(Nodes())
             silent.acknowledge()
             assert writer.wait(request).errno == 0
             assert reader.wait(looking).is_regular
