@@ -371,7 +371,7 @@ def measure_walk(work: Path, driver: str, count: int) -> None:
     import bench_walk  # only now: a plain directory is measured without PyDi
 
     with nodes_and_mount(work, 1, driver) as (mount, pids):
-        asyncio.run(bench_walk.make(work / "node", count))
+        asyncio.run(bench_walk.make(work / "node1", count))
         emit_memory(pids, f"after {count} files were made")
         for name, action in (("list", bench_walk.listing), ("walk", bench_walk.walk)):
 
