@@ -74,7 +74,7 @@ LTP_FOREIGN = re.compile(
 STRESSORS = (
     "access chattr chdir chmod chown copy-file dentry dir dirdeep dup fallocate fcntl fiemap"
     " file-ioctl filename flock fpunch fstat getdent hdd inode-flags io lease link locka lockf"
-    " lockofd metamix mmap mmapaddr mknod open readahead rename seek sendfile splice symlink"
+    " lockofd mmap mmapaddr mknod open readahead rename seek sendfile splice symlink"
     " sync-file tee touch unlink utime verity xattr"
 )
 STRESS_SECONDS = 5
