@@ -146,7 +146,7 @@ def pydi_mount(
     return subprocess.run(
         [*inside, sys.executable, "-m", "pydi_fs", *arguments],
         check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=ROOT,
-        env={**environment(), **variables},
+        env={**environment(machine=bool(inside)), **variables},
         timeout=COMMAND_DEADLINE_S,
     )  # fmt: skip
 

@@ -60,11 +60,16 @@ def node_command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "pydi_node", *map(str, arguments)]
 
 
-def environment(**more: str) -> dict[str, str]:
-    """What nodes run with: this checkout, and no option from outside."""
+def environment(*, machine: bool = False, **more: str) -> dict[str, str]:
+    """What nodes run with: this checkout, and no option from outside.
+
+    machine  it runs on a machine of its own, and may speak to the others; else multicast stays on
+             loopback, for no test speaks to the networks of the machine that it runs on.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYDI_") or "TEST" in k}
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return {**kept, "PYTHONPATH": path, **more}
+    quiet = {} if machine else {"PYDI_INTERFACE": "127.0.0.1"}
+    return {**kept, "PYTHONPATH": path, **quiet, **more}
 
 
 class NodeProcess:
@@ -86,7 +91,7 @@ class NodeProcess:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [*self.inside, *node_command(self.data_dir, *flags)], stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, cwd=ROOT, env=environment(),
+                stdout=log, stderr=log, cwd=ROOT, env=environment(machine=bool(self.inside)),
             )  # fmt: skip
 
     def start(self) -> None:
