@@ -49,7 +49,7 @@ class NameCache:
 
     def put_attr(self, attr: Attr) -> None:
         """Remember ``attr`` unless something newer is known."""
-        if self._is_late(attr.ino):
+        if self.is_late(attr.ino):
             return
         known = self._attrs.get(attr.ino)
         if known is not None and known.changed > attr.changed:
@@ -60,7 +60,7 @@ class NameCache:
 
     def put_name(self, parent: Ino, name: bytes, ino: Ino) -> None:
         key = (parent, name)
-        if self._is_late(key):
+        if self.is_late(key):
             return
         if key not in self._names and len(self._names) >= self._names_max:
             _drop_oldest(self._names)
@@ -72,7 +72,7 @@ class NameCache:
         return self._xattrs.get(ino)
 
     def put_xattr_names(self, ino: Ino, names: Iterable[bytes]) -> None:
-        if self._is_late(ino):
+        if self.is_late(ino):
             return
         if ino not in self._xattrs and len(self._xattrs) >= self._attrs_max:
             _drop_oldest(self._xattrs)
@@ -105,7 +105,8 @@ class NameCache:
         """What is put from now on was asked for in this moment."""
         self._asked = asked
 
-    def _is_late(self, key: Ino | tuple[Ino, bytes]) -> bool:
+    def is_late(self, key: Ino | tuple[Ino, bytes]) -> bool:
+        """Whether it changed since the request left whose answer comes in now."""
         return self._asked < max(self._known_since, self._dropped.get(key, 0))
 
     def clear(self) -> None:

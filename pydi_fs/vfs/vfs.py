@@ -463,12 +463,14 @@ class Vfs:
             # At arrival, in order with invalidations: later there might be an unseen one between.
             self._cache.put_attr(version.attr)
             file = self._files.get(ino)
+            # The node may have held this back until after a push that is newer than it.
+            is_late = self._cache.is_late(ino)
             if file is None:
                 file = self._files[ino] = self._file_of(version)
-            elif file.busy:
-                file.changed_elsewhere()
-            else:
+            elif not is_late and not file.busy:
                 file.adopt(version)
+            if is_late or file.busy:
+                file.changed_elsewhere()
             opened.append(self._new_handle(file, flags, caller))
             return opened[0], version
 
