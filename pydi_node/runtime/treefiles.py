@@ -68,7 +68,8 @@ class TreeFiles:
             self.tree.commit()
         except NoSpaceError:
             pass  # the next start applies it again, out of the log
-        self._connection.close()
+        finally:
+            self._connection.close()
 
     @property
     def installed_meta(self) -> SnapshotMeta | None:

@@ -203,23 +203,33 @@ class Tree(Queries):
         """Back to the last commit, and forward again to where ``_uncommitted`` ends.
 
         Going forward reads the disk but never writes to it (``cache_spill`` is off), and gave its
-        results before: it can't fail for want of room.
+        results before: it can't fail for want of room. If the disk fails it, half of an entry may
+        be in: nothing is left to commit, and the node stops.
         """
-        connection = self._connection
-        # SQLite has rolled back by itself after some errors, such as a full disk.
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        self._store.forget()
-        self._sessions.forget()
-        self._is_written = True
-        self._tick_second = self._last_tick_second()
-        if self._uncommitted:
-            connection.execute("BEGIN IMMEDIATE")
-            for entry in self._uncommitted:
+        uncommitted, self._uncommitted = self._uncommitted, []
+        self._roll_back()
+        if not uncommitted:
+            return
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            for entry in uncommitted:
                 if isinstance(entry[2], bytes):
                     self._apply_membership(*entry)  # type: ignore[arg-type]  # narrowed just above
                 else:
                     self._apply(entry)  # type: ignore[arg-type]  # likewise
+        except BaseException:
+            self._roll_back()
+            raise
+        self._uncommitted = uncommitted
+
+    def _roll_back(self) -> None:
+        # SQLite has rolled back by itself after some errors, such as a full disk.
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        self._store.forget()
+        self._sessions.forget()
+        self._is_written = True
+        self._tick_second = self._last_tick_second()
 
     def _write_back(self) -> None:
         if not self._is_written:

@@ -212,6 +212,40 @@ def test_what_fails_takes_nothing_along_that_was_applied_before(fs: Driver, wher
     connection.close()
 
 
+def test_a_disk_that_fails_twice_leaves_a_whole_tree(tmp_path: Path) -> None:
+    """A commit fails, and so does a query while what it held is applied again: the node stops, and
+    what its way out commits is whole, without a part of the command in which it happened."""
+    path = str(tmp_path / "tree.db")
+    connection, tree = open_tree(path)
+    log = everything()
+    tree.apply_batch(log[:4])
+    broken = False
+
+    def authorize(action: int, argument: str | None, *rest: object) -> int:
+        nonlocal broken
+        answer = _refuse_commit(action, argument, *rest)
+        broken = broken or answer == sqlite3.SQLITE_DENY
+        return answer
+
+    connection.create_function("broken", 0, lambda: broken)
+    connection.execute(
+        "CREATE TEMP TRIGGER fault BEFORE DELETE ON xattr WHEN broken()"
+        " BEGIN SELECT RAISE(ABORT, 'f'); END"
+    )
+    tree.advance(log[4:])
+    connection.set_authorizer(authorize)
+    with pytest.raises(sqlite3.IntegrityError):
+        tree.commit()
+    connection.set_authorizer(None)
+    tree.commit()
+    connection.close()
+    connection, tree = open_tree(path)
+    assert (tree.applied_index, check(connection)) == (4, [])
+    tree.apply_batch(log[4:])
+    assert check(connection) == []
+    connection.close()
+
+
 def _refuse_commit(action: int, argument: str | None, *_: object) -> int:
     refused = action == sqlite3.SQLITE_TRANSACTION and argument == "COMMIT"
     return sqlite3.SQLITE_DENY if refused else sqlite3.SQLITE_OK
