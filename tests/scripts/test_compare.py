@@ -101,7 +101,10 @@ def test_growth(tmp_path: Path) -> None:
     (path,) = (tmp_path / "out").glob("growth-*.json")
     points = json.loads(path.read_text())["points"]
     assert [(point["axis"], point["size"]) for point in points] == [("clients", 1), ("clients", 8)]
-    assert all(value > 0 for point in points for value in list(point.values())[2:])
+    for point in points:
+        for name, value in list(point.items())[2:]:
+            # Processor time comes in ticks of 10 ms; so few operations may fit into none.
+            assert value >= 0 if name.endswith("cpu_ms") else value > 0, (name, value)
     assert "| by clients | 1 | 8 |" in done.stdout
     assert "<svg" in (tmp_path / "out/growth.svg").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
