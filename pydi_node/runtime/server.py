@@ -136,6 +136,7 @@ class Connection(asyncio.Protocol):
         self._write_paused = False
         self._read_paused = False
         self._closing = False
+        self._hung_up = False  # the peer did
         self.subscribed = False
         # Commands that wait for their answer, and the request that asked for each.
         self._commands: dict[Key, int] = {}
@@ -172,6 +173,7 @@ class Connection(asyncio.Protocol):
             self._on_bug(exc)
 
     def eof_received(self) -> bool | None:
+        self._hung_up = True
         try:
             self._wire.receive_eof()
             self._pump()
@@ -185,7 +187,10 @@ class Connection(asyncio.Protocol):
             self._hello_timer.cancel()
         for task in self._tasks.values():
             task.cancel()
-        self._server.remove(self)
+        # An error may be the network's, or a firewall's towards this node only: the peer may not
+        # know. Its own end comes without one (and with uvloop's TLS without an eof_received), and
+        # between two processes of a machine there is nothing else that ends a connection.
+        self._server.remove(self, knows=self._hung_up or exc is None or self._is_unix)
         self._server.forget_stranger(self._place)
         if self._session is not None:
             self._server.service.end(self._session)
@@ -389,7 +394,7 @@ class Connection(asyncio.Protocol):
     def _has_ended(self) -> bool:
         """The peer hung up, and relies on no cache, or is cut off, which `Coherence` knows; that
         the connection is lost is told a moment later."""
-        return self._wire.state is not wire.State.OPEN
+        return self._closing or self._wire.state is not wire.State.OPEN
 
     def goodbye(self, sentence: str) -> None:
         """No more requests from this peer; what is under way is answered."""
@@ -492,7 +497,7 @@ class Connection(asyncio.Protocol):
     def _close(self) -> None:
         if not self._closing and self._transport is not None:
             self._flush()
-            self._closing = True
+            self._ends_by_us()
             self._transport.close()
 
     def serves(self, session: Session) -> bool:
@@ -500,11 +505,14 @@ class Connection(asyncio.Protocol):
 
     def _abort(self) -> None:
         if self._transport is not None:
-            if not self._closing:
-                # It may not know, and go on to the end of its lease.
-                self._server.coherence.gone(self, knows=False)
-            self._closing = True
+            self._ends_by_us()
             self._transport.abort()
+
+    def _ends_by_us(self) -> None:
+        if not self._closing and not self._hung_up:
+            # The peer may not know, and go on to the end of its lease.
+            self._server.coherence.gone(self, knows=False)
+        self._closing = True
 
 
 class Server:
@@ -675,9 +683,10 @@ class Server:
         self._connections.add(connection)
         return True
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: Connection, knows: bool) -> None:
+        """It is lost. knows: the peer ended it, or this node did, and has said so."""
         self._connections.discard(connection)
-        self.coherence.gone(connection, knows=True)
+        self.coherence.gone(connection, knows)
         self.service.driver.look_at_caches()
 
     def on_acknowledged(self, connection: Connection, sequence: int) -> None:

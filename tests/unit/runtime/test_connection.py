@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
 
@@ -47,6 +48,35 @@ class Transport:
         pass
 
 
+class Peer:
+    """A mount that has subscribed and holds a lease, as the server sees it."""
+
+    def __init__(self, server: Server) -> None:
+        self.connection = Connection(server, object())
+        self.transport = Transport()
+        self.connection._transport = cast(asyncio.Transport, self.transport)
+        self.connection._identity = PeerIdentity("a mount", None, None, None)
+        assert server.add(self.connection)
+        self.wire = wire.Session.connecting(
+            Hello(wire.PROTOCOL_VERSIONS, Role.MOUNT, "", 0, "host", {})
+        )
+
+    async def subscribe(self) -> None:
+        (welcomed,) = await self.exchange(self.wire.send_hello())
+        assert isinstance(welcomed, WelcomeReceived)
+        await self.exchange(self.wire.send_request(Subscribe(), b"", deadline_ms=1000)[1])
+        assert self.connection.subscribed
+        self.connection._server.coherence.renew(self.connection, 60.0)
+
+    async def exchange(self, buffers: Any) -> list[Any]:
+        self.connection.data_received(b"".join(buffers))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        self.wire.receive_data(bytes(self.transport.written))
+        self.transport.written.clear()
+        return list(self.wire.events())
+
+
 @pytest.mark.expects_log("a mount broke the protocol")
 @pytest.mark.parametrize("how", ["hung up", "broke the protocol"])
 def test_a_change_after_the_end_of_a_session_harms_nobody(tmp_path: Path, how: str) -> None:
@@ -56,28 +86,9 @@ def test_a_change_after_the_end_of_a_session_harms_nobody(tmp_path: Path, how: s
     async def main() -> None:
         async with Inner(tmp_path) as inner:
             server = Server(inner.service, Admission(), lambda *_: None)
-            connection = Connection(server, None)
-            transport = Transport()
-            connection._transport = cast(asyncio.Transport, transport)
-            connection._identity = PeerIdentity("a mount", None, None, None)
-            assert server.add(connection)
-            peer = wire.Session.connecting(
-                Hello(wire.PROTOCOL_VERSIONS, Role.MOUNT, "", 0, "host", {})
-            )
-
-            async def exchange(buffers: Any) -> list[Any]:
-                connection.data_received(b"".join(buffers))
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-                peer.receive_data(bytes(transport.written))
-                transport.written.clear()
-                return list(peer.events())
-
-            (welcomed,) = await exchange(peer.send_hello())
-            assert isinstance(welcomed, WelcomeReceived)
-            await exchange(peer.send_request(Subscribe(), b"", deadline_ms=1000)[1])
-            assert connection.subscribed
-            server.coherence.renew(connection, 60.0)
+            peer = Peer(server)
+            await peer.subscribe()
+            connection = peer.connection
             touched = Touched((Ino(3),))
             server.push([(LogIndex(7), ClientId(5), Serial(1), touched)])
             assert server.coherence.dropped(LogIndex(7)) == 6
@@ -93,5 +104,49 @@ def test_a_change_after_the_end_of_a_session_harms_nobody(tmp_path: Path, how: s
             # Who was cut off may not know, and goes on to the end of its lease.
             dropped = server.coherence.dropped(LogIndex(9))
             assert dropped == (9 if how == "hung up" else 6)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+class _End(NamedTuple):
+    how: Callable[[Connection], None]
+    is_unix: bool
+    knows: bool  # the mount does, and relies on nothing any more
+
+
+def _hangs_up(connection: Connection) -> None:
+    connection.eof_received()
+    connection.connection_lost(ConnectionResetError())  # an answer met a closed socket
+
+
+def _is_closed_by_the_node(connection: Connection) -> None:
+    connection.close()
+    connection.connection_lost(None)
+
+
+ENDS = {
+    "hung up": _End(_hangs_up, False, True),
+    "end without a word in TLS": _End(lambda c: c.connection_lost(None), False, True),
+    "reset on this machine": _End(lambda c: c.connection_lost(ConnectionResetError()), True, True),
+    "reset on the way": _End(lambda c: c.connection_lost(ConnectionResetError()), False, False),
+    "time-out": _End(lambda c: c.connection_lost(TimeoutError()), False, False),
+    "closed by the node": _End(_is_closed_by_the_node, True, False),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_who_did_not_end_its_connection_is_waited_for(tmp_path: Path, end: str) -> None:
+    """A reset may reach the node only, and a node that stops closes the connection of a mount that
+    is stopped as well: both go on with their caches to the end of their lease."""
+
+    async def main() -> None:
+        async with Inner(tmp_path) as inner:
+            server = Server(inner.service, Admission(), lambda *_: None)
+            peer = Peer(server)
+            peer.connection._is_unix = ENDS[end].is_unix
+            await peer.subscribe()
+            assert server.coherence.dropped(LogIndex(7)) == 7
+            ENDS[end].how(peer.connection)
+            assert server.coherence.dropped(LogIndex(8)) == (8 if ENDS[end].knows else 7)
 
     asyncio.run(asyncio.wait_for(main(), 60))
