@@ -86,6 +86,7 @@ class _Holder:
 
     until_s: float  # not later than this, by the granter's clock
     dropped: LogIndex  # what it said last
+    asked_us: int = 0  # its clock, in the newest thing it said
     goal: LogIndex = NO_INDEX  # what it is expected to drop ...
     goal_s: float = -inf  # ... since then
 
@@ -135,11 +136,14 @@ class Granter:
         key = (node, message.session)
         holder = self._holders.get(key)
         if not message.wanted:
-            self._holders.pop(key, None)
+            # Unless it asked for one since: two connections at a time may carry its messages.
+            if holder is not None and message.asked_us > holder.asked_us:
+                del self._holders[key]
             return 0.0
         if holder is None:
             holder = _Holder(presumed.until_s if presumed is not None else now_s, message.dropped)
             self._holders[key] = holder
+        holder.asked_us = max(holder.asked_us, message.asked_us)
         # Not the highest of all it said: a late message may only make the leader wait longer.
         holder.dropped = message.dropped
         valid_s = HOLDER_S - (now_s - self.confirmed_s(now_s))

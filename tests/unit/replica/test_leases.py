@@ -228,3 +228,22 @@ def test_late_grants_are_not_believed(make: MakeCluster) -> None:
         assert replica.leases.remaining_s(cluster.now.uptime_s) <= 0
     replica.leases.on_grant(right)
     assert replica.leases.remaining_s(cluster.now.uptime_s) > 0
+
+
+def test_a_late_word_that_no_lease_is_wanted_ends_none(make: MakeCluster) -> None:
+    """It was sent before the holder asked for the lease that it has, over another connection."""
+    cluster = make(3)
+    leader = cluster.elect()
+    (holder, _) = others_of(cluster, leader)
+    give_leases(cluster, holder)
+    leases = cluster.replica(holder).leases
+    term = cluster.replica(leader).raft.term
+    late = Renew(
+        NodeNumber(holder), NodeNumber(leader), term, leases._session, 1, 0, leases.dropped, False
+    )
+    cluster.step(leader, FromPeer(late))
+    cluster.cut = lambda sender, to: holder in (sender, to)
+    assert not answered_at_once(cluster, leader, 1)
+    # What it says last counts.
+    cluster.step(leader, FromPeer(late._replace(asked_us=int(cluster.now.uptime_s * 1e6) + 1)))
+    assert answered_at_once(cluster, leader, 2)
