@@ -50,6 +50,11 @@ class Coherence:
         if known is not None:
             known.sent.append((sequence, index, self._clock()))
 
+    def pushed_drop_all(self, subscriber: Hashable, sequence: int) -> None:
+        """``subscriber`` was told that everything may be stale, before the tree jumps ahead: of all
+        that follows what was applied so far it knows no more than that."""
+        self.pushed(LogIndex(self._applied + 1), subscriber, sequence)
+
     def acknowledged(self, subscriber: Hashable, sequence: int) -> None:
         """All pushes to ``subscriber`` up to this number have taken effect there."""
         known = self._subscribers.get(subscriber)

@@ -119,12 +119,12 @@ class Driver:
         send: Callable[[Sequence[PeerMessage]], None],
         push: Callable[[Sequence[tuple[LogIndex, ClientId, Serial, Touched]]], None],
         members_changed: Callable[[Membership], None],
-        drop_all: Callable[[LogIndex], None],
+        drop_all: Callable[[], None],
         dropped: Callable[[LogIndex], LogIndex],
         peer_broke: Callable[[NodeNumber, RemoteProtocolError], None],
     ) -> None:
         """has_room: whether the disk has more than the log's last reserve; asked twice a second.
-        drop_all: every cached answer of every subscriber is older than this index.
+        drop_all: every cached answer of every subscriber may be older than the tree is now.
         dropped: up to which index, this applied one at most, no subscriber relies on anything
         older."""
         self.replica = replica
@@ -479,7 +479,7 @@ class Driver:
         self._flush()
         installed = self._snapshots.install(install, lambda: self._log.reset(install.meta))
         self._events.insert(0, installed)
-        self._drop_all(install.meta.index)
+        self._drop_all()
         self._flush()
         _log.info("tree replaced by a snapshot of index %d", install.meta.index)
 

@@ -287,7 +287,7 @@ class _Node:
             has_room=_room_check(self._folder.path),
             send=peers.send,
             push=lambda touched: server.push(touched),
-            drop_all=lambda index: server.push_drop_all(index),
+            drop_all=lambda: server.push_drop_all(),
             dropped=lambda index: server.coherence.dropped(index),
             members_changed=peers.set_members,
             peer_broke=peers.on_broke,

@@ -716,12 +716,13 @@ class Server:
         for connection in list(self._connections):
             connection.end_if(why)
 
-    def push_drop_all(self, index: LogIndex) -> None:
+    def push_drop_all(self) -> None:
+        """The tree is about to be another one, and nobody here has seen it yet."""
         for connection in self._connections:
             if connection.subscribed:
                 sequence = connection.push_drop_all()
                 if sequence:
-                    self.coherence.pushed(index, connection, sequence)
+                    self.coherence.pushed_drop_all(connection, sequence)
 
 
 def make_session(number: int, hello: Hello) -> Session:

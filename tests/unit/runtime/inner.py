@@ -61,7 +61,7 @@ class Inner:
         self.driver = Driver(
             replica, self.log, clock, self.tree_files, LogContext(),
             has_room=lambda: self.room, send=self.peers.send, push=lambda touched: None,
-            members_changed=self.peers.set_members, drop_all=lambda index: None,
+            members_changed=self.peers.set_members, drop_all=lambda: None,
             dropped=lambda applied: applied, peer_broke=self.peers.on_broke,
         )  # fmt: skip
         self.peers.driver = self.driver

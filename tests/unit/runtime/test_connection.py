@@ -98,12 +98,29 @@ def test_a_change_after_the_end_of_a_session_harms_nobody(tmp_path: Path, how: s
                 connection.data_received(b"\xff" * 64)
             later = [(LogIndex(8), ClientId(5), Serial(2), touched)]
             server.push(later)
-            server.push_drop_all(LogIndex(9))
+            server.push_drop_all()
             connection.connection_lost(None)
             server.push(later)
             # Who was cut off may not know, and goes on to the end of its lease.
             dropped = server.coherence.dropped(LogIndex(9))
             assert dropped == (9 if how == "hung up" else 6)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_after_a_snapshot_nothing_is_dropped_until_the_mount_says_so(tmp_path: Path) -> None:
+    """The tree goes from 100 to 5000. A mount that has not acknowledged may still show 100."""
+
+    async def main() -> None:
+        async with Inner(tmp_path) as inner:
+            server = Server(inner.service, Admission(), lambda *_: None)
+            peer = Peer(server)
+            await peer.subscribe()
+            assert server.coherence.dropped(LogIndex(100)) == 100
+            server.push_drop_all()
+            assert server.coherence.dropped(LogIndex(5000)) == 100
+            server.on_acknowledged(peer.connection, 1)
+            assert server.coherence.dropped(LogIndex(5000)) == 5000
 
     asyncio.run(asyncio.wait_for(main(), 60))
 
