@@ -150,8 +150,10 @@ class Granter:
         if (
             self._is_overdue(holder, own, now_s)
             or message.dropped < max(self.floor, released)
-            # A successor knows every member that was ever committed, so it waits for this one.
+            # A successor knows every member that was ever committed, so it waits for this one; but
+            # not for long when its log has, as this one, that the member leaves.
             or raft.snapshot_meta(raft.commit_index).membership.member(node) is None
+            or raft.membership.member(node) is None
             or valid_s <= 0
         ):
             return 0.0

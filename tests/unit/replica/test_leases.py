@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pydi_node.effects import Dropped, FromPeer, Settle
+from pydi_node.consensus.types import AppendRequest
+from pydi_node.effects import Dropped, FromPeer, RemoveMember, Settle
 from pydi_node.errors import RemoteProtocolError
 from pydi_node.ids import LogIndex, NodeNumber, Term
 from pydi_node.leases import GRANTER_S, HOLDER_S, PATIENCE_S, RENEW_S, WANTED_S, Grant, Renew
@@ -247,3 +248,19 @@ def test_a_late_word_that_no_lease_is_wanted_ends_none(make: MakeCluster) -> Non
     # What it says last counts.
     cluster.step(leader, FromPeer(late._replace(asked_us=int(cluster.now.uptime_s * 1e6) + 1)))
     assert answered_at_once(cluster, leader, 2)
+
+
+def test_a_member_that_is_being_removed_gets_no_longer_lease(make: MakeCluster) -> None:
+    """Its removal stands in the log and is not committed. A successor that has it in its log too
+    waits no longer for this member than from then on."""
+    cluster = make(4)
+    leader = cluster.elect()
+    (leaving, *_) = others_of(cluster, leader)
+    give_leases(cluster, leaving)
+    cluster.lose = lambda message: isinstance(message, AppendRequest) and bool(message.entries)
+    cluster.step(leader, RemoveMember(999, NodeNumber(leaving), cluster.now.mono_s + 60.0))
+    cluster.tick(ticks(HOLDER_S))
+    raft = cluster.replica(leader).raft
+    assert raft.commit_index < raft.last_index
+    assert raft.membership.member(NodeNumber(leaving)) is None
+    assert not has_lease(cluster, leaving)
