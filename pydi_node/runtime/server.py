@@ -65,7 +65,8 @@ HELLO_TIMEOUT_S = 10.0  # TLS handshake and hello; a slow link needs a few round
 CONNECTIONS_MAX = 1024
 # Connections, from the first packet to the welcome: all that strangers can hold. One address holds
 # a quarter, so that nobody keeps all others out; a machine with more mounts than that which start
-# at once is served a moment later.
+# at once is served a moment later. Over the unix socket, where only this node's user gets through,
+# there is as much room again, which nobody from elsewhere can take.
 STRANGERS_MAX = 128
 STRANGERS_PER_ADDRESS_MAX = 32
 # A refusal is logged once in this time: a mount whose token was revoked asks every second, and who
@@ -646,13 +647,15 @@ class Server:
 
     def let_in(self, place: object, host: str | None) -> bool:
         """Whether there is room for one more that nobody knows yet; it has the place then."""
-        same = sum(1 for other in self._strangers.values() if other == host)
         if self._closed:
             return False
-        if (
-            len(self._connections) < CONNECTIONS_MAX
-            and len(self._strangers) < STRANGERS_MAX
-            and (host is None or same < STRANGERS_PER_ADDRESS_MAX)
+        strangers = list(self._strangers.values())
+        local = strangers.count(None)
+        if len(self._connections) < CONNECTIONS_MAX and (
+            local < STRANGERS_MAX
+            if host is None
+            else len(strangers) - local < STRANGERS_MAX
+            and strangers.count(host) < STRANGERS_PER_ADDRESS_MAX
         ):
             self._strangers[place] = host
             return True

@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 from pydi_node.config import Address
-from pydi_node.runtime.server import STRANGERS_PER_ADDRESS_MAX, PeerIdentity, Server
+from pydi_node.runtime.server import (
+    STRANGERS_MAX,
+    STRANGERS_PER_ADDRESS_MAX,
+    PeerIdentity,
+    Server,
+)
 from pydi_node.runtime.service import Session
 from pydi_node.wire import session as wire
 from pydi_node.wire import tls
@@ -129,6 +134,26 @@ def test_strangers_of_one_address_keep_nobody_else_out(tmp_path: Path) -> None:
             )
             while server._strangers:  # noqa: ASYNC110  (the loop hears of each end by itself)
                 await asyncio.sleep(0)
+            server.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))
+
+
+@pytest.mark.expects_log("too many connections: one more was refused")
+def test_strangers_of_the_network_keep_no_mount_of_this_machine_out(tmp_path: Path) -> None:
+    """They have all the places that they can get; the unix socket has its own, and as many."""
+
+    async def scenario() -> None:
+        async with Inner(tmp_path) as inner:
+            server = Server(inner.service, _Nobody(), lambda session, message: None)
+            for place in range(STRANGERS_MAX):
+                assert server.let_in(place, f"10.0.0.{place % 8}")
+            assert not server.let_in("one more", "10.0.0.9")
+            for place in range(STRANGERS_MAX):
+                assert server.let_in(("local", place), None)
+            assert not server.let_in("one more", None)
+            server.forget_stranger(0)
+            assert server.let_in("one more", "10.0.0.9")
             server.close()
 
     asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))
