@@ -165,21 +165,11 @@ class Connection(asyncio.Protocol):
         self._hello_timer = self._server.loop.call_later(HELLO_TIMEOUT_S, self._on_hello_timeout)
 
     def data_received(self, data: bytes) -> None:
-        try:
-            self._wire.receive_data(data)
-            self._pump()
-        except RemoteProtocolError as exc:
-            self._on_broken(exc)
-        except Exception as exc:
-            self._on_bug(exc)
+        self._take(lambda: self._wire.receive_data(data))
 
     def eof_received(self) -> bool | None:
         self._hung_up = True
-        try:
-            self._wire.receive_eof()
-            self._pump()
-        except RemoteProtocolError as exc:
-            self._on_broken(exc)
+        self._take(self._wire.receive_eof)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -462,10 +452,17 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         self._read_paused = False
         self._transport.resume_reading()
+        self._take(lambda: None)
+
+    def _take(self, receive: Callable[[], None]) -> None:
+        """What came, and what it leads to. Whatever goes wrong ends this connection, no other."""
         try:
+            receive()
             self._pump()
         except RemoteProtocolError as exc:
             self._on_broken(exc)
+        except Exception as exc:
+            self._on_bug(exc)
 
     def _refuse(self, refusal: Refusal, sentence: str) -> None:
         self._write(self._wire.send_refuse(refusal, sentence))

@@ -31,6 +31,7 @@ class Transport:
 
     def __init__(self) -> None:
         self.written = bytearray()
+        self.aborted = False
 
     def writelines(self, buffers: list[bytes]) -> None:
         self.written += b"".join(buffers)
@@ -42,6 +43,9 @@ class Transport:
         pass
 
     def abort(self) -> None:
+        self.aborted = True
+
+    def pause_reading(self) -> None:
         pass
 
     def resume_reading(self) -> None:
@@ -165,5 +169,36 @@ def test_who_did_not_end_its_connection_is_waited_for(tmp_path: Path, end: str) 
             assert server.coherence.dropped(LogIndex(7)) == 7
             ENDS[end].how(peer.connection)
             assert server.coherence.dropped(LogIndex(8)) == (8 if ENDS[end].knows else 7)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+@pytest.mark.expects_log("internal error with a mount: disconnected")
+@pytest.mark.parametrize("when", ["at once", "at its end", "when there is room again"])
+def test_a_mistake_of_ours_ends_the_connection(tmp_path: Path, when: str) -> None:
+    """Whenever it is met: a connection that goes on without what it was told would be half dead."""
+
+    async def main() -> None:
+        async with Inner(tmp_path) as inner:
+            server = Server(inner.service, Admission(), lambda *_: None)
+            peer = Peer(server)
+            await peer.subscribe()
+
+            def mistake(_: object) -> None:
+                raise ValueError("a bug")
+
+            peer.connection._on_event = mistake  # type: ignore[method-assign]
+            ping = b"".join(peer.wire.send_ping(1))
+            match when:
+                case "at its end":
+                    peer.connection.eof_received()
+                case "at once":
+                    peer.connection.data_received(ping)
+                case _:
+                    peer.connection.pause_writing()
+                    peer.connection.data_received(ping)
+                    assert not peer.transport.aborted
+                    peer.connection.resume_writing()
+            assert peer.transport.aborted
 
     asyncio.run(asyncio.wait_for(main(), 60))
