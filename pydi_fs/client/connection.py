@@ -42,8 +42,9 @@ from pydi_node.wire.events import (
     Welcome,
     WelcomeReceived,
 )
+from pydi_node.wire.frames import LIMITS_AFTER_WELCOME
 from pydi_node.wire.messages import REQUEST_OF_CLASS, Push, Request, Subscribe
-from pydi_node.wire.session import DEADLINE_MAX_MS, Session
+from pydi_node.wire.session import DEADLINE_MAX_MS, PAYLOAD_OUTSTANDING_MAX_BYTES, Session
 
 log = logging.getLogger("pydi.client")
 
@@ -54,6 +55,9 @@ SILENCE_PING_S = 1.0  # ask whether it lives
 SILENCE_DOUBT_S = 1.75
 SILENCE_DEAD_S = 3.0  # it hangs, or its machine is gone; another node can do better
 
+# Content on its way, so that one more payload keeps it below what a node reads before it answers.
+PAYLOAD_WINDOW_BYTES = PAYLOAD_OUTSTANDING_MAX_BYTES - LIMITS_AFTER_WELCOME.payload_max_bytes
+
 Arrived = Callable[[Any], Any]
 Failed = Callable[[PydiError], None]
 
@@ -61,14 +65,19 @@ Failed = Callable[[PydiError], None]
 class _Waiting:
     """One request on its way."""
 
-    __slots__ = ("arrived", "deadline", "failed", "future")
+    __slots__ = ("arrived", "deadline", "failed", "future", "payload_bytes")
 
     def __init__(
-        self, future: asyncio.Future[Any], arrived: Arrived | None, failed: Failed | None
+        self,
+        future: asyncio.Future[Any],
+        arrived: Arrived | None,
+        failed: Failed | None,
+        payload_bytes: int,
     ) -> None:
         self.future = future
         self.arrived = arrived
         self.failed = failed
+        self.payload_bytes = payload_bytes
         self.deadline: asyncio.TimerHandle | None = None
 
 
@@ -96,7 +105,8 @@ class Connection(asyncio.Protocol):
         self._unacknowledged: deque[tuple[int, asyncio.Future[None] | None]] = deque()
         self._writable = asyncio.Event()
         self._writable.set()
-        self._slot = asyncio.Event()  # fewer requests on their way than the session allows
+        self._payload_bytes = 0  # of requests on their way
+        self._slot = asyncio.Event()  # another request may leave
         self._slot.set()
         self._heard_at = self._loop.time()
         self._pinged_at: float | None = None  # since it was last heard
@@ -130,10 +140,11 @@ class Connection(asyncio.Protocol):
             raise DisconnectedError(f"{self.endpoint} went away")
         deadline_ms = max(min(int(timeout_s * 1000), DEADLINE_MAX_MS), 1)
         request_id, buffers = self._session.send_request(request, payload, deadline_ms=deadline_ms)
-        if self._session.requests_outstanding >= self._session.limits.requests_max:
+        self._payload_bytes += len(payload)
+        if self._is_full():
             self._slot.clear()
         self._write(buffers)
-        waiting = _Waiting(self._loop.create_future(), arrived, failed)
+        waiting = _Waiting(self._loop.create_future(), arrived, failed, len(payload))
         if not self._waiting and not self._relied_on:
             self._hear()  # idle silence says nothing about the node
         self._relied_on |= isinstance(request, Subscribe)
@@ -148,6 +159,13 @@ class Connection(asyncio.Protocol):
         finally:
             if waiting.deadline is not None:
                 waiting.deadline.cancel()
+
+    def _is_full(self) -> bool:
+        session = self._session
+        return (
+            session.requests_outstanding >= session.limits.requests_max
+            or self._payload_bytes >= PAYLOAD_WINDOW_BYTES
+        )
 
     def acknowledge_when(self, told: asyncio.Future[None] | None, sequence: int) -> None:
         """Tell the node that this push has taken effect here, once ``told`` is done (None: now).
@@ -274,9 +292,11 @@ class Connection(asyncio.Protocol):
     def _settle(
         self, request_id: int, answer: AnswerReceived | None, error: PydiError | None
     ) -> None:
-        if self._session.requests_outstanding < self._session.limits.requests_max:
-            self._slot.set()
         waiting = self._waiting.pop(request_id, None)
+        if waiting is not None:
+            self._payload_bytes -= waiting.payload_bytes
+        if not self._is_full():
+            self._slot.set()
         if waiting is None:
             return
         value: Any = None

@@ -73,8 +73,6 @@ STRANGERS_PER_ADDRESS_MAX = 32
 # floods us must not fill the disk with it.
 TOLD_PERIOD_S = 60.0
 TOLD_MAX = 256
-OUTSTANDING_MAX = 512  # requests of one peer under way; it may send 1024 before it waits for us
-PAYLOAD_OUTSTANDING_MAX_BYTES = 32 << 20  # content of one peer in memory: eight full chunks
 WRITE_HIGH_BYTES = 8 << 20  # answers a slow peer hasn't taken: no more of its requests meanwhile
 # Pushes that a peer doesn't take would grow without end; past this it is disconnected, and when it
 # comes back it drops its caches.
@@ -429,10 +427,11 @@ class Connection(asyncio.Protocol):
     # --- inner ------------------------------------------------------------------------------------
 
     def _is_loaded(self) -> bool:
+        # Not a number of requests, which the protocol limits: a mount's commands may wait for its
+        # acknowledgement, which would wait here behind them.
         return (
             self._write_paused
-            or self._wire.unanswered >= OUTSTANDING_MAX
-            or self._wire.unanswered_payload_bytes >= PAYLOAD_OUTSTANDING_MAX_BYTES
+            or self._wire.unanswered_payload_bytes >= wire.PAYLOAD_OUTSTANDING_MAX_BYTES
         )
 
     def _adjust_reading(self) -> None:

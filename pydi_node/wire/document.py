@@ -107,6 +107,7 @@ def _limits() -> str:
             ("header after the welcome", f"{after.header_max_bytes} bytes"),
             ("payload after the welcome", f"{after.payload_max_bytes} bytes"),
             ("requests without an answer, each way", session.REQUESTS_MAX),
+            ("content in them, of a client", f"{session.PAYLOAD_OUTSTANDING_MAX_BYTES} bytes"),
             ("pings without a pong, each way", session.PINGS_MAX),
             ("deadline of a request", f"{session.DEADLINE_MAX_MS} ms"),
             ("length of one BlobRead", f"{messages.CHUNK_MAX_BYTES} bytes"),

@@ -80,6 +80,10 @@ PROTOCOL_VERSIONS: Final = (1,)  # ascending; what this code speaks
 # A mount with 1 MiB kernel requests keeps some 64 under way; a thousand threads waiting for locks
 # must fit too. Each waiting request costs a node up to a few KiB beside its payload.
 REQUESTS_MAX: Final = 1024
+# Content of one peer's requests in a node's memory: eight full chunks. Beyond it the node reads no
+# more from that peer until it has answered some of them, and hears no acknowledgement either. An
+# answer may wait for just that, so clients stay below.
+PAYLOAD_OUTSTANDING_MAX_BYTES: Final = 32 << 20
 DEADLINE_MAX_MS: Final = 24 * 60 * 60 * 1000  # whoever wants to wait longer asks again
 HOST_MAX_CHARACTERS: Final = 255  # DNS
 TOKEN_MAX: Final = (1 << 63) - 1
@@ -238,8 +242,8 @@ class Session:
 
     @property
     def unanswered_payload_bytes(self) -> int:
-        """Content that arrived with them. Stop reading from the transport while this is more than
-        a few chunks, or a peer can fill the memory with 1024 of them."""
+        """Content that arrived with them. Stop reading from the transport while this is
+        PAYLOAD_OUTSTANDING_MAX_BYTES, or a peer can fill the memory with 1024 of them."""
         return self._unanswered_payload_bytes
 
     @property

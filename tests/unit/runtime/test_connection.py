@@ -15,7 +15,7 @@ from pydi_node.runtime.server import Connection, PeerIdentity, Server
 from pydi_node.runtime.service import Session
 from pydi_node.wire import session as wire
 from pydi_node.wire.events import Hello, WelcomeReceived
-from pydi_node.wire.messages import Role, Subscribe
+from pydi_node.wire.messages import Nodes, Role, Subscribe
 from tests.unit.runtime.inner import Inner
 
 
@@ -200,5 +200,25 @@ def test_a_mistake_of_ours_ends_the_connection(tmp_path: Path, when: str) -> Non
                     assert not peer.transport.aborted
                     peer.connection.resume_writing()
             assert peer.transport.aborted
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_an_acknowledgement_is_read_whatever_waits(tmp_path: Path) -> None:
+    """A mount has as many commands under way as it may, and all wait for other mounts and for it
+    to drop what somebody changed: that it did is heard."""
+
+    async def main() -> None:
+        async with Inner(tmp_path) as inner:
+            server = Server(inner.service, Admission(), lambda *_: None)
+            peer = Peer(server)
+            await peer.subscribe()
+            peer.connection._on_request = lambda *_: None  # type: ignore[method-assign]
+            server.push([(LogIndex(7), ClientId(5), Serial(1), Touched((Ino(3),)))])
+            for _ in range(wire.REQUESTS_MAX):
+                await peer.exchange(peer.wire.send_request(Nodes(), b"", deadline_ms=1000)[1])
+            assert server.coherence.dropped(LogIndex(7)) == 6
+            await peer.exchange(peer.wire.send_acknowledge(1))
+            assert server.coherence.dropped(LogIndex(7)) == 7
 
     asyncio.run(asyncio.wait_for(main(), 60))
