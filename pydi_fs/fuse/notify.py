@@ -16,7 +16,8 @@ Two cases end in INC_EPOCH, which makes every name stale, costs the kernel nothi
  * INVAL_INODE says ENOENT for an inode whose attributes we have just sent. The answer may be in
    flight, carry old attributes, and be believed for the whole time-out.
  * The thread is still waiting after DEADLINE_S, because a local operation in the same directory
-   waits for the cluster. Whoever changed the name elsewhere must not wait for that.
+   waits for the cluster. Whoever changed a name elsewhere must not wait for that. What has no name,
+   and queued up behind, loses its attributes instead: that can't block either.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Notifier:
     """Serves one mount. All methods but the thread's own are called in the loop.
 
     write      writes one message to the device; OSError with the kernel's answer.
-    has_epoch  the kernel knows INC_EPOCH. Without it, both cases above are left to the time-outs.
+    has_epoch  the kernel knows INC_EPOCH. Without it, the first case above is left to time-outs,
+               and in the second whoever changed a name waits, to the end of this mount's lease.
     """
 
     def __init__(self, write: Callable[[bytes], None], has_epoch: bool) -> None:
@@ -92,7 +94,8 @@ class Notifier:
         self, nodeids: Iterable[int], entries: Entries, everything: bool = False
     ) -> asyncio.Future[None]:
         """The kernel stops using these within DEADLINE_S. Returns at once; the future is done when
-        it has. Without epochs a name behind a local operation may take as long as its time-out.
+        it has. Without epochs names take as long as a local operation that is in their way. So do,
+        always, cached pages of files that are open, and for those nobody waits.
 
         everything  all names are stale too; ``nodeids`` then are those that may have content.
         """
@@ -108,11 +111,16 @@ class Notifier:
         self._send(codec.encode_inval_inode(nodeid, pages=False))
 
     def _overdue(self, batch: _Batch) -> None:
-        if self._delivered < batch.serial and batch.entries:
-            log.debug("an invalidation waits for a local operation; all names are stale instead")
-            self._inc_epoch()
+        if self._delivered < batch.serial and self._thread.is_alive():
+            # It waits for a local operation, maybe of an earlier batch.
+            has_names = batch.everything or bool(batch.entries)
+            if has_names:
+                log.debug("an invalidation waits for a local operation; all names go instead")
+                self._inc_epoch()
             for nodeid in batch.nodeids:
-                self.forget_attributes(nodeid)
+                self._tell_inode(nodeid, pages=False)
+            if has_names and not self._has_epoch:
+                return  # the kernel goes on using them; the thread says when it does not
         _resolve(batch.told)
 
     # --- in the thread ----------------------------------------------------------------------------
@@ -139,11 +147,15 @@ class Notifier:
         for parent in dict.fromkeys(parent for parent, _ in batch.entries):
             self._send(codec.encode_inval_inode(parent, pages=True))
         for nodeid in batch.nodeids:
-            known = self._send(codec.encode_inval_inode(nodeid, pages=True))
-            if not known and (nodeid in self._handed_out or nodeid in self._handed_out_before):
-                self._inc_epoch()
+            self._tell_inode(nodeid, pages=True)
 
     # --- in either --------------------------------------------------------------------------------
+
+    def _tell_inode(self, nodeid: int, pages: bool) -> None:
+        """Without ``pages`` it never blocks."""
+        known = self._send(codec.encode_inval_inode(nodeid, pages))
+        if not known and (nodeid in self._handed_out or nodeid in self._handed_out_before):
+            self._inc_epoch()
 
     def _inc_epoch(self) -> None:
         if not self._has_epoch:

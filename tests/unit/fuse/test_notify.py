@@ -180,17 +180,7 @@ def test_a_name_that_waits_for_a_local_operation_becomes_an_epoch(
     notifier = make()
 
     async def main() -> None:
-        notifier.invalidate((FILE,), ((DIRECTORY, b"new"),))
-        told = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        forget = notifier.forget_attributes
-
-        def last(ino: Ino) -> None:
-            forget(ino)
-            loop.call_soon(told.set)
-
-        notifier.forget_attributes = last  # type: ignore[method-assign]
-        await asyncio.wait_for(told.wait(), WAIT_S)
+        await asyncio.wait_for(notifier.invalidate((FILE,), ((DIRECTORY, b"new"),)), WAIT_S)
 
     asyncio.run(main())
     assert device.reached.wait(WAIT_S)
@@ -202,6 +192,87 @@ def test_a_name_that_waits_for_a_local_operation_becomes_an_epoch(
     device.go.set()
     assert notifier.stop(WAIT_S)
     assert device.messages[-1] == inval_inode(FILE, 0)
+
+
+def test_what_waits_behind_a_held_name_is_forgotten_before_anybody_is_told(
+    device: _Device, make: Callable[..., Notifier]
+) -> None:
+    """The thread is busy with another change. An inode without a name loses its attributes, and
+    "everything" all names, before the mount says that it uses them no more."""
+    device.blocks.add(inval_entry(DIRECTORY, b"held"))
+    notifier = make()
+
+    async def main() -> None:
+        await asyncio.wait_for(notifier.invalidate((), ((DIRECTORY, b"held"),)), WAIT_S)
+        assert await asyncio.to_thread(device.reached.wait, WAIT_S)
+        device.messages.clear()
+        await asyncio.wait_for(notifier.invalidate((FILE,), ()), WAIT_S)
+        assert device.messages == [inval_inode(FILE, -1)]
+        device.messages.clear()
+        await asyncio.wait_for(notifier.invalidate((FILE,), (), everything=True), WAIT_S)
+        assert device.messages == [INC_EPOCH, inval_inode(FILE, -1)]
+
+    asyncio.run(main())
+
+
+def test_attributes_in_flight_are_not_believed_either_behind_a_held_name(
+    device: _Device, make: Callable[..., Notifier]
+) -> None:
+    """The kernel does not know the inode yet, but was just sent its attributes: an epoch."""
+    device.blocks.add(inval_entry(DIRECTORY, b"held"))
+    device.errors[inval_inode(FILE, -1)] = errno.ENOENT
+    notifier = make()
+
+    async def main() -> None:
+        await asyncio.wait_for(notifier.invalidate((), ((DIRECTORY, b"held"),)), WAIT_S)
+        assert await asyncio.to_thread(device.reached.wait, WAIT_S)
+        device.messages.clear()
+        notifier.handed_out(FILE)
+        await asyncio.wait_for(notifier.invalidate((FILE,), ()), WAIT_S)
+        assert device.messages == [inval_inode(FILE, -1), INC_EPOCH]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_without_epochs_nobody_is_told_before_the_thread_is_through(
+    device: _Device,
+    make: Callable[..., Notifier],
+    monkeypatch: pytest.MonkeyPatch,
+    everything: bool,
+) -> None:
+    """The kernel goes on using the names, so the mount must not say otherwise; whoever waits does
+    so to the end of its lease at most. Inodes alone do not need epochs."""
+    monkeypatch.setattr(notify, "DEADLINE_S", 0.0)
+    device.blocks.add(inval_entry(DIRECTORY, b"held"))
+    notifier = make(False)
+
+    async def main() -> None:
+        held = notifier.invalidate((), ((DIRECTORY, b"held"),))
+        names = notifier.invalidate(
+            (FILE,), () if everything else ((OTHER, b"x"),), everything=everything
+        )
+        await asyncio.wait_for(notifier.invalidate((OTHER,), ()), WAIT_S)  # overdue after those
+        assert inval_inode(FILE, -1) in device.messages
+        assert not held.done()
+        assert not names.done()
+        device.go.set()
+        await asyncio.wait_for(asyncio.gather(held, names), WAIT_S)
+
+    asyncio.run(main())
+
+
+def test_after_the_end_of_the_thread_nobody_waits(
+    device: _Device, make: Callable[..., Notifier]
+) -> None:
+    """The mount is gone; a change that comes in still has nobody to tell."""
+    notifier = make(False)
+    assert notifier.stop(WAIT_S)
+
+    async def main() -> None:
+        await asyncio.wait_for(notifier.invalidate((FILE,), ((DIRECTORY, b"x"),)), WAIT_S)
+
+    asyncio.run(main())
 
 
 def test_a_thread_that_the_kernel_holds_is_reported(
