@@ -106,7 +106,7 @@ class Client:
         self.deadline_s = deadline_s
         self.epoch = 0  # grows with every connection: what belonged to an older one is gone
         self.on_touched: Touch = lambda inos, entries: None
-        self.on_reset: Callable[[], None] = lambda: None
+        self.on_reset: Callable[[], asyncio.Future[None] | None] = lambda: None  # as `Touch`
         # What a cache knows of the order of things: its moment when a request leaves, which is told
         # again before the answer is handed over. What was dropped in between must stay out.
         self.moment: Callable[[], int] = lambda: 0
@@ -455,7 +455,7 @@ class Client:
         expected, self._next_sequence = self._next_sequence, push.sequence + 1
         told: asyncio.Future[None] | None = None
         if isinstance(push, DropAll) or push.sequence != expected:
-            self.on_reset()
+            told = self.on_reset()
         else:
             told = self.on_touched(push.touched.inos, push.touched.entries)
         connection.acknowledge_when(told, push.sequence)

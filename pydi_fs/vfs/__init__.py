@@ -70,5 +70,6 @@ Files (``fh`` is a small integer, never reused within a mount)
     blobs_of(fh) -> collection of records.BlobInfo
 
 Changes made elsewhere: `vfs.on_invalidate = callback(inos, entries, everything: bool)` is called in
-the loop after the vfs has dropped its own caches; the binding then tells the kernel.
+the loop after the vfs has dropped its own caches; the binding then tells the kernel, and gives back
+a future that is done when it has, for whoever acknowledges the change.
 """

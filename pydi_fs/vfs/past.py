@@ -14,6 +14,7 @@ mean what they mean when they are looked up.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
@@ -179,11 +180,12 @@ class PastVfs(Vfs):
                 raise FileError(errno.EROFS)  # nobody could reach it
         return await super()._execute(command, arrived)
 
-    def _reset(self) -> None:
-        super()._reset()
+    def _reset(self) -> asyncio.Future[None] | None:
+        told = super()._reset()
         for ino, file in self._files.items():
             if is_past(ino):
                 file.is_newest()  # what was stays as it was
+        return told
 
     async def _tell_open(self, ino: Ino) -> None:
         if not is_past(ino):

@@ -835,15 +835,16 @@ class Vfs:
                 file.changed_elsewhere()
         return self.on_invalidate(inos, entries, False)
 
-    def _reset(self) -> None:
-        """The stream of invalidations broke (another node, a gap): nothing cached is certain."""
+    def _reset(self) -> asyncio.Future[None] | None:
+        """The stream of invalidations broke (another node, a gap): nothing cached is certain.
+        Done when nobody on this machine uses it any more."""
         self._cache.clear()
         for file in self._files.values():
             file.changed_elsewhere()
             for _ in range(file.handles):
                 self._later(self._tell_open(file.ino))
         self._untold.clear()
-        self.on_invalidate((), (), True)
+        return self.on_invalidate((), (), True)
 
 
 async def _look(file: OpenFile) -> None:
