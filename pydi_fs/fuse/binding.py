@@ -74,6 +74,7 @@ class KernelBinding:
             on_ready=self._on_ready,
             forget_attributes=self._forget_attributes,
             handed_out=self._on_handed_out,
+            remembered_s=self._remembered_s,
             cache_timeout_s=cache_timeout_s,
             kernel_checks=options.default_permissions,
             passthrough_after_s=options.passthrough_after_s if self.may_pass(options) else None,
@@ -216,6 +217,9 @@ class KernelBinding:
     def _on_handed_out(self, nodeid: int) -> None:
         if self._notifier is not None:
             self._notifier.handed_out(nodeid)
+
+    def _remembered_s(self, timeout_s: float) -> float:
+        return 0.0 if self._notifier is None else self._notifier.remembered_s(timeout_s)
 
     def _forget_attributes(self, nodeid: int) -> None:
         if self._notifier is not None:

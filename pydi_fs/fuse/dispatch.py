@@ -95,6 +95,7 @@ class Dispatcher:
     on_ready      called once when the kernel's INIT is answered.
     forget_attributes  tells the kernel to ask for a node id's attributes again; must not block.
     handed_out    told each node id whose attributes go to the kernel.
+    remembered_s  the time-out to give now instead of one that is no shorter.
     cache_timeout_s  seconds, see CACHE_TIMEOUT_S.
     kernel_checks    the mount has default_permissions.
     passthrough_after_s  seconds without a change before a file is passed through; None: never is.
@@ -109,6 +110,7 @@ class Dispatcher:
         on_ready: Callable[[Negotiated], None],
         forget_attributes: Callable[[int], None],
         handed_out: Callable[[int], None],
+        remembered_s: Callable[[float], float] = lambda timeout_s: timeout_s,
         cache_timeout_s: float = CACHE_TIMEOUT_S,
         kernel_checks: bool = True,
         passthrough_after_s: float | None = None,
@@ -122,6 +124,7 @@ class Dispatcher:
         self._on_ready = on_ready
         self._forget_attributes = forget_attributes
         self._handed_out = handed_out
+        self._remembered_s = remembered_s
         self._timeout_max_s = cache_timeout_s
         self._kernel_checks = kernel_checks
         self._passthrough_after_s = passthrough_after_s
@@ -283,7 +286,7 @@ class Dispatcher:
         """
         if self._began.get(header.unique, self._vfs.pushes) != self._vfs.pushes:
             return _NO_TIMEOUT
-        return Timeout.of(min(self._vfs.lease_s(), self._timeout_max_s))
+        return Timeout.of(self._remembered_s(min(self._vfs.lease_s(), self._timeout_max_s)))
 
     def _entry(self, header: Header, attr: Attr) -> bytes:
         nodeid = self.nodeids.of(attr.ino)

@@ -38,6 +38,13 @@ log = logging.getLogger("pydi.fuse")
 # How long a name may stay stale behind a local operation before all names are made stale.
 DEADLINE_S = 0.02
 
+# How long a kernel without epochs remembers nothing after a name had to wait for a time-out of it.
+# Of two mounts that make 20 files each in one directory: 0.5 s in all, and 11 s with time-outs.
+CAREFUL_S = 10.0
+
+# The kernel counts time-outs in ticks, of 10 ms at most, and rounds them up.
+TICKS_S = 0.02
+
 # Inodes whose attributes were sent lately. It must exceed what can be in flight: programs waiting
 # at a time, and one READDIRPLUS answer of 1 MiB (6,500 entries).
 HANDED_OUT_MAX = 16384
@@ -58,8 +65,10 @@ class Notifier:
     """Serves one mount. All methods but the thread's own are called in the loop.
 
     write      writes one message to the device; OSError with the kernel's answer.
-    has_epoch  the kernel knows INC_EPOCH. Without it, the first case above is left to time-outs,
-               and in the second whoever changed a name waits, to the end of this mount's lease.
+    has_epoch  the kernel knows INC_EPOCH. Without it, the first case above is left to time-outs. In
+               the second whoever changed a name waits, until the thread is through or the time-outs
+               are over, and for CAREFUL_S after that the kernel remembers nothing: programs at work
+               in one directory on two mounts would wait that long for each other at every change.
     """
 
     def __init__(self, write: Callable[[bytes], None], has_epoch: bool) -> None:
@@ -68,6 +77,9 @@ class Notifier:
         self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
         self._queued = 0  # serial of the last batch handed in
         self._delivered = 0  # serial of the last batch done; written by the thread
+        # Without epochs, in the loop's time: the last time-out ends, and when there may be others.
+        self._remembered_until_s = 0.0
+        self._careful_until_s = 0.0
         # Two generations, so that a full one can go without losing what is in flight. Sets are
         # replaced and never emptied: the thread may be reading them.
         self._handed_out: set[int] = set()
@@ -90,12 +102,22 @@ class Notifier:
             self._handed_out_before = self._handed_out
             self._handed_out = set()
 
+    def remembered_s(self, timeout_s: float) -> float:
+        """The time-out to give now for names and attributes, where ``timeout_s`` is the longest."""
+        if not self._has_epoch:
+            now_s = asyncio.get_running_loop().time()
+            if now_s < self._careful_until_s:
+                return 0.0
+            until_s = now_s + timeout_s + TICKS_S
+            self._remembered_until_s = max(self._remembered_until_s, until_s)
+        return timeout_s
+
     def invalidate(
         self, nodeids: Iterable[int], entries: Entries, everything: bool = False
     ) -> asyncio.Future[None]:
         """The kernel stops using these within DEADLINE_S. Returns at once; the future is done when
-        it has. Without epochs names take as long as a local operation that is in their way. So do,
-        always, cached pages of files that are open, and for those nobody waits.
+        it has. Without epochs names take up to a time-out. Cached pages of files that are open take
+        as long as a local operation that is in their way, and for those nobody waits.
 
         everything  all names are stale too; ``nodeids`` then are those that may have content.
         """
@@ -111,17 +133,21 @@ class Notifier:
         self._send(codec.encode_inval_inode(nodeid, pages=False))
 
     def _overdue(self, batch: _Batch) -> None:
-        if self._delivered < batch.serial and self._thread.is_alive():
-            # It waits for a local operation, maybe of an earlier batch.
-            has_names = batch.everything or bool(batch.entries)
+        is_late = self._delivered < batch.serial and self._thread.is_alive()
+        has_names = batch.everything or bool(batch.entries)
+        if is_late:
+            # The thread waits for a local operation, maybe of an earlier batch.
             if has_names:
                 log.debug("an invalidation waits for a local operation; all names go instead")
                 self._inc_epoch()
             for nodeid in batch.nodeids:
                 self._tell_inode(nodeid, pages=False)
-            if has_names and not self._has_epoch:
-                return  # the kernel goes on using them; the thread says when it does not
-        _resolve(batch.told)
+        if not self._has_epoch and (batch.everything or (is_late and has_names)):
+            loop = asyncio.get_running_loop()
+            self._careful_until_s = loop.time() + CAREFUL_S
+            loop.call_at(self._remembered_until_s, _resolve, batch.told)
+        else:
+            _resolve(batch.told)
 
     # --- in the thread ----------------------------------------------------------------------------
 
@@ -134,6 +160,8 @@ class Notifier:
                 log.exception("could not tell the kernel of a change")
                 self._inc_epoch()
             self._delivered = batch.serial
+            if batch.everything and not self._has_epoch:
+                continue  # names are left to their time-outs, which `_overdue` waits for
             try:
                 batch.told.get_loop().call_soon_threadsafe(_resolve, batch.told)
             except RuntimeError:

@@ -290,6 +290,26 @@ def test_the_kernel_keeps_an_answer_for_the_rest_of_the_lease() -> None:
     asyncio.run(main())
 
 
+def test_the_kernel_keeps_an_answer_for_no_longer_than_the_notifier_says() -> None:
+    """It is asked with the longest time that the lease allows."""
+    longest: list[float] = []
+
+    def remembered_s(timeout_s: float) -> float:
+        longest.append(timeout_s)
+        return 0.0
+
+    async def main() -> None:
+        kernel = Kernel(remembered_s=remembered_s)
+        await kernel.create(b"file")
+        kernel.vfs.lease = 0.75
+        answer = await kernel.ask(k.LOOKUP, ROOT, b"file\0")
+        assert longest[-1] == 0.75
+        _, _, entry_s, attr_s, entry_ns, attr_ns = answer.unpack("QQQQII")
+        assert (entry_s, attr_s, entry_ns, attr_ns) == (0, 0, 0, 0)
+
+    asyncio.run(main())
+
+
 def test_an_interrupted_change_runs_to_its_end_unseen() -> None:
     """The program gets EINTR, the publication goes on, and what nobody got is closed again."""
 

@@ -234,30 +234,63 @@ def test_attributes_in_flight_are_not_believed_either_behind_a_held_name(
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("everything", [False, True])
-def test_without_epochs_nobody_is_told_before_the_thread_is_through(
-    device: _Device,
-    make: Callable[..., Notifier],
-    monkeypatch: pytest.MonkeyPatch,
-    everything: bool,
+def test_without_epochs_nobody_is_told_of_a_name_that_the_kernel_goes_on_using(
+    device: _Device, make: Callable[..., Notifier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel goes on using the names, so the mount must not say otherwise; whoever waits does
-    so to the end of its lease at most. Inodes alone do not need epochs."""
+    """Not before the thread is through. Inodes alone do not need epochs."""
     monkeypatch.setattr(notify, "DEADLINE_S", 0.0)
     device.blocks.add(inval_entry(DIRECTORY, b"held"))
     notifier = make(False)
 
     async def main() -> None:
+        assert notifier.remembered_s(3600.0) == 3600.0
         held = notifier.invalidate((), ((DIRECTORY, b"held"),))
-        names = notifier.invalidate(
-            (FILE,), () if everything else ((OTHER, b"x"),), everything=everything
-        )
+        names = notifier.invalidate((FILE,), ((OTHER, b"x"),))
         await asyncio.wait_for(notifier.invalidate((OTHER,), ()), WAIT_S)  # overdue after those
         assert inval_inode(FILE, -1) in device.messages
         assert not held.done()
         assert not names.done()
         device.go.set()
         await asyncio.wait_for(asyncio.gather(held, names), WAIT_S)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_without_epochs_a_time_out_is_waited_for_once(
+    device: _Device, make: Callable[..., Notifier], everything: bool
+) -> None:
+    """The kernel's last time-out ends the wait. Then it remembers nothing for a while, and the next
+    change is told after the deadline, however long the thread waits."""
+    device.blocks.add(inval_entry(DIRECTORY, b"held"))
+    notifier = make(False)
+    entries = () if everything else ((DIRECTORY, b"held"),)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        given_s = loop.time()
+        assert notifier.remembered_s(0.1) == 0.1
+        await asyncio.wait_for(notifier.invalidate((), entries, everything), WAIT_S)
+        assert loop.time() >= given_s + 0.1
+        assert notifier.remembered_s(3600.0) == 0.0
+        await asyncio.wait_for(notifier.invalidate((), entries, everything), WAIT_S)
+
+    asyncio.run(main())
+
+
+def test_with_epochs_the_kernel_always_remembers(
+    device: _Device, make: Callable[..., Notifier]
+) -> None:
+    """A name behind a local operation, and everything, cost it nothing but what it knew."""
+    device.blocks.add(inval_entry(DIRECTORY, b"held"))
+    notifier = make()
+
+    async def main() -> None:
+        assert notifier.remembered_s(3600.0) == 3600.0
+        held = notifier.invalidate((), ((DIRECTORY, b"held"),))
+        everything = notifier.invalidate((), (), everything=True)
+        await asyncio.wait_for(asyncio.gather(held, everything), WAIT_S)
+        assert notifier.remembered_s(3600.0) == 3600.0
 
     asyncio.run(main())
 
