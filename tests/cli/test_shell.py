@@ -114,9 +114,10 @@ def test_interrupt_ends_the_command_only(opened: Terminal, pydi: Run, tmp_path: 
     --continue finishes it."""
     large = make_large(tmp_path / "large", 300)
     pydi("put", "-", "/stopped", input=b"old")
-    opened.type("put large /stopped")
-    opened.wait_for(r"MiB of 300.0 MiB")
-    opened.press(CTRL_C)
+    with opened.slowed():
+        opened.type("put large /stopped")
+        opened.wait_for(r"MiB of 300.0 MiB")
+        opened.press(CTRL_C)
     opened.wait_for(rf"put --continue goes on(.|\n)*{PROMPT}")
     assert pydi("cat", "/stopped").stdout == b"old"
     opened.type("put --continue large /stopped")
@@ -158,9 +159,10 @@ def test_a_terminal_that_goes_away(tmp_path: Path, data_dir: Path) -> None:
     with shell(data_dir, tmp_path) as opened:
         opened.type("mkdir /hung")
         opened.wait_for(PROMPT)
-        opened.type("put large /hung/up")
-        opened.wait_for("MiB of 200.0 MiB")
-        opened.hang_up()
+        with opened.slowed():
+            opened.type("put large /hung/up")
+            opened.wait_for(r"\d\d\.\d MiB of 200.0 MiB")
+            opened.hang_up()
         assert opened.wait_ended() == EXIT_TERMINATED
     left = script(data_dir, tmp_path, "find /hung --larger 1M").stdout
     assert left.startswith("/hung/.pydi-part-")

@@ -5,8 +5,10 @@ Nothing here knows what is tested.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ DEADLINE_S = 60.0  # the cores are shared with other tests
 COLUMNS, LINES = 160, 40
 HISTORY_LINES = 5000
 POLL_S = 0.05
+SLOWED_STOP_S, SLOWED_RUN_S = 0.045, 0.005
 
 
 class _Screen(pyte.HistoryScreen):
@@ -55,6 +58,29 @@ class Terminal:
     def hang_up(self) -> None:
         """SIGHUP, as when the window is closed."""
         self._child.kill(signal.SIGHUP)
+
+    @contextmanager
+    def slowed(self) -> Iterator[None]:
+        """Inside, the program runs a tenth of the time: what it does lasts long enough to be seen
+        and interrupted, however fast the machine is. It must not end in here."""
+        pid = self._child.pid
+        assert pid is not None
+        over = threading.Event()
+
+        def pace() -> None:
+            while not over.is_set():
+                os.kill(pid, signal.SIGSTOP)
+                over.wait(SLOWED_STOP_S)
+                os.kill(pid, signal.SIGCONT)
+                over.wait(SLOWED_RUN_S)
+
+        pacer = threading.Thread(target=pace)
+        pacer.start()
+        try:
+            yield
+        finally:
+            over.set()
+            pacer.join()
 
     def mark(self) -> None:
         """What is above the cursor now is not looked at any more."""

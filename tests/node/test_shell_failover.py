@@ -37,16 +37,18 @@ def test_nodes_die_during_copies(make_node: MakeNode, tmp_path: Path) -> None:
     near = nodes[0]
     large = make_large(tmp_path / "large", 150)
     with shell(near.data_dir, tmp_path, "--deadline", "60") as opened:
-        opened.type("put large /up")
-        opened.wait_for("MiB of 150.0 MiB")
-        near.kill()
+        with opened.slowed():
+            opened.type("put large /up")
+            opened.wait_for("MiB of 150.0 MiB")
+            near.kill()
         opened.wait_for(PROMPT)
         near.start()
         wait_until(lambda: len(holders(nodes[1], b"up")) == 2, "both copies are there", 60)
 
-        opened.type("get /up back")
-        opened.wait_for("MiB of 150.0 MiB")
-        near.kill()
+        with opened.slowed():
+            opened.type("get /up back")
+            opened.wait_for("MiB of 150.0 MiB")
+            near.kill()
         opened.wait_for(PROMPT)
         assert (tmp_path / "back").read_bytes() == large.read_bytes()
         near.start()
