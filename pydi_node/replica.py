@@ -178,7 +178,7 @@ class _MemberWaiter:
     request: int
     deadline_s: float
     change: MembershipChange
-    done: LogIndex | None = None  # committed when this index is applied; None: not yet in the log
+    done: tuple[Term, LogIndex] | None = None  # certain when applied in that term; None: not in log
 
 
 @dataclass(slots=True)
@@ -722,17 +722,15 @@ class Replica:
 
     def _try_changes(self) -> None:
         """Proposes what is asked for and not yet in the log; one change at a time gets through."""
-        for waiter in list(self._member_waiters):
-            if waiter.done is not None:
-                continue
+        for waiter in [waiter for waiter in self._member_waiters if waiter.done is None]:
             member = self.raft.membership.member(waiter.change.number)
             wanted = waiter.change.kind is ChangeKind.ADD_LEARNER
             if (member is not None and (member.voter or member.promote)) if wanted else not member:
                 # In force already; certain once everything in the log up to here is applied.
-                waiter.done = self.raft.last_index
+                waiter.done = (self.raft.term, self.raft.last_index)
                 continue
             try:
-                waiter.done = self.raft.propose_membership(waiter.change)
+                waiter.done = (self.raft.term, self.raft.propose_membership(waiter.change))
             except (BusyError, NoQuorumError):
                 return
             except (NotLeaderError, UserError) as exc:
@@ -742,9 +740,11 @@ class Replica:
 
     def _answer_member_waiters(self, applied: LogIndex) -> None:
         for waiter in list(self._member_waiters):
-            if waiter.done is not None and waiter.done <= applied:
+            term, index = waiter.done or (self.raft.term, applied + 1)
+            lost = term != self.raft.term  # another leader may have put something else there
+            if lost or index <= applied:
                 self._member_waiters.remove(waiter)
-                self._reply(waiter.request, Result())
+                self._reply(waiter.request, NotLeaderError(self.raft.leader) if lost else Result())
 
     def _look_at_members(self) -> None:
         raft = self.raft

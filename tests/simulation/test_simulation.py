@@ -39,6 +39,9 @@ FOUND = [
     # A program killed between renaming a received snapshot and syncing the folder; the next start
     # reset the log for a tree that a power cut then took away again.
     (5, INSTALLS, 6000),
+    # A leader put a member's removal into its log and lost its office; another leader's entry came
+    # into that place, and whoever had asked heard that the member was out, which still voted.
+    (2734619412, {}, 6000),
     # A tick waited to be handled when a snapshot took the tree's place; a command's deadline passed
     # with it, and the question whether it had been answered before went to the old, closed tree.
     (1021, {}, 6000),
