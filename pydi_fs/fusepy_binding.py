@@ -36,12 +36,12 @@ import struct
 import sys
 import tempfile
 import threading
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, TypeVar
 
 import fuse
 
+from pydi_fs.hidden_names import HiddenNames
 from pydi_fs.mount_options import MountOptions
 from pydi_fs.mountpoints import mounted_at, unmount
 from pydi_fs.vfs.vfs import Vfs
@@ -268,8 +268,7 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
         self._loop = binding.loop
         self._files: dict[int, _OpenFile] = {}
         self._directories: dict[int, _Directory] = {}
-        self._opens: Counter[Ino] = Counter()  # open handles by inode; changed in the loop only
-        self._hidden: dict[bytes, Ino] = {}  # libfuse's names for open files without a name
+        self._hidden = HiddenNames()  # changed in the loop only
         self._lock_owners: set[tuple[Ino, int]] = set()  # who ever took a lock on what
         self._request = threading.local()
         self._checks_permissions = not binding.options.default_permissions
@@ -377,9 +376,8 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
     def _ino(self, path: bytes) -> Ino:
         """The inode behind a path of libfuse: absolute, no symbolic links, no dots."""
         names = path.split(b"/")
-        if self._hidden and names[-1] in self._hidden:
-            return self._hidden[names[-1]]
-        return self._walk(names)
+        hidden = self._hidden.get(names[-1])
+        return self._walk(names) if hidden is None else hidden
 
     def _parent(self, path: bytes) -> tuple[Ino, bytes]:
         *above, name = path.split(b"/")
@@ -392,7 +390,7 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
         return self._parent(path)
 
     def _is_hidden(self, path: bytes) -> bool:
-        return bool(self._hidden) and path.rpartition(b"/")[2] in self._hidden
+        return self._hidden.get(path.rpartition(b"/")[2]) is not None
 
     def _walk(self, names: list[bytes]) -> Ino:
         ino = ROOT_INO
@@ -455,9 +453,7 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
 
     def unlink(self, path: bytes) -> None:
         if getattr(self._request, "opcode", 0) == _FUSE_RELEASE:
-            # libfuse drops the hidden name at the last close; the tree never had it.
-            self._hidden.pop(path.rpartition(b"/")[2], None)
-            return
+            return  # libfuse drops a hidden name at the last close, as we did; the tree had none
         parent, name = self._parent(path)
         self._await(self._vfs.unlink(self._caller(), parent, name))
 
@@ -500,7 +496,10 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
             parent, name = self._parent(path)
             self._await(self._vfs.unlink(self._caller(), parent, name))
         # In a RENAME the file goes on to be replaced by the rename that libfuse asks for next.
-        self._hidden[hidden] = ino
+        self._await(self._hide_in_loop(hidden, ino))
+
+    async def _hide_in_loop(self, hidden: bytes, ino: Ino) -> None:
+        self._hidden.hide(hidden, ino)
 
     def chmod(self, path: bytes, mode: int) -> None:
         self._await(self._vfs.setattr(self._caller(), self._ino(path), mode=mode & 0o7777))
@@ -629,7 +628,7 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
         self._opened(fh, attr, info)
 
     def _opened(self, fh: int, attr: Attr, info: Any) -> None:
-        self._opens[attr.ino] += 1
+        self._hidden.opened(attr.ino)
         self._files[fh] = _OpenFile(attr.ino, info.flags & os.O_ACCMODE != os.O_RDONLY)
         info.fh = fh
         # Each hard link has pages of its own in the kernel; without them all links agree.
@@ -662,11 +661,7 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
         try:
             await self._vfs.release(fh)
         finally:
-            self._opens[ino] -= 1
-            if not self._opens[ino]:
-                del self._opens[ino]
-                for name in [name for name, open_ino in self._hidden.items() if open_ino == ino]:
-                    del self._hidden[name]
+            self._hidden.closed(ino)
 
     def fsync(self, _path: bytes | None, datasync: int, info: Any) -> None:
         self._await(self._vfs.fsync(info.contents.fh, bool(datasync)))

@@ -77,7 +77,8 @@ ROOMS = (
     Room(("pydi_fs/client/*",), _SEEKER),
     Room(("pydi_fs/vfs/*",), (*_CLIENT, "pydi_fs.client")),
     Room(("pydi_fs/fuse/*",), _BINDING),
-    Room(("pydi_fs/fusepy_binding.py",), _BINDING),
+    Room(("pydi_fs/fusepy_binding.py",), (*_BINDING, "pydi_fs.hidden_names")),
+    Room(("pydi_fs/hidden_names.py",), ("pydi_node.ids",)),
     Room(("pydi_fs/mount_options.py", "pydi_fs/mountpoints.py"), _FOUNDATION),
     # Works on a stopped node's files, so it shares the code that reads them.
     Room(("pydi_fs/commands_offline.py",), ("pydi_fs", "pydi_node")),
