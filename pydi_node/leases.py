@@ -47,6 +47,8 @@ RENEW_S = 0.1  # ten tries before a lease ends
 # A holder that renews but does not drop what it should (a mount behind it hangs) is refused after
 # this; with what is left of its lease that makes 2 s.
 PATIENCE_S = 0.8
+# A Renew may wait so long for its answer when a Grant to everyone is about to be sent anyway.
+ANSWER_S = 0.04
 WANTED_S = (
     5.0  # after the last use; a node that nobody asks holds no lease, and nobody waits for it
 )
@@ -68,7 +70,7 @@ class Renew(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """The leader's answer to a Renew; also sent to everyone when ``released`` has grown."""
+    """Sent to everyone when ``released`` has grown; also the leader's answer to a Renew."""
 
     sender: NodeNumber
     to: NodeNumber
@@ -78,6 +80,14 @@ class Grant(NamedTuple):
     stamp_us: int  # the leader's clock
     valid_us: int  # the lease lasts so long from asked_us on; 0: no lease
     released: LogIndex
+
+
+class _Answer(NamedTuple):
+    """What a Grant says of one Renew. Units as there."""
+
+    session: int = 0
+    asked_us: int = 0
+    valid_us: int = 0
 
 
 @dataclass(slots=True)
@@ -187,6 +197,8 @@ class Leases:
         self.dropped = dropped
         self._granter: Granter | None = None
         self._said: LogIndex = NO_INDEX  # of ``released``, to everyone
+        self._answers: dict[NodeNumber, _Answer] = {}  # what Renews get, not sent yet
+        self._answer_s = inf  # when the first of them can't wait any more
         self._until_s = -inf  # of a lease that another leader granted
         self._wanted_until_s = -inf
         self._heard: tuple[Term, int] = (Term(0), 0)  # newest stamp of the leader of a term
@@ -228,10 +240,12 @@ class Leases:
         if raft.leader != raft.node:
             # A lease of an earlier leader goes on: its successors wait for its end.
             self._granter = None
+            self._answers.clear()
             return
         if self._granter is None or self._granter.term != raft.term:
             left = {n for n, left_s in self._left_s.items() if now_s - left_s < GRANTER_S}
             self._until_s = -inf
+            self._answers.clear()
             self._granter = Granter(
                 raft, raft.last_index, sorted((self._members | left) - {raft.node}), now_s
             )
@@ -242,18 +256,17 @@ class Leases:
         self._left_s |= dict.fromkeys(self._members - members, now_s)
         self._members = members
 
-    def on_renew(self, message: Renew, now_s: float) -> list[Grant]:
-        """The answer, if this node leads that term."""
+    def on_renew(self, message: Renew, now_s: float) -> None:
+        """Heeds it, if this node leads that term; ``advance`` says when it is answered."""
         granter = self._granter
         if granter is None or not message.term == granter.term == self._raft.term:
-            return []
+            return
         valid_s = granter.renewed(message, self.dropped, self.released, now_s)
-        self._release(granter, now_s)
-        return [
-            self._grant(
-                message.sender, now_s, message.session, message.asked_us, int(valid_s * _US)
-            )
-        ]
+        if not self._answers:
+            self._answer_s = now_s + ANSWER_S
+        self._answers[message.sender] = _Answer(
+            message.session, message.asked_us, int(valid_s * _US)
+        )
 
     def on_grant(self, message: Grant) -> None:
         raft = self._raft
@@ -277,14 +290,7 @@ class Leases:
         if not self._raft.term_is_durable:
             return ()  # nobody may hear of it yet
         if self._granter is not None:
-            self._release(self._granter, now_s)
-            if self.released == self._said:
-                return ()
-            self._said = self.released
-            others = [
-                m.number for m in self._raft.membership.members if m.number != self._raft.node
-            ]
-            return [self._grant(number, now_s) for number in others]
+            return self._grants(self._granter, now_s)
         leader = self._raft.leader
         if leader is None:
             return ()
@@ -305,16 +311,27 @@ class Leases:
             )
         ]  # fmt: skip
 
-    def _release(self, granter: Granter, now_s: float) -> None:
+    def _grants(self, granter: Granter, now_s: float) -> Sequence[Grant]:
         self.released = max(self.released, granter.release(self.dropped, now_s))
-
-    def _grant(
-        self, to: NodeNumber, now_s: float, session: int = 0, asked_us: int = 0, valid_us: int = 0
-    ) -> Grant:
-        return Grant(
-            self._raft.node, to, self._raft.term, session, asked_us, int(now_s * _US), valid_us,
-            self.released,
-        )  # fmt: skip
+        raft, node = self._raft, self._raft.node
+        if self.released != self._said:
+            to = {member.number for member in raft.membership.members} | self._answers.keys()
+        elif self.released < raft.last_index and now_s < self._answer_s:
+            return ()  # it will grow in a moment
+        else:
+            to = set(self._answers)
+        self._said = self.released
+        answers, self._answers = self._answers, {}
+        grants = []
+        for number in sorted(to - {node}):
+            session, asked_us, valid_us = answers.get(number, _Answer())
+            grants.append(
+                Grant(
+                    node, number, raft.term, session, asked_us, int(now_s * _US), valid_us,
+                    self.released,
+                )
+            )  # fmt: skip
+        return grants
 
 
 class Unreleased:

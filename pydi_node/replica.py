@@ -318,7 +318,7 @@ class Replica:
             case _:
                 try:
                     if isinstance(message, Renew):
-                        self._send(self.leases.on_renew(message, self._now.uptime_s))
+                        self.leases.on_renew(message, self._now.uptime_s)
                     else:
                         self.raft.step(message)
                 except RemoteProtocolError as exc:
