@@ -201,9 +201,8 @@ class Replica:
 
         # Commands.
         self._pending: dict[Key, _Pending] = {}
-        self._unsent: dict[
-            Key, Command
-        ] = {}  # to be proposed or forwarded; on a leader others' too
+        # To be proposed or forwarded; on a leader others' too.
+        self._unsent: dict[Key, Command] = {}
         self._in_log: set[Key] = set()  # proposed by this leader in this term, not yet applied
         self._envelopes: dict[LogIndex, tuple[Term, Envelope]] = {}  # spares decoding on the leader
         self._time_ns = TimeNs(0)  # newest stamp given out
@@ -365,11 +364,12 @@ class Replica:
 
     def _route(self) -> None:
         """Everything unsent goes into the log here, or to the leader, if there is one."""
-        if not self._unsent:
-            return
-        if self.is_leader:
-            self._propose_unsent()
-        elif self.raft.leader is not None:
+        if self._unsent and self.is_leader:
+            # One batch at a time: what comes while the disks are busy would wait for them anyway,
+            # and a batch of many costs each node little more than a batch of one.
+            if not self._in_log:
+                self._propose_unsent()
+        elif self._unsent and self.raft.leader is not None:
             self._forward_unsent(self.raft.leader)
 
     def _propose_unsent(self) -> None:
@@ -774,8 +774,7 @@ class Replica:
         elif member.promote:
             self._change(MembershipChange(ChangeKind.ADD_LEARNER, message.sender, promote=False))
 
-    def _change(self, change: MembershipChange) -> None:
-        """One attempt; whoever wants it asks again."""
+    def _change(self, change: MembershipChange) -> None:  # whoever wants it asks again
         try:
             self.raft.propose_membership(change)
         except (UnavailableError, UserError) as exc:
