@@ -354,6 +354,12 @@ CLIENT_COMMANDS = frozenset(
               SetXattr, RemoveXattr, Commit, CloneRange)
 )  # fmt: skip
 
+# What may enter the log when the disk is nearly full: it makes room, or keeps the books that do.
+MAKES_ROOM = (
+    Unlink, Rmdir, PurgeOrphans, TrimHistory, ForgetBlobs, ExpireSessions, SetHolders, SetNode,
+    SetToken,
+)  # fmt: skip
+
 
 def encode(command: Command) -> tuple[Any, ...]:
     """The command as a flat tuple of plain values, its code first; ``decode`` reverses it."""

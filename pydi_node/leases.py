@@ -5,7 +5,8 @@ whole story and the proof; this is one node's part of it.
 
     follower ── Renew(dropped) ──► leader     I and my mounts no longer use anything older than this
     follower ◄── Grant(valid) ──── leader     until then you may answer without asking
-             ◄── Grant(released) ─            everybody who may has dropped what is older
+             ◄── Grant(released) ─            everybody who may has dropped what is older; at once
+                                              to nodes in use, else with the next answer
 
 A change is answered when it is *released*: every node with a live lease, and every mount that
 relies on such a node, has dropped what the change made stale. A holder that says nothing is waited
@@ -70,7 +71,7 @@ class Renew(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """Sent to everyone when ``released`` has grown; also the leader's answer to a Renew."""
+    """Sent to every node in use when ``released`` has grown; also the answer to a Renew."""
 
     sender: NodeNumber
     to: NodeNumber
@@ -199,6 +200,9 @@ class Leases:
         self._said: LogIndex = NO_INDEX  # of ``released``, to everyone
         self._answers: dict[NodeNumber, _Answer] = {}  # what Renews get, not sent yet
         self._answer_s = inf  # when the first of them can't wait any more
+        # Until when a node in use is told everything at once, and when that is looked at next.
+        self._attentive_s: dict[NodeNumber, float] = {}
+        self._attend_s = -inf
         self._until_s = -inf  # of a lease that another leader granted
         self._wanted_until_s = -inf
         self._heard: tuple[Term, int] = (Term(0), 0)  # newest stamp of the leader of a term
@@ -244,8 +248,9 @@ class Leases:
             return
         if self._granter is None or self._granter.term != raft.term:
             left = {n for n, left_s in self._left_s.items() if now_s - left_s < GRANTER_S}
-            self._until_s = -inf
+            self._until_s = self._attend_s = -inf
             self._answers.clear()
+            self._attentive_s.clear()
             self._granter = Granter(
                 raft, raft.last_index, sorted((self._members | left) - {raft.node}), now_s
             )
@@ -262,11 +267,29 @@ class Leases:
         if granter is None or not message.term == granter.term == self._raft.term:
             return
         valid_s = granter.renewed(message, self.dropped, self.released, now_s)
+        if message.wanted:
+            self.heard(message.sender, now_s)
+        self._answer(
+            message.sender,
+            _Answer(message.session, message.asked_us, int(valid_s * _US)),
+            now_s,
+        )
+
+    def _answer(self, number: NodeNumber, answer: _Answer, now_s: float) -> None:
         if not self._answers:
             self._answer_s = now_s + ANSWER_S
-        self._answers[message.sender] = _Answer(
-            message.session, message.asked_us, int(valid_s * _US)
-        )
+        self._answers[number] = answer
+
+    def heard(self, number: NodeNumber, now_s: float) -> None:
+        """Somebody uses that node: for a while it is told at once what is committed and released.
+
+        To be called when it forwards a command or asks for an index to read at. A node that nobody
+        uses learns of both within a tenth of a second, which saves messages of every batch.
+        """
+        if now_s >= self._attentive_s.get(number, -inf) and number not in self._answers:
+            self._answer(number, _Answer(), now_s)  # with what was released in the meantime
+        self._attentive_s[number] = now_s + WANTED_S
+        self._raft.attend(number, True)
 
     def on_grant(self, message: Grant) -> None:
         raft = self._raft
@@ -311,11 +334,19 @@ class Leases:
             )
         ]  # fmt: skip
 
+    def _attend(self, now_s: float) -> None:
+        self._attend_s = now_s + RENEW_S
+        for number in self._members:
+            self._raft.attend(number, now_s < self._attentive_s.get(number, -inf))
+
     def _grants(self, granter: Granter, now_s: float) -> Sequence[Grant]:
         self.released = max(self.released, granter.release(self.dropped, now_s))
         raft, node = self._raft, self._raft.node
+        if now_s >= self._attend_s:
+            self._attend(now_s)
         if self.released != self._said:
-            to = {member.number for member in raft.membership.members} | self._answers.keys()
+            to = {number for number, until_s in self._attentive_s.items() if now_s < until_s}
+            to |= self._answers.keys()
         elif self.released < raft.last_index and now_s < self._answer_s:
             return ()  # it will grow in a moment
         else:

@@ -32,18 +32,10 @@ from typing import Any, ClassVar
 import msgpack  # type: ignore[import-untyped]  # it has none
 
 from pydi_node.commands import (
+    MAKES_ROOM,
     Command,
     CommandError,
     Envelope,
-    ExpireSessions,
-    ForgetBlobs,
-    PurgeOrphans,
-    Rmdir,
-    SetHolders,
-    SetNode,
-    SetToken,
-    TrimHistory,
-    Unlink,
     decode_envelope,
     encode_envelope,
 )
@@ -55,6 +47,7 @@ from pydi_node.consensus.types import (
     EntryKind,
     MembershipChange,
     PeerStatus,
+    ReadRequest,
     Ready,
     Role,
 )
@@ -121,19 +114,6 @@ from pydi_node.tree.machine import Tree
 _log = logging.getLogger(__name__)
 
 Key = tuple[ClientId, Serial]
-
-# What may enter the log when the disk is nearly full: it makes room, or keeps the books that do.
-_MAKES_ROOM = (
-    Unlink,
-    Rmdir,
-    PurgeOrphans,
-    TrimHistory,
-    ForgetBlobs,
-    ExpireSessions,
-    SetHolders,
-    SetNode,
-    SetToken,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,8 +298,10 @@ class Replica:
                 try:
                     if isinstance(message, Renew):
                         self.leases.on_renew(message, self._now.uptime_s)
-                    else:
-                        self.raft.step(message)
+                        return
+                    self.raft.step(message)
+                    if isinstance(message, ReadRequest) and self.is_leader:
+                        self.leases.heard(message.sender, self._now.uptime_s)
                 except RemoteProtocolError as exc:
                     self._effects.append(PeerBroke(message.sender, exc))
 
@@ -330,7 +312,7 @@ class Replica:
         pending = self._pending.get(key)
         if pending is not None:
             pending.waiters.append((event.request, event.deadline_s))
-        elif self.space_is_short and not isinstance(event.command, _MAKES_ROOM):
+        elif self.space_is_short and not isinstance(event.command, MAKES_ROOM):
             self._reply(event.request, NoSpaceError("this node's disk is full"))
             return
         else:
@@ -341,10 +323,11 @@ class Replica:
     def _on_forward(self, message: Forward) -> None:
         if not self.is_leader:
             return  # the sender learns of the new leader and sends again
+        self.leases.heard(message.sender, self._now.uptime_s)
         refused: list[Key] = []
         for client, serial, command in message.items:
             key = (client, serial)
-            if self.space_is_short and not isinstance(command, _MAKES_ROOM):
+            if self.space_is_short and not isinstance(command, MAKES_ROOM):
                 refused.append(key)
             elif key not in self._in_log and len(self._unsent) < self.config.forwarded_max:
                 self._unsent[key] = command

@@ -41,6 +41,7 @@ class Progress:
     __slots__ = (
         "_inflight",
         "answered",
+        "attentive",
         "caught_up",
         "check_wanted",
         "commit_sent",
@@ -68,6 +69,7 @@ class Progress:
         self.silent_ticks = 0
         self.answered = False  # this leader, at least once
         self.commit_sent = NO_INDEX  # highest commit index it was told in an append
+        self.attentive = True  # told of each commit at once
         self.probe_sent = False  # PROBE: wait for the answer, or for a heartbeat's
         self.check_wanted = False  # REPLICATE: send an append even if it would be empty
         self.heartbeat_match = NO_INDEX  # match_index at the last heartbeat's answer
@@ -86,6 +88,17 @@ class Progress:
     @property
     def inflight_count(self) -> int:
         return len(self._inflight)
+
+    def wants_news(self, commit: LogIndex, membership: LogIndex) -> bool:
+        """Whether to send an append without entries: as a probe or check, or to tell of ``commit``.
+
+        membership  index of the newest change of members: nobody waits to hear that it is certain.
+        """
+        return (
+            self.state is not ProgressState.REPLICATE
+            or self.check_wanted
+            or self.commit_sent < (commit if self.attentive else min(commit, membership))
+        )
 
     def become_probe(self, next_index: LogIndex) -> None:
         self._enter(ProgressState.PROBE)

@@ -272,6 +272,13 @@ class Raft:
         lead.broadcast = True
         self._try_transfer(lead)
 
+    def attend(self, number: NodeNumber, attentive: bool) -> None:
+        """Whether a leader tells that follower of each commit at once (as a new leader does), or
+        with the next entries or heartbeat, which is a message less for one that nobody uses."""
+        if (lead := self._lead) is not None and (progress := lead.peers.get(number)) is not None:
+            lead.broadcast |= attentive and not progress.attentive
+            progress.attentive = attentive
+
     # --- inputs: proposals and reads
 
     def propose(self, datas: Sequence[bytes]) -> LogIndex:
@@ -938,12 +945,7 @@ class Raft:
                 )
             entries, size = batches[first]
         commit = log.commit_index
-        if (
-            not entries
-            and progress.state is ProgressState.REPLICATE
-            and not progress.check_wanted
-            and progress.commit_sent >= commit
-        ):
+        if not entries and not progress.wants_news(commit, log.membership_index):
             return False
         self._messages.append(
             AppendRequest(

@@ -282,6 +282,38 @@ def test_entries_overtaken_by_a_snapshot_are_never_acknowledged() -> None:
     assert drive(raft) == [AppendResponse(1, 2, 1, 0, 9)]
 
 
+def acknowledge(raft: Raft) -> list[NodeNumber]:
+    """Both followers have everything; who was told of a commit in an append."""
+    for number in (2, 3):
+        raft.step(AppendResponse(number, 1, raft.term, 0, raft.last_index))
+    return [message.to for message in drive(raft) if isinstance(message, AppendRequest)]
+
+
+def test_who_attends_to_nothing_gets_entries_and_no_news() -> None:
+    """Told with the next entries; at once again, and of what it missed, when it attends."""
+    raft = leader()
+    assert sorted(acknowledge(raft)) == [2, 3]
+    raft.attend(NodeNumber(2), False)
+    raft.propose([b"x"])
+    assert sorted(message.to for message in drive(raft)) == [2, 3]
+    assert acknowledge(raft) == [3]
+    raft.attend(NodeNumber(2), True)
+    assert [message.to for message in drive(raft)] == [2]
+    raft.attend(NodeNumber(2), True)
+    assert not raft.has_ready()
+
+
+def test_a_change_of_members_is_news_for_everyone() -> None:
+    """Whoever is to act on it need not be in use."""
+    raft = leader()
+    acknowledge(raft)
+    for number in (2, 3):
+        raft.attend(NodeNumber(number), False)
+    raft.propose_membership(MembershipChange(ChangeKind.DEMOTE, NodeNumber(3)))
+    drive(raft)
+    assert sorted(acknowledge(raft)) == [2, 3]
+
+
 def test_a_learner_is_promoted_only_when_it_keeps_up() -> None:
     """Thesis 4.2.1: its last round of catching up was short and the present one is not long
     already; a learner that only answers heartbeats would hold up every commit as a voter."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pydi_node.consensus.types import AppendRequest
-from pydi_node.effects import Dropped, FromPeer, RemoveMember, Settle
+from pydi_node.effects import Dropped, FromPeer, PeerMessage, RemoveMember, Settle
 from pydi_node.errors import RemoteProtocolError
 from pydi_node.ids import LogIndex, NodeNumber, Term
 from pydi_node.leases import GRANTER_S, HOLDER_S, PATIENCE_S, RENEW_S, WANTED_S, Grant, Renew
@@ -96,6 +96,44 @@ def test_a_lease_that_nobody_uses_ends(make: MakeCluster) -> None:
     assert answered_at_once(cluster, leader, 1)
 
 
+def test_a_node_that_nobody_uses_gets_entries_and_no_news(make: MakeCluster) -> None:
+    """One message per batch: what is committed and released it learns with a later one."""
+    cluster = make(3)
+    leader = cluster.elect()
+    idle = set(others_of(cluster, leader))
+    cluster.tick(ticks(WANTED_S + RENEW_S))
+    sent: list[PeerMessage] = []
+    cluster.lose = lambda message: sent.append(message) is not None
+    for serial in range(1, 6):
+        assert answered_at_once(cluster, leader, serial)
+    to_idle = [message for message in sent if message.to in idle]
+    assert len(to_idle) == 5 * len(idle)
+    assert all(isinstance(m, AppendRequest) and m.entries for m in to_idle)
+    assert all(applied(cluster, number) < applied(cluster, leader) for number in idle)
+    cluster.tick(ticks(RENEW_S) + 1)
+    assert all(applied(cluster, number) == applied(cluster, leader) for number in idle)
+    assert all(cluster.replica(number).is_settled for number in idle)
+
+
+@pytest.mark.parametrize("first", ["command", "read"])
+def test_a_node_that_was_idle_waits_for_no_clock(make: MakeCluster, first: str) -> None:
+    """The first that somebody wants there is answered by messages, with all that was missed."""
+    cluster = make(3)
+    leader = cluster.elect()
+    (idle, _) = others_of(cluster, leader)
+    cluster.tick(ticks(WANTED_S + RENEW_S))
+    assert answered_at_once(cluster, leader, 1)
+    assert applied(cluster, idle) < applied(cluster, leader)
+    if first == "command":
+        assert answered_at_once(cluster, idle, 2)
+    else:
+        request = cluster.read(idle)
+        cluster.deliver()
+        assert cluster.members[idle].replies.pop(request) == Result()
+    assert applied(cluster, idle) == applied(cluster, leader)
+    assert cluster.replica(idle).is_settled
+
+
 def test_a_change_waits_until_every_holder_has_dropped_it(make: MakeCluster) -> None:
     """Applied on a follower and not yet dropped by its mounts, a command is answered nowhere; nor
     is a read settled that saw it."""
@@ -106,6 +144,7 @@ def test_a_change_waits_until_every_holder_has_dropped_it(make: MakeCluster) -> 
     cluster.members[slow].drops = False
     request = cluster.propose(leader, 9, 1, create("a"))
     cluster.deliver()
+    cluster.tick(3)  # nobody uses the third, so it hears of the commit from a heartbeat
     for number in (leader, third):
         index = applied(cluster, number)
         cluster.step(number, Settle(1000 + number, index, cluster.now.mono_s + 60.0))
