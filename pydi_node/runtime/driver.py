@@ -190,6 +190,11 @@ class Driver:
         self.propose(client, serial, command, deadline_s, _resolve(future))
         return await future
 
+    @property
+    def is_covered(self) -> bool:
+        """As ``has_lease``, for whoever does not want one."""
+        return self.replica.leases.remaining_s(self.clock.now().uptime_s) > 0
+
     def has_lease(self) -> bool:
         """Whether this node's tree is as new as any, at this moment and without asking anybody."""
         return self.lease_s() > 0
@@ -220,8 +225,19 @@ class Driver:
         DeadlineError  there is a leader, and this node did not catch up with it in time: what is
         here is old, for certain.
         """
-        if self.has_lease():
-            return True
+        return self.has_lease() or await self._ask_leader(deadline_s)
+
+    async def is_current(self, deadline_s: float) -> bool:
+        """Whether this node's tree is known to be as new as any before the deadline.
+
+        For the node's own work: it wants no lease, for which others would wait.
+        """
+        try:
+            return self.is_covered or await self._ask_leader(deadline_s)
+        except DeadlineError:
+            return False
+
+    async def _ask_leader(self, deadline_s: float) -> bool:
         now_s = self._loop.time()
         if self.replica.raft.leader is None:
             if now_s - self._leaderless_s > LEADERLESS_MAX_S:
@@ -234,13 +250,6 @@ class Driver:
         except (NoQuorumError, NoSpaceError):
             return False
         return True
-
-    async def is_current(self, deadline_s: float) -> bool:
-        """Whether this node's tree is known to be as new as any before the deadline."""
-        try:
-            return await self.wait_current(deadline_s)
-        except DeadlineError:
-            return False
 
     async def add_member(self, number: NodeNumber, deadline_s: float) -> None:
         """The node is a member for certain. NotLeaderError, UserError, UnavailableError."""

@@ -385,7 +385,7 @@ class _Node:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + FIRST_LEADER_S
         while loop.time() < deadline_s and not driver.failed.done():
-            if driver.has_lease() or self._stop_requested.is_set():
+            if driver.is_covered or self._stop_requested.is_set():
                 return
             if driver.replica.raft.leader is not None and not driver.replica.is_leader:
                 return

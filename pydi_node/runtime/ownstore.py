@@ -119,15 +119,18 @@ class OwnStore:
     async def _compare_now_and_then(self) -> None:
         driver = self._service.driver
         due_s = self._loop.time()
-        was_current = False
+        was_led = False
         while True:
-            is_current = driver.replica.raft.leader is not None and await driver.is_current(
-                self._loop.time() + DEADLINE_S
-            )
-            if is_current and not was_current:
+            is_led = driver.replica.raft.leader is not None
+            if is_led and not was_led:
                 due_s = min(due_s, self._loop.time() + COMPARE_AGAIN_S)
-            was_current = is_current
-            if is_current and self._loop.time() >= due_s:
+            was_led = is_led
+            # Only when it is time: whoever asks the leader each second is never idle.
+            if (
+                is_led
+                and self._loop.time() >= due_s
+                and await driver.is_current(self._loop.time() + DEADLINE_S)
+            ):
                 due_s = self._loop.time() + COMPARE_PERIOD_S
                 await self._compare()
             await asyncio.sleep(PERIOD_S)

@@ -314,7 +314,7 @@ class Replication:
         try:
             return self._service.tree.blob(blob)
         except FileError:
-            if driver.has_lease():
+            if driver.is_covered:
                 return None
         # Committed through another node, and not yet applied here.
         await driver.is_current(min(deadline_s, self._loop.time() + WAIT_HOLDER_S))

@@ -45,6 +45,7 @@ class Status:
             "free_bytes": usage.free,
             "total_bytes": usage.total,
             "files": usage.files,
+            "lease": self._service.driver.is_covered,
             "gone_blobs": len(self._service.replication.gone),
             "gone": sorted(self._service.replication.gone)[:BLOBS_MAX],
             "mounts": [
@@ -87,6 +88,8 @@ class Status:
                     "down_since_ns": self._peers.lost_ns.get(number) if part is None else None,
                     "role": _role(info, member),
                     "witness": info is not None and info.witness,
+                    # Whether it answers from its own tree: changes wait until it knows of them.
+                    "lease": part is not None and bool(part.get("lease", False)),
                     **{
                         key: part[key] if part else 0
                         for key in (

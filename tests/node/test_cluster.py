@@ -70,6 +70,27 @@ def names(client: WireClient) -> set[bytes]:
     return {entry.name for entry in client.call(ReadDir(ROOT_INO, 0, 4096))}
 
 
+def test_only_a_node_in_use_holds_a_lease(make_node: MakeNode) -> None:
+    """A change waits for nobody but the leader and those that somebody reads on: what nodes do by
+    themselves does not count as use."""
+    nodes = start_cluster(make_node, 3)
+
+    def holders() -> set[int]:
+        return {entry["number"] for entry in status(nodes[0])["nodes"] if entry["lease"]}
+
+    (leader,) = {status(nodes[0])["leader"]}
+    wait_until(lambda: holders() == {leader}, "nobody else holds a lease")
+    number = next(number for number in (2, 3) if number != leader)
+    with nodes[number - 1].connect() as client:
+
+        def is_holder() -> bool:
+            names(client)
+            return holders() == {leader, number}
+
+        wait_until(is_holder, "whoever is asked wants one")
+    wait_until(lambda: holders() == {leader}, "nobody asks any more")
+
+
 def test_any_node_serves_and_one_may_die(make_node: MakeNode) -> None:
     """Written through one, read at once through another; the leader is killed and the other two go
     on with all that was acknowledged; it comes back with what it missed."""
