@@ -32,6 +32,7 @@ XATTR_REPLACE = 2
 NAME_WIRE_MAX_BYTES = 4096
 XATTR_VALUE_WIRE_MAX_BYTES = 1 << 20
 TOKEN_ID_BYTES = 8
+SEALED_MAX_BYTES = 128  # a secret under a seal has 60
 GROUPS_MAX = 65536  # NGROUPS_MAX of Linux
 EXTENTS_PER_COMMAND_MAX = 65536  # 64 Ki extents of ~20 bytes keep a command near 1 MiB
 INOS_PER_COMMAND_MAX = 4096
@@ -307,6 +308,26 @@ class SetToken:
 
 
 @dataclass(frozen=True, slots=True)
+class SetSecret:
+    """The cluster gets its next secret; until RetireSecret the one before counts, too. EBUSY while
+    another change goes on, ESTALE when another one came first. Value: None."""
+
+    generation: int  # of the new secret; the cluster's first one has 0
+    sealed_new: bytes  # the new secret, sealed under the old one: see wire/keyring.py
+    sealed_old: bytes  # and the old one under the new one
+    ends_s: int  # since 1970: the leader proposes RetireSecret then
+
+
+@dataclass(frozen=True, slots=True)
+class RetireSecret:
+    """Only the secret of this generation counts from now on, and mount tokens made before it are
+    revoked. ESTALE when it is not the newest one; done twice, the second does nothing. Value: None.
+    """
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Compact:
     """The same content in fewer extents: each range of ``extents`` was rewritten into a new blob.
     Size, times and version stay. ESTALE when the inode's version is another one. Value: Attr."""
@@ -321,7 +342,7 @@ Command = (
     Mkdir | Create | Mknod | Symlink | Tmpfile | Link | Unlink | Rmdir | Rename | SetAttr
     | SetXattr | RemoveXattr | Commit | CloneRange | PurgeOrphans | TrimHistory | SetSetting
     | SetHolders | ForgetBlobs | ExpireSessions | SetNode | SpreadFactors | SetToken
-    | Compact
+    | Compact | SetSecret | RetireSecret
 )  # fmt: skip
 
 
@@ -344,7 +365,7 @@ COMMAND_CODES: dict[type[Any], int] = {
     Rename: 9, SetAttr: 10, SetXattr: 11, RemoveXattr: 12, Commit: 13, CloneRange: 14,
     PurgeOrphans: 15, TrimHistory: 16, SetSetting: 17, SetHolders: 18, ForgetBlobs: 19,
     ExpireSessions: 20, SetNode: 21, SpreadFactors: 22, Compact: 23,
-    SetToken: 25,
+    SetToken: 25, SetSecret: 26, RetireSecret: 27,
 }  # fmt: skip
 
 # Codes that a client may send; the others come from the nodes themselves.
@@ -517,6 +538,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "before_ns": _SIZE,
     "number": _NODE, "address": _text, "state": _text,
     "token_id": _token_id, "read_only": _bool, "directory": _bytes(NAME_WIRE_MAX_BYTES),
+    "generation": _integer(1, (1 << 32) - 1), "ends_s": _SIZE,
+    "sealed_new": _bytes(SEALED_MAX_BYTES), "sealed_old": _bytes(SEALED_MAX_BYTES),
     "expires_s": _SIZE, "made_s": _SIZE, "note": _text, "revoked": _bool,
 }  # fmt: skip
 

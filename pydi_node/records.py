@@ -215,6 +215,15 @@ class TokenInfo(NamedTuple):
     revoked: bool
 
 
+class SecretChange(NamedTuple):
+    """The last change of the cluster's secret, which wire/keyring.py makes and reads."""
+
+    generation: int  # of the new secret
+    sealed_new: bytes  # under the old one
+    sealed_old: bytes  # under the new one; empty when the old one does not count any more
+    ends_s: int  # since 1970: when the old one is to be retired
+
+
 class BlobTotal(NamedTuple):
     """How many blobs, of those that some version names, are held by exactly these nodes and should
     have that many copies."""

@@ -9,11 +9,14 @@ import errno
 from typing import Final
 
 from pydi_node.commands import (
+    TOKEN_ID_BYTES,
     ExpireSessions,
     ForgetBlobs,
     PurgeOrphans,
+    RetireSecret,
     SetHolders,
     SetNode,
+    SetSecret,
     SetSetting,
     SetToken,
     TrimHistory,
@@ -111,6 +114,41 @@ def set_token(store: Store, command: SetToken) -> Result:
             command.made_s, command.note, int(command.revoked),
         ),
     )  # fmt: skip
+    store.writes += 1
+    return Result()
+
+
+def set_secret(store: Store, command: SetSecret) -> Result:
+    row = store.connection.execute("SELECT generation, sealed_old FROM secret").fetchone()
+    generation, sealed_old = (0, b"") if row is None else row
+    if sealed_old:
+        raise FileError(errno.EBUSY)
+    if command.generation != generation + 1:
+        raise FileError(errno.ESTALE)
+    if not command.sealed_old:
+        raise FileError(errno.EINVAL)
+    ids = store.connection.execute("SELECT token_id FROM token ORDER BY token_id").fetchall()
+    store.connection.execute(
+        "REPLACE INTO secret VALUES (1, ?, ?, ?, ?, ?)",
+        (
+            command.generation, command.sealed_new, command.sealed_old, command.ends_s,
+            b"".join(token_id for (token_id,) in ids),
+        ),
+    )  # fmt: skip
+    store.writes += 1
+    return Result()
+
+
+def retire_secret(store: Store, command: RetireSecret) -> Result:
+    row = store.connection.execute("SELECT generation, old_tokens FROM secret").fetchone()
+    if row is None or row[0] != command.generation:
+        raise FileError(errno.ESTALE)
+    tokens = row[1]
+    store.connection.executemany(
+        "UPDATE token SET revoked = 1 WHERE token_id = ?",
+        [(tokens[i : i + TOKEN_ID_BYTES],) for i in range(0, len(tokens), TOKEN_ID_BYTES)],
+    )
+    store.connection.execute("UPDATE secret SET sealed_old = x'', old_tokens = x''")
     store.writes += 1
     return Result()
 

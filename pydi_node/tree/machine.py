@@ -47,6 +47,8 @@ _HANDLERS: Final[dict[type[Any], Callable[[Store, Any], Result]]] = {
     commands.SetNode: housekeeping.set_node,
     commands.SpreadFactors: factors.spread_factors,
     commands.SetToken: housekeeping.set_token,
+    commands.SetSecret: housekeeping.set_secret,
+    commands.RetireSecret: housekeeping.retire_secret,
     commands.Compact: content.compact,
 }
 assert _HANDLERS.keys() | {ExpireSessions} == commands.COMMAND_CODES.keys()

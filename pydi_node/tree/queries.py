@@ -38,6 +38,7 @@ from pydi_node.records import (
     Extent,
     FileVersion,
     NodeInfo,
+    SecretChange,
     TokenInfo,
     Version,
 )
@@ -401,6 +402,11 @@ class Queries(ABC):
         """One mount token; None when it is not in the list."""
         row = self._connection.execute(f"{_TOKEN} WHERE token_id = ?", (token_id,)).fetchone()
         return None if row is None else _token_info(row)
+
+    def secret_change(self) -> SecretChange | None:
+        """The last change of the cluster's secret; None when it is still the first one."""
+        row = self._ask("SELECT generation, sealed_new, sealed_old, ends_s FROM secret").fetchone()
+        return None if row is None else SecretChange(*row)
 
     def is_untouched(self) -> bool:
         """Nobody ever kept anything here, as far as history goes back: a root without entries."""

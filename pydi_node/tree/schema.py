@@ -24,7 +24,8 @@ from pydi_node.records import FACTOR_XATTR
 
 APPLICATION_ID: Final = 0x50794469  # "PyDi" in the header of the file
 # 1: tally by number of copies. 2: by holders. 3: by holders and factor. 4: mount tokens.
-SCHEMA_VERSION: Final = 4  # a change of any table is a new number and a migration
+# 5: changes of the secret.
+SCHEMA_VERSION: Final = 5  # a change of any table is a new number and a migration
 
 # The root is everybody's, like /tmp: a mount made by an ordinary user has to be able to begin, and
 # nobody there could chown it. Whoever mounts as root can restrict it.
@@ -228,6 +229,14 @@ CREATE TABLE token (                 -- mount tokens, by what may be told of the
     note       TEXT NOT NULL,        -- for people
     revoked    INTEGER NOT NULL      -- 0 or 1
 ) WITHOUT ROWID;
+CREATE TABLE secret (                -- the last change of the cluster's secret, if there was any
+    id         INTEGER PRIMARY KEY CHECK (id = 1),
+    generation INTEGER NOT NULL,     -- of the new one
+    sealed_new BLOB NOT NULL,        -- under the old one
+    sealed_old BLOB NOT NULL,        -- under the new one; empty once it is retired
+    ends_s     INTEGER NOT NULL,     -- since 1970
+    old_tokens BLOB NOT NULL         -- ids of the mount tokens that go with the old one, joined
+);
 CREATE TABLE tick (                  -- the first log index of each second in which any came
     log_index  INTEGER PRIMARY KEY,
     time_ns    INTEGER NOT NULL      -- grows with log_index, whatever the leaders' clocks did
@@ -254,6 +263,7 @@ TABLES: Final[dict[str, str]] = {
     "setting": "name",
     "node": "number",
     "token": "token_id",
+    "secret": "id",
     "tick": "log_index",
 }
 
@@ -361,6 +371,16 @@ CREATE TABLE token (
     note       TEXT NOT NULL,
     revoked    INTEGER NOT NULL
 ) WITHOUT ROWID;
+""",
+    4: """
+CREATE TABLE secret (
+    id         INTEGER PRIMARY KEY CHECK (id = 1),
+    generation INTEGER NOT NULL,
+    sealed_new BLOB NOT NULL,
+    sealed_old BLOB NOT NULL,
+    ends_s     INTEGER NOT NULL,
+    old_tokens BLOB NOT NULL
+);
 """,
 }
 

@@ -177,6 +177,8 @@ _VALUE_OF: Final = {
         (commands.SetNode, _plain),
         (commands.SpreadFactors, _plain),
         (commands.SetToken, _plain),
+        (commands.SetSecret, _plain),
+        (commands.RetireSecret, _plain),
         (commands.Compact, _attr),
     )
 }

@@ -782,5 +782,7 @@ RESULT_VALUES: dict[type[Any], Check] = {
     commands.SetNode: fields.nothing,
     commands.SpreadFactors: fields.pair(fields.SIZE, fields.boolean),
     commands.SetToken: fields.nothing,
+    commands.SetSecret: fields.nothing,
+    commands.RetireSecret: fields.nothing,
     commands.Compact: Attr.from_wire,
 }

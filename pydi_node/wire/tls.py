@@ -16,11 +16,27 @@ from collections.abc import Iterator
 from pydi_node.wire.trust import Credentials, Leaf, PeerIdentity, TrustError, peer_identity
 
 
-def server_context(leaf: Leaf) -> ssl.SSLContext:
-    """For the side that accepts: a node."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.num_tickets = 0  # connections live long; a resumed session would skip our checks
-    return _prepare(context, leaf)
+def server_context(*leaves: Leaf) -> ssl.SSLContext:
+    """For the side that accepts: a node.
+
+    leaves  one for each secret that it has, newest first. The peer names the authorities that it
+            believes, and is shown theirs; who names none, or others, is shown the oldest.
+    """
+    contexts = {}
+    for leaf in leaves:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.num_tickets = 0  # connections live long; a resumed session would skip our checks
+        contexts[leaf.server_name] = _prepare(context, leaf)
+    if len(contexts) > 1:
+
+        def choose(
+            connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext
+        ) -> None:
+            if name in contexts:
+                connection.context = contexts[name]  # with its anchors, too
+
+        context.sni_callback = choose
+    return context
 
 
 def client_context(leaf: Leaf) -> ssl.SSLContext:

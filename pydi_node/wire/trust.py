@@ -8,6 +8,8 @@ random bytes (``seed``) and the time (``now_s``) are arguments, and nothing is r
     mount token  = cluster id, seed of the mount authority, public key of the node authority,
                    limits, the node authority's signature of the limits      mount only
 
+The secret can be changed (keyring.py): each has a generation, and its own authorities.
+
 Each process signs itself a short-lived leaf certificate with the authority its token holds. The
 leaf says who it is (role, number, cluster) and, for a mount, its signed limits. Whoever holds a
 mount token can sign any mount leaf, but not other limits: those only a node token can sign.
@@ -53,6 +55,8 @@ LEAF_RENEW_AFTER_S: Final = 24 * 3600
 _NODE_PREFIX: Final = "pydi1n-"
 _MOUNT_PREFIX: Final = "pydi1m-"
 _ANY_PREFIX: Final = re.compile(r"pydi[0-9]+[a-z]-")
+_GENERATION: Final = struct.Struct(">I")  # behind the secret, unless it is the first one
+GENERATION_MAX: Final = (1 << 32) - 1
 _CHECKSUM_BYTES: Final = 4  # a typing mistake passes once in four billion
 _SIGNATURE_BYTES: Final = 64
 _TOKEN_MAX_CHARACTERS: Final = 8192  # more than the longest directory makes
@@ -61,6 +65,7 @@ _LIMITS: Final = struct.Struct(">BQH")
 # The same with the token's id behind it, told by this bit beside "read only". Without an id, as
 # tokens were before there was a list of them, a token can't be revoked.
 _HAS_ID: Final = 2
+_SERVER_NAME_BYTES: Final = 8
 _LIMITS_DOMAIN: Final = b"pydi mount limits 1\0"  # no certificate's bytes begin like this
 
 # Made from a random UUID (ITU-T X.667), so it needs no registration: what our leaves say.
@@ -95,6 +100,7 @@ class NodeToken:
 
     cluster: str  # 32 hex digits
     secret: bytes = field(repr=False)
+    generation: int = 0  # how often the cluster's secret was changed before this one
 
     @classmethod
     def new(cls, random_bytes: bytes) -> Self:
@@ -102,9 +108,15 @@ class NodeToken:
         assert len(random_bytes) == CLUSTER_ID_BYTES + SECRET_BYTES, len(random_bytes)
         return cls(random_bytes[:CLUSTER_ID_BYTES].hex(), random_bytes[CLUSTER_ID_BYTES:])
 
+    def next(self, secret: bytes) -> Self:
+        """The token of the same cluster with its next secret, SECRET_BYTES random bytes."""
+        assert len(secret) == SECRET_BYTES, len(secret)
+        return type(self)(self.cluster, secret, self.generation + 1)
+
     def text(self) -> str:
         """The form that people copy; ``parse_node_token`` reads it."""
-        return _token_text(_NODE_PREFIX, bytes.fromhex(self.cluster) + self.secret)
+        generation = _GENERATION.pack(self.generation) if self.generation else b""
+        return _token_text(_NODE_PREFIX, bytes.fromhex(self.cluster) + self.secret + generation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +145,10 @@ class Credentials:
     authorities: dict[Role, Ed25519PublicKey]  # whose leaves are believed, by their role
     grant: bytes  # a mount's limits and their signature; empty for a node
     beacon_key: bytes = field(repr=False)  # HMAC key of beacons; every token's holder has it
+    # Which authorities: in the TLS handshake a peer names those that it believes, and a node that
+    # has two secrets shows the certificate that fits. Tells strangers nothing.
+    server_name: str
+    generation: int = 0  # of the secret, where it is known: a node's
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +158,7 @@ class Leaf:
     certificate_pem: bytes
     key_pem: bytes = field(repr=False)
     anchors_pem: bytes  # the authorities it believes
+    server_name: str  # of those authorities
     renew_at_s: int  # make a new one from here on
 
 
@@ -153,6 +170,7 @@ class PeerIdentity:
     cluster: str
     number: int  # of a node; 0 for a mount, and for a process that only holds a node token
     limits: MountLimits | None  # of a mount; None for a node
+    generation: int = 0  # of the secret that proved it
 
     def may_be(self, role: Role, number: int) -> bool:
         """Whether a hello with this role and number is covered by the certificate.
@@ -169,8 +187,20 @@ class PeerIdentity:
 
 def parse_node_token(text: str) -> NodeToken:
     """The token in what a person pasted; TokenError says in one sentence what is wrong with it."""
-    body = _token_body(text, _NODE_PREFIX, lambda _: CLUSTER_ID_BYTES + SECRET_BYTES)
-    return NodeToken(body[:CLUSTER_ID_BYTES].hex(), body[CLUSTER_ID_BYTES:])
+    fixed = CLUSTER_ID_BYTES + SECRET_BYTES
+
+    def length(data: bytes) -> int:
+        is_first = data[fixed:].startswith(_checksum(_NODE_PREFIX, data[:fixed]))
+        is_longer = len(data) > fixed + _CHECKSUM_BYTES
+        return fixed + (_GENERATION.size if is_longer and not is_first else 0)
+
+    body = _token_body(text, _NODE_PREFIX, length)
+    generation = 0
+    if len(body) > fixed:
+        (generation,) = _GENERATION.unpack(body[fixed:])
+        if generation == 0:
+            raise TokenError("the token is not one that PyDi wrote")
+    return NodeToken(body[:CLUSTER_ID_BYTES].hex(), body[CLUSTER_ID_BYTES:fixed], generation)
 
 
 def parse_mount_token(text: str, now_s: int) -> MountToken:
@@ -232,7 +262,8 @@ def credentials_of(token: NodeToken | MountToken) -> Credentials:
             node_key,
             {Role.NODE: node_public, Role.MOUNT: mount_key.public_key()},
             b"",
-            _derive(node_public.public_bytes_raw(), token.cluster, "beacon"),
+            *_public_names(node_public.public_bytes_raw(), token.cluster),
+            token.generation,
         )
     return Credentials(
         Role.MOUNT,
@@ -240,7 +271,7 @@ def credentials_of(token: NodeToken | MountToken) -> Credentials:
         Ed25519PrivateKey.from_private_bytes(token.mount_seed),
         {Role.NODE: Ed25519PublicKey.from_public_bytes(token.node_public)},
         _pack_limits(token.limits) + token.signature,
-        _derive(token.node_public, token.cluster, "beacon"),
+        *_public_names(token.node_public, token.cluster),
     )
 
 
@@ -288,6 +319,7 @@ def make_leaf(credentials: Credentials, number: int, now_s: int, seed: bytes) ->
             serialization.NoEncryption(),
         ),
         b"".join(_pem(anchor) for anchor in anchors),
+        credentials.server_name,
         now_s + LEAF_RENEW_AFTER_S,
     )
 
@@ -322,7 +354,7 @@ def peer_identity(certificate_der: bytes, credentials: Credentials, now_s: int) 
             f"{valid[1]:%Y-%m-%d %H:%M} UTC, here it is {now:%Y-%m-%d %H:%M}: compare the clocks"
         )
     if role is Role.NODE:
-        return PeerIdentity(role, cluster, number, None)
+        return PeerIdentity(role, cluster, number, None, credentials.generation)
     if number != 0:
         raise TrustError("the certificate of a mount has a node number")
     _verify_limits(credentials.authorities[Role.NODE], cluster, grant)
@@ -332,7 +364,7 @@ def peer_identity(certificate_der: bytes, credentials: Credentials, now_s: int) 
         raise TrustError(f"the certificate's limits: {exc}") from exc
     if 0 < limits.expires_s <= now_s:
         raise TrustError("the mount token behind the certificate has expired")
-    return PeerIdentity(role, cluster, number, limits)
+    return PeerIdentity(role, cluster, number, limits, credentials.generation)
 
 
 # --- helpers --------------------------------------------------------------------------------------
@@ -454,13 +486,20 @@ _NUMBER = fields.integer(0, NODE_NUMBER_MAX)
 _GRANT = fields.data(_LIMITS.size + DIRECTORY_MAX_BYTES + TOKEN_ID_BYTES + _SIGNATURE_BYTES)
 
 
-def _derive(secret: bytes, cluster: str, purpose: str) -> bytes:
+def derive(secret: bytes, cluster: str, purpose: str) -> bytes:
+    """32 bytes that follow from the secret, another 32 for each purpose."""
     hkdf = HKDF(hashes.SHA256(), 32, bytes.fromhex(cluster), f"pydi 1 {purpose}".encode())
     return hkdf.derive(secret)
 
 
+def _public_names(node_public: bytes, cluster: str) -> tuple[bytes, str]:
+    """(beacon key, server name) that every token's holder can compute."""
+    server_name = derive(node_public, cluster, "server name")[:_SERVER_NAME_BYTES].hex()
+    return derive(node_public, cluster, "beacon"), f"k{server_name}"
+
+
 def _authority_seed(token: NodeToken, role: Role) -> bytes:
-    return _derive(token.secret, token.cluster, f"{role} authority")
+    return derive(token.secret, token.cluster, f"{role} authority")
 
 
 def _authority(token: NodeToken, role: Role) -> Ed25519PrivateKey:

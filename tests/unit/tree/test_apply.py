@@ -67,6 +67,8 @@ def everything() -> list[Entry]:
         c.SetHolders(blob(1), (two,), (NodeNumber(1),)),
         c.SetNode(two, "host:1", "up", False),
         c.SetToken(b"12345678", True, b"/d", 9, 8, "note", False),
+        c.SetSecret(1, b"new", b"old", 9),
+        c.RetireSecret(1),
         c.ForgetBlobs((blob(1),)),
         c.ExpireSessions(TimeNs(0)),
         c.TrimHistory(LogIndex(3), 99),

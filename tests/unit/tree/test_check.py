@@ -165,6 +165,7 @@ def tree() -> Iterator[Driver]:
     fs.ok(c.SetSetting("replicas", "3"))
     fs.ok(c.SetNode(NodeNumber(2), "host:1", "up", False))
     fs.ok(c.SetToken(b"12345678", False, b"/", 0, 1, "", False))
+    fs.ok(c.SetSecret(1, b"new", b"old", 9))
     touch = c.SetAttr(ROOT, directory, mtime_ns=TimeNs(1))
     fs.run(touch, client=5, serial=1)
     fs.run(touch, client=5, serial=2)

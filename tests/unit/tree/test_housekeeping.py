@@ -9,7 +9,16 @@ import pytest
 
 from pydi_node import commands as c
 from pydi_node.ids import ROOT_INO, BlobId, Ino, LogIndex, NodeNumber, TimeNs, blob_node
-from pydi_node.records import HOLDERS_MAX, BlobTotal, Counters, Extent, NodeInfo, TokenInfo, Touched
+from pydi_node.records import (
+    HOLDERS_MAX,
+    BlobTotal,
+    Counters,
+    Extent,
+    NodeInfo,
+    SecretChange,
+    TokenInfo,
+    Touched,
+)
 from pydi_node.tree.settings import SETTINGS, parse_setting
 from tests.unit.tree.driver import EPOCH, ROOT, Driver, blob, blob_info, extent, file_error
 
@@ -176,6 +185,29 @@ def test_tokens_are_listed_by_age(fs: Driver) -> None:
     assert fs.tree.tokens() == [old, new._replace(revoked=True)]
     assert fs.tree.token(b"b" * 8) == old
     assert fs.tree.token(b"c" * 8) is None
+
+
+def test_a_new_secret_takes_over_and_takes_the_old_tokens_along(fs: Driver) -> None:
+    """One change at a time, each of the next generation. When the old secret is retired, its mount
+    tokens are revoked, and those that were made since are not; twice is as once."""
+    before, since = (TokenInfo(char * 8, False, b"/", 0, 5, "", False) for char in (b"b", b"s"))
+    assert fs.tree.secret_change() is None
+    assert fs.run(c.RetireSecret(1)).errno == errno.ESTALE
+    assert fs.run(c.SetSecret(2, b"new", b"old", 9)).errno == errno.ESTALE
+    assert fs.run(c.SetSecret(1, b"new", b"", 9)).errno == errno.EINVAL
+    fs.ok(c.SetToken(*before))
+    fs.ok(c.SetSecret(1, b"new", b"old", 9))
+    assert fs.tree.secret_change() == SecretChange(1, b"new", b"old", 9)
+    assert fs.run(c.SetSecret(2, b"x", b"y", 9)).errno == errno.EBUSY
+    fs.ok(c.SetToken(*since))
+    assert fs.run(c.RetireSecret(2)).errno == errno.ESTALE
+    assert not any(info.revoked for info in fs.tree.tokens())
+    for _ in range(2):
+        fs.ok(c.RetireSecret(1))
+        assert fs.tree.secret_change() == SecretChange(1, b"new", b"", 9)
+        assert fs.tree.tokens() == [before._replace(revoked=True), since]
+    assert fs.run(c.SetSecret(1, b"x", b"y", 9)).errno == errno.ESTALE
+    fs.ok(c.SetSecret(2, b"x", b"y", 9))
 
 
 def test_idle_sessions_expire_and_others_stay(fs: Driver) -> None:

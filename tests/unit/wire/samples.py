@@ -64,6 +64,8 @@ COMMANDS: dict[type[Any], commands.Command] = {
         commands.SetNode(NodeNumber(3), "host:1234", "up", False),
         commands.SpreadFactors(100),
         commands.SetToken(b"12345678", True, b"/a", 9, 8, "of a camera", False),
+        commands.SetSecret(1, b"sealed", b"as well", 9),
+        commands.RetireSecret(1),
         commands.Compact(Ino(7), LogIndex(3), (Extent(0, 5, BLOB, 0),), (INFO,)),
     )
 }
@@ -78,7 +80,7 @@ RESULT_VALUES: dict[type[Any], Any] = {
     commands.TrimHistory: (100, True), commands.SetSetting: None, commands.SetHolders: INFO,
     commands.ForgetBlobs: 1, commands.ExpireSessions: 0, commands.SetNode: None,
     commands.SpreadFactors: (100, True),
-    commands.SetToken: None,
+    commands.SetToken: None, commands.SetSecret: None, commands.RetireSecret: None,
     commands.Compact: ATTR,
 }  # fmt: skip
 

@@ -12,8 +12,10 @@ import ssl
 import time
 
 import pytest
+import uvloop
 
 from pydi_node.wire import tls, trust
+from pydi_node.wire.keyring import Keyring
 from pydi_node.wire.messages import Role
 from pydi_node.wire.trust import MountLimits, NodeToken, TrustError, credentials_of, mount_token
 
@@ -94,6 +96,60 @@ def test_two_nodes_prove_themselves_to_each_other():
     """Both with their numbers."""
     server, client = run(leaf_of(credentials_of(NODE), 3), leaf_of(credentials_of(NODE), 4))
     assert (server.number, client.number) == (4, 3)
+
+
+@pytest.mark.parametrize("loop_factory", [None, uvloop.new_event_loop])
+def test_a_node_with_two_secrets_meets_holders_of_either(loop_factory):
+    """Each names the authorities that it believes and is shown a certificate of theirs; who names
+    none is shown the old one. One whose secret is no longer there believes nothing that it sees."""
+    new = NODE.next(b"n" * 32)
+    mount = trust.mount_token(new, trust.MountLimits())
+    newest = NODE.next(b"m" * 32)
+
+    async def meet(context, token, name):
+        """Generation that the node proves the peer by, and number of the node; or why not."""
+        proved = asyncio.get_running_loop().create_future()
+
+        def accepted(_, writer):
+            ring = Keyring(new)
+            ring.replace((new, NODE))
+            certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            proved.set_result(ring.identify(certificate, int(time.time())).generation)
+            writer.close()
+
+        credentials = credentials_of(token)
+        async with await asyncio.start_server(accepted, "127.0.0.1", 0, ssl=context) as listener:
+            try:
+                _, writer = await asyncio.open_connection(
+                    *listener.sockets[0].getsockname(),
+                    ssl=tls.client_context(leaf_of(credentials)), server_hostname=name,
+                )  # fmt: skip
+            except ssl.SSLCertVerificationError as exc:
+                return exc
+            connection = writer.get_extra_info("ssl_object")
+            number = tls.identity_of(connection, credentials, int(time.time())).number
+            writer.close()
+            return await proved, number
+
+    async def scenario():
+        leaves = [leaf_of(credentials_of(token), 3) for token in (new, NODE)]
+        context = tls.server_context(*leaves)
+        for token, name, expected in (
+            (NODE, credentials_of(NODE).server_name, (0, 3)),
+            (NODE, "", (0, 3)),
+            (NODE, "elsewhere", (0, 3)),
+            (new, credentials_of(new).server_name, (1, 3)),
+            (mount, credentials_of(mount).server_name, (1, 3)),
+        ):
+            assert await meet(context, token, name) == expected
+        assert refused(await meet(context, newest, credentials_of(newest).server_name))
+        assert refused(await meet(context, new, ""))
+        only_new = tls.server_context(leaves[0])
+        assert await meet(only_new, new, credentials_of(new).server_name) == (1, 3)
+        assert refused(await meet(only_new, NODE, credentials_of(NODE).server_name))
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(asyncio.wait_for(scenario(), 30))
 
 
 def test_another_clusters_node_is_refused_by_both_sides():

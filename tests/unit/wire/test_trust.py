@@ -77,6 +77,23 @@ def test_token_format_stays():
     )
 
 
+def test_tokens_of_later_secrets_carry_their_generation():
+    """Their text is longer, and an older PyDi says so instead of taking it for another secret."""
+    later = NODE.next(b"s" * 32)
+    assert (later.generation, later.next(b"t" * 32).generation) == (1, 2)
+    assert later.cluster == NODE.cluster
+    assert parse_node_token(later.text()) == later
+    assert parse_token(later.text(), NOW_S) == later
+    for cut in range(8, len(later.text())):
+        with pytest.raises(TokenError, match=r"cut off|wrong character"):
+            parse_node_token(later.text()[:cut])
+    with pytest.raises(TokenError, match="something follows"):
+        parse_node_token(later.text() + "aa")
+    first = trust._token_text("pydi1n-", bytes.fromhex(NODE.cluster) + NODE.secret + bytes(4))
+    with pytest.raises(TokenError, match="not one that PyDi wrote"):
+        parse_node_token(first)
+
+
 def test_token_is_found_in_what_mail_made_of_it():
     """Line breaks, spaces and capitals don't matter."""
     text = NODE.text().upper()
