@@ -311,20 +311,32 @@ COMMANDS: dict[str, CommandSpec] = {
     ),
     "token": CommandSpec(
         commands_token.token,
-        "make, list and revoke tokens for mounts",
+        "make, list and revoke tokens for mounts, or change the cluster's secret",
         (
-            _argument("action", choices=commands_token.ACTIONS, metavar="create|list|revoke"),
+            _argument(
+                "action", choices=commands_token.ACTIONS, metavar="create|list|revoke|rotate"
+            ),
             _argument("id", nargs="?", metavar="ID", help="of the token to revoke, or its start"),
             _argument("--mount", action="store_true", help="create: for mounts, the only kind"),
             _argument("--read-only", action="store_true", help="create: refuse every change"),
             _argument("--dir", default="/", metavar="PATH", help="create: only what is below it"),
             _argument("--expires", metavar="TIME", help="create: 12h, 30d, or never (never)"),
             _argument("--note", default="", metavar="TEXT", help="create: what list calls it"),
+            _argument(
+                "--overlap", metavar="TIME",
+                help=f"rotate: how long old tokens go on ({commands_token.OVERLAP_DEFAULT})",
+            ),
+            _argument("--finish", action="store_true", help="rotate: old tokens end now"),
+            _argument(
+                "--force", action="store_true", help="rotate --finish: even if a node is away"
+            ),
         ),
         (
             "pydi token create --mount --read-only --dir /photos --expires 30d",
             "pydi token list",
             "pydi token revoke 3f9a",
+            "pydi token rotate --overlap 12h",
+            "pydi token rotate --finish",
         ),
     ),
     "forget": CommandSpec(

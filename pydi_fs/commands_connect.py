@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from pydi_fs.client import Client, Endpoint, EndpointOf, Seek, node_on_this_machine
-from pydi_fs.client.endpoints import read_token
+from pydi_fs.client.endpoints import TokenSource
 from pydi_fs.commands_session import Session
 from pydi_fs.mount_config import MountConfig, parse_address
 from pydi_fs.progress import Progress
@@ -76,29 +76,30 @@ def ways_of(config: MountConfig) -> Ways:
     token is none.
     """
     if config.node is not None:
-        token = read_token(config.token, config.token_file)
+        token = TokenSource(config.token, config.token_file)
+        host, port = parse_address(config.node)
         from pydi_fs.commands_remote import remote_endpoint  # only now: it is slow to load
 
-        named = remote_endpoint(*parse_address(config.node), token)
-        return Ways([named], _reach(token), _seek(config, token))
+        remote_endpoint(host, port, token.text())  # says now what is wrong with the token
+        return Ways([_Member(host, port, token)], _reach(token), _seek(config, token))
     if config.has_token:
-        token = read_token(config.token, config.token_file)
+        token = TokenSource(config.token, config.token_file)
         return Ways([], _reach(token), _seek(config, token))
     here = node_on_this_machine(Path(config.data_dir), must_exist=not config.background)
     try:
-        token = read_token(None, str(Path(config.data_dir) / "token"))
+        token = TokenSource(None, str(Path(config.data_dir) / "token"))
     except UserError:
         return Ways([here], None, None)
     return Ways([here], _reach(token), None)
 
 
 class _Member:
-    """A node that a command on another one's machine knows of, and will hardly ever need: what TLS
-    takes to load would be half of the time of a short command."""
+    """A node elsewhere. What TLS takes to load would be half of the time of a short command, and on
+    a node's machine hardly any needs it: it is loaded when this one is connected to."""
 
     local = False
 
-    def __init__(self, host: str, port: int, token: str) -> None:
+    def __init__(self, host: str, port: int, token: TokenSource) -> None:
         self._address = (host, port)
         self._token = token
 
@@ -108,17 +109,17 @@ class _Member:
     async def connect(self, loop: asyncio.AbstractEventLoop, make: Callable[[], P]) -> P:
         from pydi_fs.commands_remote import remote_endpoint
 
-        return await remote_endpoint(*self._address, self._token).connect(loop, make)
+        return await remote_endpoint(*self._address, self._token.text()).connect(loop, make)
 
 
-def _reach(token: str) -> EndpointOf:
+def _reach(token: TokenSource) -> EndpointOf:
     return lambda host, port: _Member(host, port, token)
 
 
-def _seek(config: MountConfig, token: str) -> Seek:
+def _seek(config: MountConfig, token: TokenSource) -> Seek:
     async def seek(timeout_s: float) -> tuple[list[tuple[str, int]], str]:
         from pydi_fs.commands_remote import find_nodes
 
-        return await find_nodes(token, config.group, config.interface, timeout_s)
+        return await find_nodes(token.text(), config.group, config.interface, timeout_s)
 
     return seek

@@ -64,7 +64,11 @@ class _VerifiedEndpoint(TcpEndpoint):
 
     async def connect(self, loop: asyncio.AbstractEventLoop, make: Callable[[], P]) -> P:
         transport, protocol = await loop.create_connection(
-            make, self.host, self.port, ssl=self._context_now(), server_hostname=""
+            make,
+            self.host,
+            self.port,
+            ssl=self._context_now(),
+            server_hostname=self._credentials.server_name,
         )
         try:
             connection = transport.get_extra_info("ssl_object")

@@ -1,4 +1,5 @@
-"""``pydi token``: mount tokens, which open the tree within limits and nothing else.
+"""``pydi token``: mount tokens, which open the tree within limits and nothing else; and a new
+secret for the cluster, under which all tokens are made anew.
 
 Called by `pydi_fs.cli` with a connected session. The nodes make tokens, keep the list and enforce
 the limits; here is only what a person types and reads.
@@ -19,11 +20,12 @@ from pydi_node.errors import EXIT_USAGE, UserError
 from pydi_node.wire.messages import Admin
 
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-ACTIONS = ("create", "list", "revoke")
+ACTIONS = ("create", "list", "revoke", "rotate")
+OVERLAP_DEFAULT = "7d"  # for machines that are away, and for people to give out mount tokens
 
 
 async def token(session: Session, arguments: argparse.Namespace) -> None:
-    """``token create --mount``, ``token list``, ``token revoke ID``."""
+    """``token create --mount``, ``token list``, ``token revoke ID``, ``token rotate``."""
     action = arguments.action
     if (arguments.id is not None) != (action == "revoke"):
         raise UserError(
@@ -32,6 +34,8 @@ async def token(session: Session, arguments: argparse.Namespace) -> None:
         )
     if action == "create":
         await _create(session, arguments)
+    elif action == "rotate":
+        await _rotate(session, arguments)
     elif action == "list":
         listed = await session.client.call(Admin("token-list"))
         _print(session, [_described(info) for info in listed], listed)
@@ -63,6 +67,25 @@ async def _create(session: Session, arguments: argparse.Namespace) -> None:
         )
     )
     session.out(json.dumps(_plain(answer), indent=2) if session.json else answer["token"])
+
+
+async def _rotate(session: Session, arguments: argparse.Namespace) -> None:
+    if arguments.finish:
+        state = await session.client.call(Admin("secret-retire", {"force": arguments.force}))
+    else:
+        overlap_s = parse_expiry(arguments.overlap or OVERLAP_DEFAULT, 0)
+        state = await session.client.call(Admin("secret-rotate", {"overlap_s": overlap_s}))
+    if session.json:
+        session.out(json.dumps(state, indent=2))
+    elif state["overlap"]:
+        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(state["ends_s"]))
+        session.out(
+            "the nodes have a new secret, and the new token is in each one's data directory.\n"
+            f"Old tokens, also those for mounts, work until {until}: make new ones (pydi token"
+            " create),\ngive them out, and end it before with pydi token rotate --finish"
+        )
+    else:
+        session.out("old tokens open nothing any more")
 
 
 def parse_expiry(text: str | None, now_s: int) -> int:

@@ -93,6 +93,25 @@ def node_on_this_machine(data_dir: Path, must_exist: bool = True) -> UnixEndpoin
     return UnixEndpoint(path)
 
 
+class TokenSource:
+    """A token for as long as a process lives: its file is read anew for each connection, because
+    the cluster's secret may be changed, and a person puts the new token there."""
+
+    def __init__(self, token: str | None, token_file: str | None) -> None:
+        """As `read_token`, with the same UserError."""
+        self._token_file = token_file if token is None else None
+        self._last = read_token(token, token_file)
+
+    def text(self) -> str:
+        """The token now; the last one while there is none in its file."""
+        if self._token_file is not None:
+            try:
+                self._last = read_token(None, self._token_file)
+            except UserError:
+                pass  # somebody is just about to replace it
+        return self._last
+
+
 def read_token(token: str | None, token_file: str | None) -> str:
     """The token's text from whichever was given; UserError with one sentence otherwise."""
     if token is not None:

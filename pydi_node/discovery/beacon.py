@@ -22,7 +22,7 @@ from __future__ import annotations
 import enum
 import hmac
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from pydi_node.ids import INT64_MAX, NODE_NUMBER_MAX
@@ -99,11 +99,15 @@ def sign(said: bytes, key: bytes) -> bytes:
 class Ear:
     """What one process has heard, and so what it still believes."""
 
-    def __init__(self, cluster: str, key: bytes, instance: bytes, nonce: bytes = b"") -> None:
-        """key, cluster  of the token. instance: of this process, which does not hear itself.
-        nonce  of this process's questions; empty: it asks none."""
+    def __init__(
+        self, cluster: str, keys: Sequence[bytes], instance: bytes, nonce: bytes = b""
+    ) -> None:
+        """keys, cluster  of the token, or tokens: see wire/keyring.py.
+        instance  of this process, which does not hear itself.
+        nonce     of this process's questions; empty: it asks none."""
         self._cluster = bytes.fromhex(cluster)
-        self._key = key
+        self.keys = tuple(keys)
+        self.key = self.keys[0]  # of the last datagram that was authentic
         self._instance = instance
         self._nonce = nonce
         self._last: OrderedDict[tuple[Kind, bytes], int] = OrderedDict()
@@ -154,8 +158,12 @@ class Ear:
             while len(self.others) > ADDRESSES_MAX:
                 self.others.popitem(last=False)
             raise _Ignore(Ignored.FOREIGN)
-        expected = hmac.digest(self._key, datagram[:-HMAC_BYTES], "sha256")
-        if not hmac.compare_digest(expected, datagram[-HMAC_BYTES:]):
+        for key in self.keys:
+            expected = hmac.digest(key, datagram[:-HMAC_BYTES], "sha256")
+            if hmac.compare_digest(expected, datagram[-HMAC_BYTES:]):
+                self.key = key
+                break
+        else:
             raise _Ignore(Ignored.FORGED)
         try:
             return Kind(datagram[5])

@@ -67,7 +67,7 @@ class Finder:
         self._cluster = cluster
         self._key = key
         self._nonce = os.urandom(NONCE_BYTES)
-        self._ear = Ear(cluster, key, os.urandom(INSTANCE_BYTES), self._nonce)
+        self._ear = Ear(cluster, (key,), os.urandom(INSTANCE_BYTES), self._nonce)
         self._heard = asyncio.Event()
         self._asker: asyncio.Task[None] | None = None
         self.found: dict[int, Found] = {}

@@ -19,8 +19,9 @@ from pydi_node.runtime.service import Service, Session
 from pydi_node.runtime.tokens import trouble_with
 from pydi_node.wire import tls
 from pydi_node.wire.events import Hello, Refusal
+from pydi_node.wire.keyring import Keyring
 from pydi_node.wire.messages import Role
-from pydi_node.wire.trust import Credentials, MountLimits, TrustError
+from pydi_node.wire.trust import MountLimits, TrustError
 
 REJOIN = (
     "Let it join again as a new node with an empty data directory; docs/operating.md says how to"
@@ -31,10 +32,8 @@ REJOIN = (
 class Admission:
     """See the module's text."""
 
-    def __init__(
-        self, credentials: Credentials, node: NodeNumber, service: Service, peers: Peers
-    ) -> None:
-        self._credentials = credentials
+    def __init__(self, keyring: Keyring, node: NodeNumber, service: Service, peers: Peers) -> None:
+        self._keyring = keyring
         self._node = node
         self._service = service
         self._peers = peers
@@ -44,17 +43,20 @@ class Admission:
         """A session for the peer, or why not."""
         cluster = self._service.cluster
         limits: MountLimits | None = None
+        generation: int | None = None
         if peer.certificate is None:
             if hello.role is Role.NODE:
                 return Refusal.ROLE, "another node doesn't come through the unix socket"
         else:
             try:
-                identity = tls.identity_of(peer.certificate, self._credentials, int(time.time()))
+                identity = self._keyring.identify(
+                    tls.certificate_of(peer.certificate), int(time.time())
+                )
             except TrustError as exc:
                 return Refusal.ROLE, str(exc)
             if not identity.may_be(hello.role, hello.number):
                 return Refusal.ROLE, f"its certificate is not that of {hello.role} {hello.number}"
-            limits = identity.limits
+            limits, generation = identity.limits, identity.generation
         if hello.cluster not in ("", cluster):
             return Refusal.CLUSTER, f"this is cluster {cluster}"
         if hello.role is Role.NODE:
@@ -66,7 +68,7 @@ class Admission:
         trouble = trouble_with(limits, self._service.tree, time.time())
         if trouble is not None:
             return Refusal.ROLE, trouble
-        return self._welcome(hello, peer, limits)
+        return self._welcome(hello, peer, limits, generation)
 
     def _check_past(self, hello: Hello) -> tuple[Refusal, str] | None:
         """Whether the cluster has gone on without that node; its certificate is a node's."""
@@ -97,10 +99,15 @@ class Admission:
         return None
 
     def _welcome(
-        self, hello: Hello, peer: PeerIdentity, limits: MountLimits | None
+        self,
+        hello: Hello,
+        peer: PeerIdentity,
+        limits: MountLimits | None,
+        generation: int | None,
     ) -> Session | tuple[Refusal, str]:
         session = make_session(next(self._numbers), hello)
         session.limits = limits
+        session.generation = generation
         if limits is not None and limits.directory != b"/":
             # By number from here on: whoever renames the directory takes the session along.
             try:

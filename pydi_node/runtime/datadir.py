@@ -6,7 +6,7 @@ such case is one sentence for a person (UserError), and the folder stays as it w
 
     lock        flock of the running node, with its process id
     node.json   format version, node number, cluster id, whether it is a witness
-    token       the cluster's token, mode 0600: written once
+    token       the cluster's token, mode 0600: written at the start, and when its secret changes
     run.json    what the running node serves on; says nothing while no node holds the lock
     node.sock   unix socket; accepting connections means ready
     blobs.sock  unix socket that hands files of blobs to this machine's mounts

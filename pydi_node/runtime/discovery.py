@@ -30,9 +30,9 @@ from pydi_node.errors import PydiError
 from pydi_node.ids import NodeNumber
 from pydi_node.runtime.peers import Peers
 from pydi_node.runtime.service import Request
+from pydi_node.wire.keyring import Keyring
 from pydi_node.wire.messages import Admin
 from pydi_node.wire.session import PROTOCOL_VERSIONS
-from pydi_node.wire.trust import Credentials
 
 _log = logging.getLogger(__name__)
 
@@ -48,18 +48,18 @@ class Discovery:
 
     def __init__(
         self,
-        credentials: Credentials,
+        keyring: Keyring,
         node: NodeNumber,
         peers: Peers,
         group: Group,
         wanted: Sequence[str],
     ) -> None:
         """wanted: addresses of the interfaces to use; none: those that reach where it is served."""
-        self._credentials = credentials
+        self._keyring = keyring
         self._node = node
         self._peers = peers
         self._instance = os.urandom(INSTANCE_BYTES)
-        self._ear = Ear(credentials.cluster, credentials.beacon_key, self._instance)
+        self._ear = Ear(keyring.cluster, self._keys(), self._instance)
         self._last_ms = 0
         self._answers_left = float(ANSWERS_PER_S)
         self._answered_s = 0.0
@@ -74,7 +74,8 @@ class Discovery:
         try:
             while True:
                 self._refresh()
-                sent = self._multicast.send(self._beacon())
+                self._ear.keys = self._keys()
+                sent = sum([self._multicast.send(self._beacon(key)) for key in self._ear.keys])
                 if self._is_silent != (sent == 0):
                     self._is_silent = sent == 0
                     _log.info("%s", self._why_silent() if self._is_silent else "multicast works")
@@ -96,20 +97,24 @@ class Discovery:
     def _choose(self, found: list[Interface]) -> list[Interface]:
         return selected(found, self._peers.address.host, self._wanted)
 
-    def _beacon(self, nonce: bytes = b"") -> bytes:
+    def _keys(self) -> tuple[bytes, ...]:
+        return tuple(credentials.beacon_key for credentials in self._keyring.credentials)
+
+    def _beacon(self, key: bytes, nonce: bytes = b"") -> bytes:
         # Grows with each, so that none is taken for another's repetition.
         self._last_ms = max(self._last_ms + 1, time.time_ns() // 1_000_000)
         beacon = Beacon(
             self._instance, self._last_ms, self._node, (str(self._peers.address),),
             PROTOCOL_VERSIONS, nonce,
         )  # fmt: skip
-        return pack_beacon(beacon, self._credentials.cluster, self._credentials.beacon_key)
+        return pack_beacon(beacon, self._keyring.cluster, key)
 
     def _on_datagram(self, datagram: bytes, host: str, port: int) -> None:
+        self._ear.keys = self._keys()
         said = self._ear.hear(datagram, time.time_ns() // 1_000_000)
         if isinstance(said, Question):
             if self._may_answer():
-                self._multicast.send_to(self._beacon(said.nonce), host, port)
+                self._multicast.send_to(self._beacon(self._ear.key, said.nonce), host, port)
         elif said is not None:
             if said.number in self._peers.members:
                 self._heard_s[NodeNumber(said.number)] = time.monotonic()

@@ -48,6 +48,7 @@ from pydi_node.runtime.ownstore import OwnStore
 from pydi_node.runtime.peers import Peers
 from pydi_node.runtime.repairing import Repairing
 from pydi_node.runtime.replication import Replication
+from pydi_node.runtime.rotation import Rotation
 from pydi_node.runtime.scrubbing import Scrubbing
 from pydi_node.runtime.server import Server
 from pydi_node.runtime.service import Service
@@ -56,12 +57,12 @@ from pydi_node.runtime.tokens import Tokens
 from pydi_node.runtime.transfers import Transfers
 from pydi_node.runtime.treefiles import TreeFiles
 from pydi_node.runtime.whereabouts import Whereabouts
+from pydi_node.wire.keyring import Keyring
 from pydi_node.wire.trust import (
     CLUSTER_ID_BYTES,
     SECRET_BYTES,
     NodeToken,
     TokenError,
-    credentials_of,
     parse_node_token,
 )
 
@@ -178,6 +179,10 @@ class _Node:
                     raise UserError(
                         f"--number {config.number}: the node in {folder.path} is {identity.number}"
                     )
+                if given is not None and given.generation > token.generation:
+                    # The cluster's secret was changed while this node was away.
+                    folder.save_token(given.text())
+                    token = given
                 return identity, token
         if identity is not None and identity.phase == "member":
             raise UserError(f"{folder.path / 'token'} is missing: restore it from another node")
@@ -270,10 +275,10 @@ class _Node:
             tree_files.tree.applied_index,
         )
         replica = Replica(raft, tree_files.tree, ReplicaConfig(), clock.now())
-        credentials = credentials_of(token)
+        keyring = Keyring(token)
         peers = Peers(
             identity.number,
-            credentials,
+            keyring,
             self._seeds,
             identity.witness,
             identity.histories,
@@ -299,7 +304,7 @@ class _Node:
         service.replication = Replication(service, transfers)
         own_store = OwnStore(service, transfers, service.replication)
         repairing = Repairing(service, transfers, own_store)
-        admission = Admission(credentials, identity.number, service, peers)
+        admission = Admission(keyring, identity.number, service, peers)
         server = Server(service, admission, peers.receive)
         descriptors = DescriptorServer(
             lambda request: service.tree.blob(request.blob), service.replication.open_here
@@ -309,20 +314,22 @@ class _Node:
         service.admin |= status.admin | peers.admin(service) | housekeeping.admin
         service.admin |= service.locking.admin | transfers.admin
         discovery = Discovery(
-            credentials, identity.number, peers, self._config.group, self._config.interfaces
+            keyring, identity.number, peers, self._config.group, self._config.interfaces
         )
         service.admin |= own_store.admin | discovery.admin
         service.admin |= Draining(service, peers, transfers).admin
         service.admin |= Whereabouts(service, transfers, own_store).admin
         scrubbing = Scrubbing(service, peers, self._folder.path / "scrub.json")
         service.admin |= scrubbing.admin
-        tokens = Tokens(service, server, token)
-        service.admin |= tokens.admin
+        tokens = Tokens(service, server, keyring)
+        rotation = Rotation(self._folder, keyring, service, peers, server, tokens)
+        service.admin |= tokens.admin | rotation.admin
         if raft.membership.voters == (identity.number,):
             raft.campaign()  # nobody else could win: no need to wait for the time-out
         driver.start()
         background: list[asyncio.Task[None]] = []
         try:
+            await rotation.look()
             address = await server.listen_tcp(
                 self._config.listen, peers.server_context(), _port_before(replica, identity.number)
             )
@@ -340,7 +347,8 @@ class _Node:
                     ("repair", repairing.run()),
                     ("scrub", scrubbing.run()),
                     ("compaction", Compacting(service).run()),
-                    ("certificates", peers.renew_certificates(server)),
+                    ("certificates", peers.renew_daily(server)),
+                    ("rotation", rotation.run()),
                 )
             ]
             await self._wait_first_leader(driver)

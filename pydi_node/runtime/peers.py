@@ -58,11 +58,13 @@ from pydi_node.wire.events import (
     RefuseReceived,
     WelcomeReceived,
 )
+from pydi_node.wire.keyring import Keyring
 from pydi_node.wire.messages import Admin, Role
 from pydi_node.wire.trust import (
     LEAF_RENEW_AFTER_S,
     SEED_BYTES,
     Credentials,
+    Leaf,
     NodeToken,
     TrustError,
     credentials_of,
@@ -78,6 +80,13 @@ DEAD_AFTER_MS = 5000  # sent and not acknowledged by the other machine's kernel 
 WRITE_MAX_BYTES = 16 << 20  # of one link; messages beyond it are dropped
 CLOCK_SKEW_MAX_S = 120  # of a node that joins, against the leader's; NTP keeps it below 1
 REGISTER_PERIOD_S = 1.0
+RENEW_PERIOD_S = 0.5  # between attempts to put a link under the newest secret
+# So many attempts, some 5 s, before a person is told: an address may have been another's before.
+STRANGE_MAX = 6
+OTHER_SECRET = (
+    "If the cluster's secret was changed (pydi token rotate) while one of the two nodes was away,"
+    " start that one with --token-file and a copy of DATA_DIR/token of another node"
+)
 FORGET_WAIT_S = 3.0  # for a running node to find out that it is forgotten: it looks each second
 
 
@@ -98,6 +107,8 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._sent_bytes = 0  # content of requests
+        self._retired = False
+        self.generation = 0  # of the secret that it is under
         # Done when welcomed; its exception says why that didn't happen.
         self.welcomed: asyncio.Future[NodeNumber] = self._loop.create_future()
         self.lost: asyncio.Future[None] = self._loop.create_future()
@@ -130,8 +141,10 @@ class Link(asyncio.Protocol):
         match event:
             case AnswerReceived(request_id, _, value, payload):
                 self._answers.pop(request_id).set_result(value if value is not None else payload)
+                self._end_retired()
             case ErrorReceived(request_id, _, error):
                 self._answers.pop(request_id).set_exception(error)
+                self._end_retired()
             case WelcomeReceived(welcome):
                 if not self.welcomed.done():
                     self.welcomed.set_result(NodeNumber(welcome.number))
@@ -210,6 +223,20 @@ class Link(asyncio.Protocol):
         assert self._transport is not None
         return self._sent_bytes - self._transport.get_write_buffer_size()
 
+    @property
+    def is_idle(self) -> bool:
+        """No answer is waited for."""
+        return not self._answers
+
+    def retire(self) -> None:
+        """Nothing new is sent here; the link ends with its last answer."""
+        self._retired = True
+        self._end_retired()
+
+    def _end_retired(self) -> None:
+        if self._retired and self.is_idle:
+            self.close()
+
     def close(self) -> None:
         self._end(DisconnectedError("closed"))
 
@@ -235,7 +262,7 @@ class Peers:
     def __init__(
         self,
         node: NodeNumber,
-        credentials: Credentials,
+        keyring: Keyring,
         seeds: Sequence[Address],
         witness: bool = False,
         histories: tuple[str, ...] = (),
@@ -243,7 +270,7 @@ class Peers:
         self._node = node
         self._witness = witness
         self.histories = histories
-        self._credentials = credentials
+        self._keyring = keyring
         self._seeds = tuple(seeds)
         self._loop = asyncio.get_running_loop()
         self.lost_ns: dict[NodeNumber, int] = {}  # nodes that are away: when the link broke
@@ -254,7 +281,9 @@ class Peers:
         self._hinted: dict[NodeNumber, tuple[Address, ...]] = {}  # out of beacons: unproved
         self._joining: set[NodeNumber] = set()  # numbers given out and not yet in the books
         self._changed = asyncio.Event()
-        self._leaf = make_leaf(credentials, node, int(time.time()), os.urandom(SEED_BYTES))
+        self._told_strange = False  # once is enough: all others would say the same
+        self._leaves = self._make_leaves()
+        self._rotated: asyncio.Future[None] = self._loop.create_future()  # done at the next time
         self.driver: Driver  # set by node.py before anything runs
         self.address: Address  # where this node is served
 
@@ -320,15 +349,16 @@ class Peers:
             raise DisconnectedError(f"node {number} is not connected")
         return await link.request(request, deadline_s)
 
-    async def open_link(self, number: NodeNumber) -> Link:
+    async def open_link(self, number: NodeNumber, *, newest: bool = False) -> Link:
         """One more connection to that node, welcomed; the caller closes it.
 
+        newest  under the newest secret or not at all.
         OSError, PydiError, TimeoutError  it can't be reached now.
         """
         address = self.address_of(number)
         if address is None:
             raise DisconnectedError(f"nobody knows where node {number} is")
-        link = await self._connect(address)
+        link = await self._connect(address, newest=newest)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 found = await link.welcomed
@@ -368,16 +398,31 @@ class Peers:
     # --- life -------------------------------------------------------------------------------------
 
     def server_context(self) -> ssl.SSLContext:
-        return tls.server_context(self._leaf)
+        return tls.server_context(*[leaf for _, leaf in self._leaves])
 
-    async def renew_certificates(self, server: Server) -> None:
-        """A fresh certificate each day, for new connections in both directions."""
+    def renew_certificates(self, server: Server) -> None:
+        """Fresh ones, for new connections in both directions. Links under an older secret than the
+        newest are replaced as soon as the other side has that, too."""
+        self._leaves = self._make_leaves()
+        server.context = self.server_context()
+        self._rotated.set_result(None)
+        self._rotated = self._loop.create_future()
+
+    async def renew_daily(self, server: Server) -> None:
         while True:
             await asyncio.sleep(LEAF_RENEW_AFTER_S)
-            self._leaf = make_leaf(
-                self._credentials, self._node, int(time.time()), os.urandom(SEED_BYTES)
-            )
-            server.context = self.server_context()
+            self.renew_certificates(server)
+
+    def is_current(self, link: Link) -> bool:
+        """Whether it is under the newest secret."""
+        return link.generation == self._keyring.newest.generation
+
+    def _make_leaves(self) -> tuple[tuple[Credentials, Leaf], ...]:
+        now_s = int(time.time())
+        return tuple(
+            (credentials, make_leaf(credentials, self._node, now_s, os.urandom(SEED_BYTES)))
+            for credentials in self._keyring.credentials
+        )
 
     async def run(self) -> None:
         """Keeps a link to every member, and this node's address in the books."""
@@ -417,6 +462,7 @@ class Peers:
     async def _keep_link(self, key: NodeNumber | Address) -> None:
         """Connects to a member, or to a seed whose number isn't known, again and again."""
         delay_s = RECONNECT_MIN_S
+        strange = 0  # attempts in a row that met somebody who could not prove to be a node of ours
         for attempt in itertools.count():
             places = [key] if isinstance(key, Address) else self._addresses_of(key)
             if places:
@@ -428,7 +474,12 @@ class Peers:
                     self.on_left_behind(f"{address}: {exc}")
                 except (OSError, PydiError) as exc:
                     _log.debug("no connection to %s: %s", address, exc)
+                    strange = strange + 1 if isinstance(exc, StrangerError) else 0
+                    if strange == STRANGE_MAX and not self._told_strange:
+                        self._told_strange = True
+                        _log.warning("%s. %s", exc, OTHER_SECRET)
                 else:
+                    strange = 0
                     delay_s = RECONNECT_MIN_S
                     if number == key:
                         self._heard[number] = address  # whatever it was taken for before
@@ -453,7 +504,22 @@ class Peers:
         self.lost_ns.pop(number, None)
         _log.info("connected to node %d at %s", number, self.address_of(number))
         try:
-            await link.lost
+            while not link.lost.done():
+                # In an overlap, the other side has the new secret a moment sooner or later.
+                period_s = None if self.is_current(link) else RENEW_PERIOD_S
+                await asyncio.wait(
+                    [link.lost, self._rotated],
+                    timeout=period_s, return_when=asyncio.FIRST_COMPLETED,
+                )  # fmt: skip
+                if link.lost.done() or self.is_current(link):
+                    continue
+                try:
+                    fresh = await self.open_link(number, newest=True)
+                except (OSError, PydiError, TimeoutError) as exc:
+                    _log.debug("no new connection to node %d yet: %s", number, exc)
+                    continue
+                link.retire()
+                link = self._links[number] = fresh
             _log.info("connection to node %d lost", number)
         finally:
             link.close()
@@ -461,13 +527,21 @@ class Peers:
                 del self._links[number]
                 self.lost_ns[number] = time.time_ns()
 
-    async def _connect(self, address: Address) -> Link:
+    async def _connect(self, address: Address, *, newest: bool = False) -> Link:
+        """A connection under the newest secret that the other side has, too; StrangerError."""
         hello = Hello(
-            wire.PROTOCOL_VERSIONS, Role.NODE, self._credentials.cluster, self._node,
+            wire.PROTOCOL_VERSIONS, Role.NODE, self._keyring.cluster, self._node,
             socket.gethostname(),
             {"address": str(self.address), HISTORY_KEY: pack(self.histories)},
         )  # fmt: skip
-        return await connect_to(address, hello, tls.client_context(self._leaf), self._credentials)
+        first: StrangerError | None = None
+        for credentials, leaf in self._leaves[: 1 if newest else None]:
+            try:
+                return await connect_to(address, hello, tls.client_context(leaf), credentials)
+            except StrangerError as exc:
+                first = first or exc
+        assert first is not None
+        raise first
 
     async def _register(self) -> None:
         """The books say where and what this node is, once a leader takes the entry."""
@@ -633,7 +707,7 @@ async def connect_to(
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             transport, protocol = await loop.create_connection(
                 lambda: Link(hello), address.host, address.port, ssl=context,
-                server_hostname="",
+                server_hostname=credentials.server_name,
             )  # fmt: skip
     except ssl.SSLCertVerificationError as exc:
         what = str(exc.verify_message)
@@ -653,6 +727,7 @@ async def connect_to(
     except TrustError as exc:
         protocol.close()
         raise StrangerError(f"{address}: {exc}") from exc
+    protocol.generation = credentials.generation
     return protocol
 
 

@@ -73,6 +73,7 @@ class Session:
         self.host = host
         self.about = about
         self.limits: MountLimits | None = None  # of a mount that came with a mount token
+        self.generation: int | None = None  # of the secret that proved it; None: unix socket
         self.bounds: Bounds | None = None  # when that is for one directory
         self.node: NodeNumber | None = None  # when the peer is a node
         self.opens: dict[Ino, int] = {}

@@ -7,6 +7,7 @@ part; whoever does not answer is shown as the books have it.
 from __future__ import annotations
 
 import asyncio
+import datetime
 from collections.abc import Callable
 from typing import Any
 
@@ -109,6 +110,13 @@ class Status:
         advice = advise(nodes, blobs, quorum, factor_max(totals, copies))
         lost = missing_blobs(tree, reachable) if blobs["missing"] else []
         lost += [BlobId(blob) for part in parts if part is not None for blob in _gone(part)]
+        change = tree.secret_change()
+        if change is not None and change.sealed_old:
+            advice.append(
+                "the cluster's secret is being changed: old tokens work until"
+                f" {datetime.datetime.fromtimestamp(change.ends_s, datetime.UTC):%Y-%m-%d %H:%M}"
+                " UTC, or pydi token rotate --finish"
+            )
         if replica.space_is_short:
             advice.append(f"the disk of node {self._service.node} is full: make room on it")
         return {

@@ -19,7 +19,8 @@ from pydi_node.records import TokenInfo
 from pydi_node.runtime.server import Server
 from pydi_node.runtime.service import Request, Service, Session
 from pydi_node.tree.machine import Tree
-from pydi_node.wire.trust import MountLimits, NodeToken, mount_token
+from pydi_node.wire.keyring import Keyring
+from pydi_node.wire.trust import MountLimits, mount_token
 
 _log = logging.getLogger(__name__)
 
@@ -46,10 +47,10 @@ def trouble_with(limits: MountLimits | None, tree: Tree, now_s: float) -> str | 
 class Tokens:
     """See the module's text."""
 
-    def __init__(self, service: Service, server: Server, token: NodeToken) -> None:
+    def __init__(self, service: Service, server: Server, keyring: Keyring) -> None:
         self._service = service
         self._server = server
-        self._token = token
+        self._keyring = keyring
         self.admin: dict[str, Callable[[Request, dict[str, Any]], Any]] = {
             "token-create": self._create,
             "token-list": self._list,
@@ -60,12 +61,15 @@ class Tokens:
         """Ends sessions, live ones too, when their token does."""
         while True:
             await asyncio.sleep(LOOK_PERIOD_S)
-            self._end_sessions()
+            self.end_sessions()
 
-    def _end_sessions(self) -> None:
+    def end_sessions(self) -> None:
+        """Those whose token opens nothing any more end now."""
         now_s, tree = time.time(), self._service.tree
 
         def why(session: Session) -> str | None:
+            if session.generation is not None and not self._keyring.has(session.generation):
+                return "the cluster's secret was changed"
             return trouble_with(session.limits, tree, now_s)
 
         self._server.end_sessions(why)
@@ -92,7 +96,7 @@ class Tokens:
             False,
         )  # fmt: skip
         limits = MountLimits(read_only, directory, expires_s, info.token_id)
-        text = mount_token(self._token, limits).text()
+        text = mount_token(self._keyring.newest, limits).text()
         await self._service.housekeep(SetToken(*info), request.deadline_s)
         return {"token": text, **_shown(info)}
 
@@ -121,7 +125,7 @@ class Tokens:
             raise UserError(f"{what} the id {wanted}: see pydi token list")
         info = found[0]._replace(revoked=True)
         await self._service.housekeep(SetToken(*info), request.deadline_s)
-        self._end_sessions()
+        self.end_sessions()
         _log.info("mount token %s was revoked", info.token_id.hex())
         return _shown(info)
 

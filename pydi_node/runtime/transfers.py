@@ -67,6 +67,7 @@ class _Node:
         self.usage = Usage(0, 0, 0, 0)
         self.latency_s = 0.0  # of a small request, averaged
         self.relayed_bytes = 0  # sent by relays and not confirmed
+        self.relays = 0  # under way: they keep to the link that they began on
 
 
 class Transfers:
@@ -283,7 +284,7 @@ class Transfers:
                 except (PydiError, ValueError) as exc:
                     _log.debug("link for content to node %d: %s", number, exc)
                 finally:
-                    link.close()
+                    node.link.close()
                     if self._nodes.pop(number, None) is not None:
                         delay_s = RECONNECT_MIN_S
                         _log.info("node %d takes and gives no content now", number)
@@ -303,6 +304,19 @@ class Transfers:
                 self._arrived.set()
                 _log.info("node %d takes and gives content", number)
             await asyncio.wait([node.link.lost], timeout=REPORT_PERIOD_S)
+            if not self._peers.is_current(node.link):
+                await self._renew(number, node)
+
+    async def _renew(self, number: NodeNumber, node: _Node) -> None:
+        """Its link is under the newest secret, if the other side has that and nothing goes on."""
+        try:
+            fresh = await self._peers.open_link(number, newest=True)
+        except (OSError, PydiError, TimeoutError) as exc:
+            _log.debug("no new link for content to node %d yet: %s", number, exc)
+            return
+        if node.link.is_idle and node.relays == 0:
+            node.link, fresh = fresh, node.link
+        fresh.close()
 
 
 class Relay:
@@ -319,11 +333,15 @@ class Relay:
         self._blob = blob
         self._sent: deque[tuple[int, asyncio.Future[Any]]] = deque()  # bytes, answer
         self._sent_bytes = 0
+        self._counted = False
         self._aborted = False
 
     async def begin(self) -> None:
         """The other node is ready to write."""
         self._send(ReplicaCreate(self._blob))
+        assert self._node is not None
+        self._node.relays += 1
+        self._counted = True
         await self._settle(0)
 
     async def write(self, offset: int, payload: bytes) -> None:
@@ -343,10 +361,12 @@ class Relay:
     async def finish(self, stall_s: float) -> None:
         """All that was sent is done."""
         await self._settle(0, stall_s)
+        self._end()
 
     def abort(self) -> None:
         """The other node forgets it."""
         self._aborted = True
+        self._end()
         for length, _ in self._sent:
             self._confirm(length)
         self._sent.clear()
@@ -379,6 +399,12 @@ class Relay:
                 return
             self._sent.popleft()
             self._confirm(length)
+
+    def _end(self) -> None:
+        if self._counted:
+            self._counted = False
+            assert self._node is not None
+            self._node.relays -= 1
 
     def _confirm(self, length: int) -> None:
         self._sent_bytes -= length

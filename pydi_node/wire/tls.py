@@ -51,10 +51,16 @@ def identity_of(
 
     connection  ``transport.get_extra_info("ssl_object")`` of an asyncio transport.
     """
+    return peer_identity(certificate_of(connection), credentials, now_s)
+
+
+def certificate_of(connection: ssl.SSLObject | ssl.SSLSocket) -> bytes:
+    """The certificate, DER, that the peer of a finished handshake has shown; TrustError for none.
+    Only ``trust`` tells what it is worth."""
     certificate = connection.getpeercert(binary_form=True)
     if certificate is None:
         raise TrustError("the peer shows no certificate")
-    return peer_identity(certificate, credentials, now_s)
+    return certificate
 
 
 def _prepare(context: ssl.SSLContext, leaf: Leaf) -> ssl.SSLContext:

@@ -88,7 +88,7 @@ def _feed_session(make: Callable[[], Session]) -> Callable[[bytes], bool]:
 
 
 def _feed_beacon(data: bytes) -> bool:
-    ear = Ear(NODE_TOKEN.cluster, CREDENTIALS.beacon_key, b"o" * 8, b"q" * 16)
+    ear = Ear(NODE_TOKEN.cluster, (CREDENTIALS.beacon_key,), b"o" * 8, b"q" * 16)
     assert ear.hear(data, NOW_MS) is None or data in BEACONS
     # As from somebody who has a token, so that what is behind the HMAC is reached.
     return ear.hear(sign(data[:-HMAC_BYTES], CREDENTIALS.beacon_key), NOW_MS) is not None

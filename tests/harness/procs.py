@@ -190,12 +190,13 @@ class WireClient:
     def tls(cls, address: str, token: str, role: Role = Role.CLIENT) -> WireClient:
         host, _, port = address.rpartition(":")
         now_s = int(time.time())
-        leaf = make_leaf(
-            credentials_of(parse_token(token, now_s)), 0, now_s, secrets.token_bytes(SEED_BYTES)
-        )
+        credentials = credentials_of(parse_token(token, now_s))
+        leaf = make_leaf(credentials, 0, now_s, secrets.token_bytes(SEED_BYTES))
         sock = socket.create_connection((host, int(port)), CALL_DEADLINE_S)
         try:
-            sock = tls.client_context(leaf).wrap_socket(sock)
+            sock = tls.client_context(leaf).wrap_socket(
+                sock, server_hostname=credentials.server_name
+            )
             return cls(sock, role)
         except BaseException:
             sock.close()

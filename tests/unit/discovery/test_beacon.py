@@ -38,7 +38,7 @@ def beacon(time_ms: int = NOW_MS, instance: bytes = NODE, nonce: bytes = b"") ->
 
 
 def ear() -> Ear:
-    return Ear(CLUSTER, KEY, OWN, NONCE)
+    return Ear(CLUSTER, (KEY,), OWN, NONCE)
 
 
 def signed(kind: int, value: object, key: bytes = KEY, magic: bytes = MAGIC) -> bytes:
@@ -113,6 +113,20 @@ def test_a_repeated_question_is_ignored() -> None:
     assert listener.hear(datagram, NOW_MS) is not None
     assert listener.hear(datagram, NOW_MS) is None
     assert listener.hear(pack_question(Question(b"x" * 16, NOW_MS + 1), CLUSTER, KEY), NOW_MS)
+
+
+def test_in_an_overlap_both_keys_count_and_then_the_new_one() -> None:
+    """The ear knows under which key it was asked, and so has to answer."""
+    listener = ear()
+    listener.keys = (b"n" * 32, KEY)
+    for number, key in enumerate((b"n" * 32, KEY, b"n" * 32)):
+        datagram = pack_beacon(beacon(NOW_MS + number), CLUSTER, key)
+        assert listener.hear(datagram, NOW_MS) == beacon(NOW_MS + number)
+        assert listener.key == key
+    assert listener.hear(pack_beacon(beacon(NOW_MS + 9), CLUSTER, b"o" * 32), NOW_MS) is None
+    listener.keys = (b"n" * 32,)
+    assert listener.hear(pack_beacon(beacon(NOW_MS + 9), CLUSTER, KEY), NOW_MS) is None
+    assert listener.counts == {Ignored.FORGED: 2}
 
 
 def test_own_beacons_are_not_heard() -> None:

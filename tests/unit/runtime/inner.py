@@ -25,8 +25,9 @@ from pydi_node.runtime.node import SystemClock
 from pydi_node.runtime.peers import Peers
 from pydi_node.runtime.service import Request, Service, Session
 from pydi_node.runtime.treefiles import TreeFiles
+from pydi_node.wire.keyring import Keyring
 from pydi_node.wire.messages import Role
-from pydi_node.wire.trust import NodeToken, credentials_of
+from pydi_node.wire.trust import NodeToken
 
 ONE = NodeNumber(1)
 
@@ -56,7 +57,7 @@ class Inner:
         )
         replica = Replica(raft, self.tree_files.tree, ReplicaConfig(), clock.now())
         token = NodeToken.new(secrets.token_bytes(48))
-        self.peers = Peers(ONE, credentials_of(token), ())
+        self.peers = Peers(ONE, Keyring(token), ())
         self.room = True
         self.driver = Driver(
             replica, self.log, clock, self.tree_files, LogContext(),

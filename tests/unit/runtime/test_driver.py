@@ -19,8 +19,9 @@ from pydi_node.runtime.server import Server
 from pydi_node.runtime.service import Request
 from pydi_node.runtime.status import Status
 from pydi_node.runtime.transfers import Transfers
+from pydi_node.wire.keyring import Keyring
 from pydi_node.wire.messages import Admin
-from pydi_node.wire.trust import NodeToken, credentials_of
+from pydi_node.wire.trust import NodeToken
 from tests.unit.runtime.inner import Inner
 
 PATIENCE_S = 0.2
@@ -76,7 +77,7 @@ def test_status_is_answered_by_a_node_that_is_behind(tmp_path: Path) -> None:
             peers.address = Address("127.0.0.1", 1)
             service.replication = Replication(service, transfers)
             admission = Admission(
-                credentials_of(NodeToken.new(secrets.token_bytes(48))), service.node, service, peers
+                Keyring(NodeToken.new(secrets.token_bytes(48))), service.node, service, peers
             )
             status = Status(service, Server(service, admission, peers.receive), peers)
             deadline_s = asyncio.get_running_loop().time() + PATIENCE_S
