@@ -237,16 +237,19 @@ class Connection(asyncio.Protocol):
         assert self._identity is not None
         version = wire.choose_version(hello)
         if version is None:
-            self._refuse(Refusal.VERSION, "no protocol version in common: update the older PyDi")
+            self._refuse(
+                Refusal.VERSION,
+                f"no protocol version in common: this PyDi speaks {wire.PROTOCOL_VERSIONS[-1]}, the"
+                f" other one {max(hello.versions, default=0)}: update the older one",
+                is_told=True,
+            )
             return
         if server.stopping and hello.role is not Role.NODE:
             self._refuse(Refusal.STOPPING, "this node is about to stop")
             return
         admitted = server.admission.admit(hello, self._identity)
         if not isinstance(admitted, Session):
-            if server.is_news(f"{self._identity.host}: {admitted[1]}"):
-                _log.warning("refused %s: %s", self._identity.name, admitted[1])
-            self._refuse(*admitted)
+            self._refuse(*admitted, is_told=True)
             return
         self._session = admitted
         server.forget_stranger(self._place)
@@ -463,7 +466,11 @@ class Connection(asyncio.Protocol):
         except Exception as exc:
             self._on_bug(exc)
 
-    def _refuse(self, refusal: Refusal, sentence: str) -> None:
+    def _refuse(self, refusal: Refusal, sentence: str, *, is_told: bool = False) -> None:
+        """is_told: it is a matter for a person, who reads the log."""
+        assert self._identity is not None
+        if is_told and self._server.is_news(f"{self._identity.host}: {sentence}"):
+            _log.warning("refused %s: %s", self._identity.name, sentence)
         self._write(self._wire.send_refuse(refusal, sentence))
         self._close()
 
