@@ -8,6 +8,8 @@
                                           the memory of both daemons
     scripts/bench --repair                content between three nodes against cp, and the time to
                                           full replication after the loss of one of them
+    scripts/bench --network               content over TLS against the unix socket, and the latency
+                                          of both while strangers flood the node
     scripts/bench --inodes N              a node with N inodes: its start, its memory, and its rate
                                           while a new node gets all of its tree
     scripts/bench --mount                 a node and a mount of its own against a plain directory on
@@ -26,6 +28,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -434,6 +437,39 @@ def measure_size(work: Path, inodes: int) -> None:
         emit_memory({"pydi-node": node.pid}, "after that")
 
 
+def measure_network(work: Path, rounds: int, file_bytes: int, count: int) -> None:
+    """TLS and the unix socket turn by turn; then single requests alone and under floods."""
+    import bench_network  # as above
+    from bench_cluster import running
+
+    inside = Path(tempfile.mkdtemp(prefix="n", dir=work))
+    with running(inside, 1, started) as nodes:
+        directory = nodes[0].directory
+        size = max(1, file_bytes // MIB) * MIB
+        ways = asyncio.run(bench_network.throughput(directory, rounds, size))
+        rates: dict[str, list[float]] = {}
+        for way in ways:
+            for what, seconds in (("write", way.writes_s), ("read", way.reads_s)):
+                figure = Figure(size, statistics.median(seconds), "MiB/s")
+                emit_figure(f"content over {way.way}, {what}", inside, figure)
+                rates.setdefault(what, []).append(figure.rate)
+        for what, (over_tls, local) in rates.items():
+            emit(name=f"TLS / unix socket, {what}", ratio=round(over_tls / local, 2))
+        alone: dict[tuple[str, str], float] = {}
+        for entry in asyncio.run(bench_network.latency(directory, rounds, count)):
+            for what, samples in (("query", entry.query_s), ("create", entry.create_s)):
+                among = f"{entry.kind} strangers" if entry.kind else "no strangers"
+                median = statistics.median(samples)
+                emit(
+                    name=f"{what} over {entry.way}, {among}",
+                    unit="ms",
+                    median=round(median * 1000, 3),
+                    high=round(bench_network.high(samples) * 1000, 3),
+                    ratio=round(median / alone.setdefault((entry.way, what), median), 2),
+                    strangers_per_s=round(entry.strangers_per_s),
+                )
+
+
 # --- command line --------------------------------------------------------------------------------
 
 
@@ -464,6 +500,8 @@ def parse_arguments() -> argparse.Namespace:
                         help="measure listing and walking N files")  # fmt: skip
     parser.add_argument("--repair", action="store_true",
                         help="measure transfer and repair between three nodes")  # fmt: skip
+    parser.add_argument("--network", action="store_true",
+                        help="measure TLS, and what strangers cost")  # fmt: skip
     parser.add_argument("--inodes", type=int, default=0, metavar="N",
                         help="measure a node with N inodes")  # fmt: skip
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16], metavar="M",
@@ -488,10 +526,12 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     kinds = (
         arguments.directory, arguments.mount, arguments.cluster, arguments.walk, arguments.repair,
-        arguments.inodes,
+        arguments.inodes, arguments.network,
     )  # fmt: skip
     if sum(map(bool, kinds)) != 1:
-        parser.error("give one of DIR, --mount, --cluster, --walk, --repair and --inodes")
+        parser.error(
+            "give one of DIR, --mount, --cluster, --walk, --repair, --network and --inodes"
+        )
     for directory in filter(None, (arguments.directory, arguments.against, arguments.work)):
         if not directory.is_dir():
             parser.error(f"{directory} is not a directory")
@@ -519,6 +559,9 @@ def main() -> None:
             return
         if arguments.repair:
             measure_repair(work, arguments.files, arguments.file_size)
+            return
+        if arguments.network:
+            measure_network(work, arguments.rounds, arguments.file_size, arguments.files)
             return
         if arguments.inodes:
             measure_size(work, arguments.inodes)

@@ -69,6 +69,11 @@ CONNECTIONS_MAX = 1024
 # there is as much room again, which nobody from elsewhere can take.
 STRANGERS_MAX = 128
 STRANGERS_PER_ADDRESS_MAX = 32
+# Strangers that end without a welcome: so many a second, after a burst. What comes faster waits in
+# the kernel's queue, unread. 2,000 a second of them, which one machine can send, made a create of
+# those who have a token take four times as long; a handshake that fails costs 0.3 to 1 ms.
+FAILURES_PER_S = 100.0
+FAILURES_BURST = 64.0
 # A refusal is logged once in this time: a mount whose token was revoked asks every second, and who
 # floods us must not fill the disk with it.
 TOLD_PERIOD_S = 60.0
@@ -180,6 +185,8 @@ class Connection(asyncio.Protocol):
         # know. Its own end comes without one (and with uvloop's TLS without an eof_received), and
         # between two processes of a machine there is nothing else that ends a connection.
         self._server.remove(self, knows=self._hung_up or exc is None or self._is_unix)
+        if self._session is None and not self._is_unix:
+            self._server.on_failure()
         self._server.forget_stranger(self._place)
         if self._session is not None:
             self._server.service.end(self._session)
@@ -539,6 +546,8 @@ class Server:
         service.lease = self._lease
         self._connections: set[Connection] = set()
         self._strangers: dict[object, str | None] = {}  # places, and the address of who has it
+        self._patience = FAILURES_BURST  # strangers that may fail now
+        self._patience_s = self.loop.time()  # when it was that
         self._told: dict[str, float] = {}  # refusals that were logged, and when; oldest first
         self.context: ssl.SSLContext  # for new connections
         self._tcp_socket: socket.socket | None = None
@@ -617,6 +626,8 @@ class Server:
         done, and strangers have to be counted before.
         """
         while True:
+            if (pause_s := self._pause_s()) > 0.0:
+                await asyncio.sleep(pause_s)
             try:
                 sock, peer = await self.loop.sock_accept(listener)
             except OSError as exc:
@@ -626,6 +637,7 @@ class Server:
                 continue
             place = object()
             if not self.let_in(place, _host(peer)):
+                self.on_failure()
                 sock.close()
                 continue
             task = self.loop.create_task(self._shake_hands(sock, place))
@@ -642,11 +654,25 @@ class Server:
             )  # fmt: skip
         except OSError as exc:
             _log.debug("no TLS with a stranger: %s", exc)
+            self.on_failure()
             self.forget_stranger(place)
             sock.close()
         except asyncio.CancelledError:
             sock.close()
             raise
+
+    def on_failure(self) -> None:
+        """A stranger from the network is gone, and never was welcomed."""
+        self._pause_s()
+        self._patience -= 1.0
+
+    def _pause_s(self) -> float:
+        """How long to wait before the next stranger; 0.0: not at all."""
+        now_s = self.loop.time()
+        gained = (now_s - self._patience_s) * FAILURES_PER_S
+        self._patience = min(self._patience + gained, FAILURES_BURST)
+        self._patience_s = now_s
+        return max(0.0, (1.0 - self._patience) / FAILURES_PER_S)
 
     def let_in(self, place: object, host: str | None) -> bool:
         """Whether there is room for one more that nobody knows yet; it has the place then."""

@@ -106,3 +106,23 @@ def test_transfer(tmp_path: Path) -> None:
     ]
     assert all(line.get("rate", line.get("ratio", 0)) > 0 for line in lines)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_network(tmp_path: Path) -> None:
+    """--network compares TLS with the unix socket, and single requests with and without strangers,
+    who all connected; and leaves nothing."""
+    lines = bench(
+        "--network", "--work", tmp_path, "--rounds", "1", "--files", "20", "--file-size", "2M"
+    )
+    assert [line["name"] for line in lines if "ratio" in line and "median" not in line] == [
+        "TLS / unix socket, write",
+        "TLS / unix socket, read",
+    ]
+    singles = [line for line in lines if "median" in line]
+    assert len(singles) == 2 * 2 * 4  # query and create, both ways, alone and three kinds of flood
+    assert all(0 < line["median"] <= line["high"] for line in singles)
+    assert all(
+        (line["strangers_per_s"] > 0) != line["name"].endswith("no strangers") for line in singles
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,8 @@ import pytest
 
 from pydi_node.config import Address
 from pydi_node.runtime.server import (
+    FAILURES_BURST,
+    FAILURES_PER_S,
     STRANGERS_MAX,
     STRANGERS_PER_ADDRESS_MAX,
     PeerIdentity,
@@ -154,6 +156,33 @@ def test_strangers_of_the_network_keep_no_mount_of_this_machine_out(tmp_path: Pa
             assert not server.let_in("one more", None)
             server.forget_stranger(0)
             assert server.let_in("one more", "10.0.0.9")
+            server.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))
+
+
+def test_strangers_that_fail_are_let_in_at_a_pace(tmp_path: Path) -> None:
+    """A burst at once, then so many a second; the others wait in the kernel. Who comes over the
+    unix socket, or was let in before, waits for nothing: only accepting does."""
+
+    async def scenario() -> None:
+        credentials = credentials_of(NodeToken.new(secrets.token_bytes(48)))
+        leaf = make_leaf(credentials, 1, int(time.time()), os.urandom(SEED_BYTES))
+        more = 20
+        async with Inner(tmp_path) as inner:
+            server = Server(inner.service, _Nobody(), lambda session, message: None)
+            address = await server.listen_tcp(Address("127.0.0.1", 0), tls.server_context(leaf))
+            assert server._pause_s() == 0.0
+            began_s = time.monotonic()
+            for _ in range(int(FAILURES_BURST) + more):
+                reader, writer = await asyncio.open_connection(address.host, address.port)
+                writer.write(b"noise, and no TLS record")
+                await reader.read()
+                writer.close()
+            took_s = time.monotonic() - began_s
+            assert took_s > 0.9 * (more - 1) / FAILURES_PER_S
+            assert server._pause_s() > 0.0
+            assert server.let_in("local", None)
             server.close()
 
     asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))
