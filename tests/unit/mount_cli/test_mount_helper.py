@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -59,19 +60,52 @@ def test_options_that_take_a_value_are_those_of_pydi_mount() -> None:
             assert command == ["/m", f"--{option.name}", "1"]
 
 
-def test_install_and_remove(tmp_path: Path) -> None:
-    """Below another root: a unit that starts the node by its full path, and both helpers; removed,
-    nothing is left."""
-    programs = tmp_path / "bin with space"
+def stand_ins(programs: Path) -> None:
+    """Programs that only say what they were asked."""
     programs.mkdir()
     for name in ("pydi-node", "mount.pydi"):
         (programs / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
         (programs / name).chmod(0o755)
+
+
+FOLDERS = ["bin", "bin with space", "100%own $HOME"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_systemd_understands_the_unit(tmp_path: Path, folder: str) -> None:
+    """systemd-analyze finds nothing to say, and the program where it is, whatever its path."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("there is no systemd-analyze command (Debian: package systemd)")
+    programs = tmp_path / folder
+    stand_ins(programs)
+    subprocess.run(
+        [ROOT / "scripts/install-service", "--root", tmp_path / "root"],
+        check=True, env={**os.environ, "BIN": str(programs)}, timeout=60, capture_output=True,
+    )  # fmt: skip
+    unit = tmp_path / "root/etc/systemd/system/pydi-node.service"
+    command = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    verified = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
+    assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
+    # And so it would have told of a program that is not there, and of a word that it does not know.
+    (programs / "pydi-node").unlink()
+    unit.write_text(unit.read_text().replace("PrivateTmp=", "PrivateTemp="))
+    verified = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
+    assert "PrivateTemp" in verified.stderr
+    assert "pydi-node is not executable" in verified.stderr
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_install_and_remove(tmp_path: Path, folder: str) -> None:
+    """Below another root: a unit that starts the node by its full path, and both helpers; removed,
+    nothing is left."""
+    programs = tmp_path / folder
+    stand_ins(programs)
     script = [ROOT / "scripts/install-service", "--root", tmp_path / "root"]
     environment = {**os.environ, "BIN": str(programs)}
     subprocess.run(script, check=True, env=environment, timeout=60, capture_output=True)
     unit = (tmp_path / "root/etc/systemd/system/pydi-node.service").read_text()
-    assert f'ExecStart="{programs}/pydi-node" /var/lib/pydi\n' in unit
+    if folder == "bin with space":  # the others are systemd's matter, above
+        assert f'ExecStart="{programs}/pydi-node" /var/lib/pydi\n' in unit
     for name in ("mount.pydi", "mount.fuse.pydi"):
         helper = tmp_path / "root/sbin" / name
         ran = subprocess.run([helper, "pydi", "/m m"], check=True, capture_output=True, timeout=60)
@@ -80,3 +114,16 @@ def test_install_and_remove(tmp_path: Path) -> None:
         [*script, "--remove"], check=True, env=environment, timeout=60, capture_output=True
     )
     assert [p for p in (tmp_path / "root").rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.parametrize("folder", ["it's", 'the "one"', "back\\slash"])
+def test_what_systemd_would_not_start_is_refused(tmp_path: Path, folder: str) -> None:
+    """One sentence, and no half unit."""
+    stand_ins(tmp_path / folder)
+    ran = subprocess.run(
+        [ROOT / "scripts/install-service", "--root", tmp_path / "root"], check=False, timeout=60,
+        env={**os.environ, "BIN": str(tmp_path / folder)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == 1
+    assert "quotes or backslashes" in ran.stderr
+    assert not (tmp_path / "root").exists()
