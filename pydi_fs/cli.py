@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import io
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -34,7 +35,7 @@ from pydi_fs.commands_offline import OFFLINE
 from pydi_fs.commands_session import Session, warn
 from pydi_fs.completion_scripts import SHELLS, Command
 from pydi_fs.progress import Progress
-from pydi_node import __version__
+from pydi_node import __version__, portable
 from pydi_node.errors import (
     EXIT_FAILED,
     EXIT_OK,
@@ -454,7 +455,7 @@ def connection_config(
     ours = {option.variable for option in shared}
     environ = {k: v for k, v in environ.items() if k in ours or not k.startswith("PYDI_")}
     picked = mount_config.pick(flags, environ, {}, "")
-    return mount_config.build("", picked, environ, os.geteuid())
+    return mount_config.build("", picked, environ, portable.identity().uid)
 
 
 def run_offline(arguments: argparse.Namespace) -> int:
@@ -490,6 +491,9 @@ def fail(error: PydiError | OSError) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A console may lack characters that names have; content never passes through here.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if not __debug__:
             raise UserError("PyDi checks itself with assertions: start it without python -O")

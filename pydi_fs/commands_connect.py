@@ -21,6 +21,7 @@ from pydi_fs.mount_config import MountConfig, parse_address
 from pydi_fs.progress import Progress
 from pydi_fs.vfs.past import PastVfs
 from pydi_fs.vfs.vfs import VfsConfig
+from pydi_node import portable
 from pydi_node.commands import Caller
 from pydi_node.errors import UserError
 from pydi_node.wire.messages import Role
@@ -42,7 +43,7 @@ async def connected(
         with tempfile.TemporaryDirectory(prefix="pydi-", dir=_staging_parent()) as staging:
             vfs = PastVfs(client, VfsConfig(staging_dir=Path(staging)))
             await vfs.start()
-            caller = Caller(os.geteuid(), os.getegid(), tuple(os.getgroups()))
+            caller = Caller(*portable.identity())
             yield Session(client, vfs, caller, _umask(), json, progress)
             await vfs.stop()
     finally:

@@ -18,6 +18,7 @@ from pydi_fs.transfer import measure
 from pydi_fs.transfer.download import Download
 from pydi_fs.transfer.plan import CopyOptions
 from pydi_fs.transfer.upload import Upload
+from pydi_node import portable
 from pydi_node.errors import EXIT_USAGE, FileError, UserError
 from pydi_node.records import Attr
 
@@ -38,7 +39,7 @@ def _options(arguments: argparse.Namespace) -> CopyOptions:
 async def put(session: Session, arguments: argparse.Namespace) -> None:
     """``put SOURCE... TARGET``: local files into the tree; SOURCE "-" is standard input."""
     options = _options(arguments)
-    *sources, target = map(os.fsencode, arguments.path)
+    *sources, target = map(portable.bytes_of, arguments.path)
     # The shell's own directory may be another one before the copy is done.
     sources = [s if s == STANDARD else _absolute(s) for s in sources]
     found = await or_none(session.resolve(target))
@@ -65,6 +66,8 @@ async def _put_one(upload: Upload, source: bytes, target: bytes, into: Attr | No
     status = os.lstat(source)
     if into is not None:
         parent, name = into.ino, os.path.basename(source)
+        if not name:  # the root of a disk
+            raise UserError(f"{show(source)}: has no name of its own: name the TARGET", EXIT_USAGE)
     else:
         parent, name = await session.parent_of(target)
     if not stat.S_ISDIR(status.st_mode):
@@ -79,7 +82,7 @@ async def _put_one(upload: Upload, source: bytes, target: bytes, into: Attr | No
 async def get(session: Session, arguments: argparse.Namespace) -> None:
     """``get SOURCE... TARGET``: files of the tree to local ones; TARGET "-" is standard output."""
     options = _options(arguments)
-    *sources, target = map(os.fsencode, arguments.path)
+    *sources, target = map(portable.bytes_of, arguments.path)
     is_slashed = target.endswith(b"/")
     if target != STANDARD:
         target = _absolute(target)
@@ -104,6 +107,10 @@ async def _get_one(download: Download, source: bytes, target: bytes, into: bool)
     if at_end in (b".", b".."):
         raise UserError(f"{show(source)}: name a file or directory", EXIT_USAGE)
     attr = await session.resolve(source, follow=target == STANDARD)
+    refusal = portable.name_refusal(at_end) if into else None
+    if refusal is not None:
+        session.complain(f"{show(source)}: left out: {refusal}: name a TARGET file")
+        return
     local = os.path.join(target, at_end) if into else target
     if attr.is_dir and not download.options.recursive:
         session.complain(f"{show(source)}: is a directory (get -r copies it)")

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import errno
-import grp
 import json
 import os
-import pwd
 import stat
 import sys
 import time
 
 from pydi_fs.commands_session import FILE_ERRORS, Session, about, in_parallel, or_none, show
+from pydi_node import portable
 from pydi_node.errors import EXIT_USAGE, FileError, UserError, errno_of
 from pydi_node.ids import ROOT_INO, Ino
 from pydi_node.records import Attr, DirEntry
@@ -32,7 +31,7 @@ _RECENT_NS = 180 * 86400 * 10**9  # ls(1): older files show the year instead of 
 
 async def list_files(session: Session, arguments: argparse.Namespace) -> None:
     """``ls``: what a directory holds, one name a line, sorted by bytes."""
-    paths = [os.fsencode(path) for path in arguments.path] or [b"."]
+    paths = [portable.bytes_of(path) for path in arguments.path] or [b"."]
     listed = []
     for number, path in enumerate(paths):
         try:
@@ -66,13 +65,13 @@ async def describe(session: Session, path: bytes, entry: DirEntry) -> dict[str, 
     """One entry as JSON; bytes that are no UTF-8 become lone surrogates, as os.fsdecode does it."""
     attr = entry.attr
     described: dict[str, object] = {
-        "name": os.fsdecode(entry.name), "path": os.fsdecode(path),
+        "name": portable.text_of(entry.name), "path": portable.text_of(path),
         "type": _TYPES[stat.S_IFMT(attr.mode)], "mode": f"{stat.S_IMODE(attr.mode):04o}",
         "ino": attr.ino, "nlink": attr.nlink, "uid": attr.uid, "gid": attr.gid, "size": attr.size,
         "mtime_ns": attr.mtime_ns,
     }  # fmt: skip
     if attr.is_symlink:
-        described["target"] = os.fsdecode(await session.vfs.readlink(attr.ino))
+        described["target"] = portable.text_of(await session.vfs.readlink(attr.ino))
     return described
 
 
@@ -83,8 +82,8 @@ async def _print_long(session: Session, entries: list[DirEntry]) -> None:
         name = entry.name
         if attr.is_symlink:
             name += b" -> " + await session.vfs.readlink(attr.ino)
-        row = (stat.filemode(attr.mode), str(attr.nlink), owner_name(attr.uid),
-               owner_name(attr.gid, group=True),
+        row = (stat.filemode(attr.mode), str(attr.nlink), portable.user_name(attr.uid),
+               portable.group_name(attr.gid),
                _size(attr), _when(attr.mtime_ns))  # fmt: skip
         rows.append((row, name))
     widths = [max(len(row[column]) for row, _ in rows) for column in range(6)] if rows else []
@@ -99,7 +98,7 @@ async def _print_long(session: Session, entries: list[DirEntry]) -> None:
 
 def _size(attr: Attr) -> str:
     if stat.S_ISBLK(attr.mode) or stat.S_ISCHR(attr.mode):
-        return f"{os.major(attr.rdev)}, {os.minor(attr.rdev)}"
+        return "{}, {}".format(*portable.device_numbers(attr.rdev))
     return str(attr.size)
 
 
@@ -109,17 +108,9 @@ def _when(time_ns: int) -> str:
     return time.strftime("%b %e %H:%M" if recent else "%b %e  %Y", moment)
 
 
-def owner_name(number: int, group: bool = False) -> str:
-    """Of a user or group on this machine; the number where it has no name here."""
-    try:
-        return grp.getgrgid(number).gr_name if group else pwd.getpwuid(number).pw_name
-    except KeyError:
-        return str(number)
-
-
 async def show_tree(session: Session, arguments: argparse.Namespace) -> None:
     """``tree``: everything below a directory, drawn; symbolic links are shown, not followed."""
-    path = os.fsencode(arguments.path)
+    path = portable.bytes_of(arguments.path)
     try:
         top = await session.resolve(path)
     except FILE_ERRORS as exc:
@@ -154,7 +145,7 @@ async def show_tree(session: Session, arguments: argparse.Namespace) -> None:
 
 async def concatenate(session: Session, arguments: argparse.Namespace) -> None:
     """``cat``: the files' content, one after the other."""
-    for path in map(os.fsencode, arguments.path):
+    for path in map(portable.bytes_of, arguments.path):
         try:
             attr = await session.resolve(path)
             if not attr.is_regular:
@@ -166,7 +157,7 @@ async def concatenate(session: Session, arguments: argparse.Namespace) -> None:
 
 async def make_directories(session: Session, arguments: argparse.Namespace) -> None:
     """``mkdir``: new directories; with -p those above too, and existing ones are no error."""
-    for path in map(os.fsencode, arguments.path):
+    for path in map(portable.bytes_of, arguments.path):
         try:
             if arguments.parents:
                 await make_path(session, path)
@@ -197,7 +188,7 @@ async def make_path(session: Session, path: bytes) -> Ino:
 
 async def move(session: Session, arguments: argparse.Namespace) -> None:
     """``mv``: rename, or move into a directory; replaces a file of the same name."""
-    *sources, target = map(os.fsencode, arguments.path)
+    *sources, target = map(portable.bytes_of, arguments.path)
     found = await or_none(session.resolve(target))
     into = found if found is not None and found.is_dir else None
     if into is None and len(sources) > 1:
@@ -216,7 +207,7 @@ async def move(session: Session, arguments: argparse.Namespace) -> None:
 
 async def remove(session: Session, arguments: argparse.Namespace) -> None:
     """``rm``: remove names; with -r directories and all below them."""
-    for path in map(os.fsencode, arguments.path):
+    for path in map(portable.bytes_of, arguments.path):
         try:
             parent, name = await session.parent_of(path)
             attr = await session.vfs.lookup(parent, name)

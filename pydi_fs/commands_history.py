@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import os
 import stat
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from pydi_fs.commands_session import FILE_ERRORS, Session, about, show
 from pydi_fs.progress import format_bytes
 from pydi_fs.same_content import commit_same
 from pydi_fs.vfs.moments import NS_PER_S, parse_moment
-from pydi_node import commands
+from pydi_node import commands, portable
 from pydi_node.errors import EXIT_USAGE, FileError, UserError
 from pydi_node.ids import ROOT_INO, Ino, LogIndex
 from pydi_node.records import Attr, DirEntry, Version
@@ -143,7 +142,7 @@ async def index_of(session: Session, moment: str) -> LogIndex:
 
 def _clean(session: Session, path: str) -> bytes:
     """The path as the tree knows it. UserError for the root, which has no other state to go to."""
-    parts = [part for part in session.absolute(os.fsencode(path)).split(b"/") if part]
+    parts = [part for part in session.absolute(portable.bytes_of(path)).split(b"/") if part]
     if not parts or any(part in (b".", b"..") for part in parts):
         raise UserError(f"{path}: name a file or directory by its path from the root", EXIT_USAGE)
     return b"/" + b"/".join(parts)

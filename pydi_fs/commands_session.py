@@ -18,6 +18,7 @@ from pydi_fs.accessibility import explain
 from pydi_fs.client import Client
 from pydi_fs.progress import Progress
 from pydi_fs.vfs.vfs import Vfs
+from pydi_node import portable
 from pydi_node.commands import Caller
 from pydi_node.errors import (
     EXIT_FAILED,
@@ -61,7 +62,7 @@ class Session:
 
     def out(self, text: str | bytes, end: bytes = b"\n") -> None:
         """One line to standard output; a name's control characters can't steer a terminal."""
-        data = os.fsencode(text) + end
+        data = portable.bytes_of(text) + end
         if self._to_terminal:
             data = bytes(byte if byte >= 32 or byte in b"\n\t" else ord("?") for byte in data)
         sys.stdout.buffer.write(data)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from pydi_fs.commands_session import Session, show
+from pydi_node import portable
 from pydi_node.errors import EXIT_USAGE, UserError
 from pydi_node.wire.messages import Admin
 
@@ -60,7 +60,7 @@ async def _create(session: Session, arguments: argparse.Namespace) -> None:
             "token-create",
             {
                 "read_only": arguments.read_only,
-                "directory": os.fsencode(arguments.dir),
+                "directory": portable.bytes_of(arguments.dir),
                 "expires_s": expires_s,
                 "note": arguments.note,
             },

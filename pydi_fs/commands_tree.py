@@ -15,11 +15,12 @@ import time
 from collections.abc import AsyncIterator
 from fnmatch import fnmatchcase
 
-from pydi_fs.commands_files import describe, owner_name
+from pydi_fs.commands_files import describe
 from pydi_fs.commands_session import FILE_ERRORS, Session, about, in_parallel, or_none, show
 from pydi_fs.mount_config import parse_size
 from pydi_fs.progress import format_bytes
 from pydi_fs.same_content import commit_same
+from pydi_node import portable
 from pydi_node.errors import EXIT_USAGE, FileError, UserError
 from pydi_node.ids import Ino
 from pydi_node.records import Attr, DirEntry
@@ -29,7 +30,7 @@ _KINDS = {"f": stat.S_ISREG, "d": stat.S_ISDIR, "l": stat.S_ISLNK}
 
 async def remove_directories(session: Session, arguments: argparse.Namespace) -> None:
     """``rmdir``: remove directories that are empty."""
-    for path in map(os.fsencode, arguments.path):
+    for path in map(portable.bytes_of, arguments.path):
         try:
             parent, name = await session.parent_of(path)
             await session.vfs.rmdir(session.caller, parent, name)
@@ -42,7 +43,7 @@ async def remove_directories(session: Session, arguments: argparse.Namespace) ->
 
 async def copy(session: Session, arguments: argparse.Namespace) -> None:
     """``cp SOURCE... TARGET``: inside the tree; content is shared, so the size costs nothing."""
-    *sources, target = map(os.fsencode, arguments.path)
+    *sources, target = map(portable.bytes_of, arguments.path)
     found = await or_none(session.resolve(target))
     into = found if found is not None and found.is_dir else None
     if into is None and (len(sources) > 1 or target.endswith(b"/")):
@@ -173,13 +174,13 @@ async def walk(session: Session, path: bytes) -> AsyncIterator[tuple[bytes, Attr
 
 async def find(session: Session, arguments: argparse.Namespace) -> None:
     """``find``: paths of all that has the wanted name, type and size."""
-    pattern = None if arguments.name is None else os.fsencode(arguments.name)
+    pattern = None if arguments.name is None else portable.bytes_of(arguments.name)
     try:
         larger = None if arguments.larger is None else parse_size(arguments.larger, 0)
     except ValueError as exc:
         raise UserError(f"--larger {arguments.larger}: {exc}", EXIT_USAGE) from exc
     found = []
-    for top in map(os.fsencode, arguments.path or ["."]):
+    for top in map(portable.bytes_of, arguments.path or ["."]):
         try:
             async for path, attr in walk(session, top):
                 name = path.rstrip(b"/").rpartition(b"/")[2]
@@ -202,7 +203,7 @@ async def find(session: Session, arguments: argparse.Namespace) -> None:
 async def disk_usage(session: Session, arguments: argparse.Namespace) -> None:
     """``du``: what directories and all below them hold, in bytes of content; links count once."""
     used = []
-    for named in map(os.fsencode, arguments.path or ["."]):
+    for named in map(portable.bytes_of, arguments.path or ["."]):
         top = named.rstrip(b"/") or b"/"
         seen: set[Ino] = set()
         totals = {top: 0}
@@ -227,7 +228,7 @@ async def disk_usage(session: Session, arguments: argparse.Namespace) -> None:
             totals = {top: totals[top]}
         used += sorted(totals.items())
     if session.json:
-        rows = [{"path": os.fsdecode(path), "bytes": size} for path, size in used]
+        rows = [{"path": portable.text_of(path), "bytes": size} for path, size in used]
         session.out(json.dumps(rows, indent=2))
         return
     for path, size in used:
@@ -251,7 +252,7 @@ async def disk_free(session: Session, arguments: argparse.Namespace) -> None:
 async def show_status(session: Session, arguments: argparse.Namespace) -> None:
     """``stat``: all that is known of an inode."""
     described = []
-    for path in map(os.fsencode, arguments.path):
+    for path in map(portable.bytes_of, arguments.path):
         try:
             attr = await session.resolve(path, follow=False)
             row = await describe(session, path, DirEntry(0, path, attr))
@@ -269,7 +270,7 @@ async def show_status(session: Session, arguments: argparse.Namespace) -> None:
         session.out(b"   path  " + path)
         target = f" to {row['target']}" if attr.is_symlink else ""
         session.out(f"   type  {row['type']}{target}, inode {attr.ino}, {attr.nlink} names")
-        user, group = owner_name(attr.uid), owner_name(attr.gid, group=True)
+        user, group = portable.user_name(attr.uid), portable.group_name(attr.gid)
         session.out(f"   mode  {row['mode']} {stat.filemode(attr.mode)}, owner {user}:{group}")
         session.out(
             f"   size  {attr.size} bytes, {attr.allocated} of them stored, version {attr.version}"

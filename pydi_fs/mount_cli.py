@@ -46,7 +46,7 @@ from pydi_fs.vfs.blob_cache import BlobCache
 from pydi_fs.vfs.local_blobs import BlobSource
 from pydi_fs.vfs.past import PastVfs
 from pydi_fs.vfs.vfs import Vfs, VfsConfig
-from pydi_node import __version__
+from pydi_node import __version__, portable
 from pydi_node.errors import (
     EXIT_FAILED,
     EXIT_OK,
@@ -136,9 +136,7 @@ def parse_config(arguments: Sequence[str]) -> tuple[MountConfig, int | None]:
     # The data directory decides where the file is looked for, so it is picked without the file.
     near = mount_config.pick(flags, os.environ, {}, "")
     data_dir = near["data-dir"][1] if "data-dir" in near else None
-    default = os.path.join(
-        data_dir or mount_config.default_data_dir(os.environ, uid), CONFIG_FILE_NAME
-    )
+    default = os.path.join(data_dir or portable.data_dir(os.environ, uid), CONFIG_FILE_NAME)
     in_file = _read_config_file(config_file, default)
     given = mount_config.pick(flags, os.environ, in_file, config_file or default)
     config = mount_config.build(mountpoint, given, os.environ, uid)

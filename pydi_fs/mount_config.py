@@ -8,13 +8,13 @@ the first of these that names it wins, as for `pydi-node`.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pydi_fs.mount_options import MountOptions
+from pydi_node import portable
 from pydi_node.discovery.group import GROUP_DEFAULT, Group, parse_group, parse_interface
 from pydi_node.errors import EXIT_USAGE, UserError
 
@@ -189,22 +189,6 @@ _MOUNT_WORDS: dict[str, dict[str, Any]] = {
 }
 
 
-def default_data_dir(environ: Mapping[str, str], uid: int) -> str:
-    """/var/lib/pydi for root, else the user's XDG data directory; the same as the node's."""
-    if uid == 0:
-        return "/var/lib/pydi"
-    base = environ.get("XDG_DATA_HOME") or os.path.join(environ.get("HOME", "/"), ".local/share")
-    return os.path.join(base, "pydi")
-
-
-def default_cache_dir(environ: Mapping[str, str], uid: int) -> str:
-    """/var/cache/pydi for root, else the user's XDG cache directory."""
-    if uid == 0:
-        return "/var/cache/pydi"
-    base = environ.get("XDG_CACHE_HOME") or os.path.join(environ.get("HOME", "/"), ".cache")
-    return os.path.join(base, "pydi")
-
-
 def parse_mount_options(text: str) -> dict[str, Any]:
     """Fields of MountOptions that the comma-separated words of ``-o`` set. ValueError otherwise."""
     fields: dict[str, Any] = {}
@@ -289,8 +273,8 @@ def build(mountpoint: str, given: Given, environ: Mapping[str, str], uid: int) -
         fields["read_only"] = True
     debug = bool(values.pop("debug", False) or fields.get("debug", False))
     background = bool(fields.pop("background", False))
-    values.setdefault("data_dir", default_data_dir(environ, uid))
-    values.setdefault("cache_dir", default_cache_dir(environ, uid))
+    values.setdefault("data_dir", str(portable.data_dir(environ, uid)))
+    values.setdefault("cache_dir", str(portable.cache_dir(environ, uid)))
     config = MountConfig(
         mountpoint=mountpoint,
         debug=debug,

@@ -10,6 +10,8 @@ import asyncio
 import os
 import threading
 
+from pydi_node import portable
+
 STDIN_FD = 0
 CHUNK_BYTES = 1 << 20
 
@@ -58,4 +60,4 @@ class Lines:
         if not self._buffer:
             return None
         line, _, self._buffer = self._buffer.partition(b"\n")
-        return os.fsdecode(line)
+        return portable.text_of(line)

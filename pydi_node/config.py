@@ -7,13 +7,13 @@ the first of these that names it wins. This module must never touch anything but
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydi_node import portable
 from pydi_node.discovery.group import (
     GROUP_DEFAULT,
     GROUP_V4,
@@ -86,14 +86,6 @@ class NodeConfig:
         for peer in self.peers:
             if peer.port == 0:
                 raise _usage(f"--peer {peer} names no port")
-
-
-def default_data_dir(environ: Mapping[str, str], uid: int) -> Path:
-    """/var/lib/pydi for root, else the user's XDG data directory."""
-    if uid == 0:
-        return Path("/var/lib/pydi")
-    base = environ.get("XDG_DATA_HOME") or os.path.join(environ.get("HOME", "/"), ".local/share")
-    return Path(base) / "pydi"
 
 
 def parse_address(text: str, port_default: int | None = None) -> Address:
@@ -195,7 +187,7 @@ def load_config(
                 option.variable,
                 [part.strip() for part in text.split(",")] if option.repeatable else [text],
             )
-    values: dict[str, Any] = {"data_dir": default_data_dir(environ, uid)}
+    values: dict[str, Any] = {"data_dir": portable.data_dir(environ, uid)}
     _take(values, given, ("data-dir",))
     in_file = _read_file(config_file, values["data_dir"] / CONFIG_FILE_NAME)
     given = in_file | given

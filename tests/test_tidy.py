@@ -30,9 +30,10 @@ class Room(NamedTuple):
 
 
 _FOUNDATION = ("pydi_node.ids", "pydi_node.errors")
+_SYSTEM = "pydi_node.portable"
 _VOCABULARY = (*_FOUNDATION, "pydi_node.records", "pydi_node.commands")
 _CLIENT = (*_VOCABULARY, "pydi_node.wire")
-_SEEKER = (*_CLIENT, "pydi_node.discovery")
+_SEEKER = (*_CLIENT, _SYSTEM, "pydi_node.discovery")
 # What a mount was asked for and what is mounted where: plain values, beside the bindings.
 _MOUNT = ("pydi_fs.mount_options", "pydi_fs.mountpoints")
 _BINDING = (*_VOCABULARY, "pydi_fs.vfs", *_MOUNT)
@@ -47,9 +48,10 @@ _COMMANDS = (
 # In order: the first row whose pattern fits a file is its room.
 ROOMS = (
     Room(("pydi_node/ids.py", "pydi_node/errors.py"), ()),
+    Room(("pydi_node/portable.py",), ()),
     Room(("pydi_node/records.py", "pydi_node/commands.py"), ("pydi_node.ids",)),
     Room(("pydi_node/wire/*",), _VOCABULARY),
-    Room(("pydi_node/discovery/*",), (*_FOUNDATION, "pydi_node.wire")),
+    Room(("pydi_node/discovery/*",), (*_FOUNDATION, _SYSTEM, "pydi_node.wire")),
     Room(("pydi_node/consensus/*",), _FOUNDATION),
     Room(("pydi_node/leases.py",), (*_FOUNDATION, "pydi_node.records", "pydi_node.consensus")),
     Room(("pydi_node/tree/*",), _VOCABULARY),
@@ -75,17 +77,17 @@ ROOMS = (
         ("pydi_node",),
     ),
     Room(("pydi_fs/client/*",), _SEEKER),
-    Room(("pydi_fs/vfs/*",), (*_CLIENT, "pydi_fs.client")),
+    Room(("pydi_fs/vfs/*",), (*_CLIENT, _SYSTEM, "pydi_fs.client")),
     Room(("pydi_fs/fuse/*",), _BINDING),
     Room(("pydi_fs/fusepy_binding.py",), (*_BINDING, "pydi_fs.hidden_names")),
     Room(("pydi_fs/hidden_names.py",), ("pydi_node.ids",)),
     Room(("pydi_fs/mount_options.py", "pydi_fs/mountpoints.py"), _FOUNDATION),
     # Works on a stopped node's files, so it shares the code that reads them.
     Room(("pydi_fs/commands_offline.py",), ("pydi_fs", "pydi_node")),
-    Room(("pydi_fs/transfer/*",), (*_CLIENT, "pydi_fs.vfs", *_COMMANDS)),
+    Room(("pydi_fs/transfer/*",), (*_CLIENT, _SYSTEM, "pydi_fs.vfs", *_COMMANDS)),
     Room(("pydi_fs/shell/words.py", "pydi_fs/shell/wildcards.py"), ()),
     Room(("pydi_fs/shell/completion.py",), ("pydi_fs.shell.words",)),
-    Room(("pydi_fs/shell/*",), (*_CLIENT, "pydi_fs.cli", *_COMMANDS)),
+    Room(("pydi_fs/shell/*",), (*_CLIENT, _SYSTEM, "pydi_fs.cli", *_COMMANDS)),
     Room(
         ("pydi_fs/*.py",),  # the commands, and what they share
         ("pydi_fs", "pydi_node.__version__", *_SEEKER),

@@ -19,12 +19,12 @@ import logging
 import random
 import secrets
 import socket
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from pydi_fs.client.connection import Arrived, Connection, Failed, open_connection
 from pydi_fs.client.endpoints import Endpoint
+from pydi_node import portable
 from pydi_node.commands import Command
 from pydi_node.errors import (
     EXIT_UNREACHABLE,
@@ -70,7 +70,6 @@ LEASE_RENEW_S = 0.2  # of about 0.9 s that a node gives; a lost one costs a ques
 MIND_PERIOD_S = 5.0  # a new member is known, and a returned nearest node used, after this
 
 # Goes on while the machine sleeps, where there is such a clock: a lease does not.
-_UPTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 # They name a blob that only the node of the present connection knows.
 _BOUND_TO_SESSION = (BlobCreate, BlobWrite, BlobTruncate, BlobSeal, BlobAbort)
@@ -164,7 +163,7 @@ class Client:
 
     def lease_s(self) -> float:
         """How long what caches hold may be used without asking; 0: not at all."""
-        return max(0.0, self._lease_until_s - time.clock_gettime(_UPTIME))
+        return max(0.0, self._lease_until_s - portable.uptime_s())
 
     async def call(
         self,
@@ -380,7 +379,7 @@ class Client:
             await asyncio.sleep(LEASE_RENEW_S if self.lease_s() else LEASE_RETRY_S)
 
     async def _renew_once(self, connection: Connection) -> None:
-        asked_s = time.clock_gettime(_UPTIME)
+        asked_s = portable.uptime_s()
 
         def arrived(valid_ms: int) -> None:
             # In the stream: whatever was pushed before has been dropped by now.

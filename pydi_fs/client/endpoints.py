@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from pydi_node import portable
 from pydi_node.errors import EXIT_UNREACHABLE, EXIT_USAGE, UserError
 
 if TYPE_CHECKING:
@@ -75,6 +76,11 @@ def node_on_this_machine(data_dir: Path, must_exist: bool = True) -> UnixEndpoin
 
     must_exist  False: it may still be started.
     """
+    if not portable.HAS_UNIX_SOCKETS:
+        raise UserError(
+            "nodes are reached over the network here: name one with --node, and give a --token",
+            EXIT_UNREACHABLE,
+        )
     path = data_dir / SOCKET_NAME
     try:
         mode = os.stat(path).st_mode

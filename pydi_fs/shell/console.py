@@ -15,7 +15,6 @@ import logging
 import os
 import posixpath
 import shutil
-import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from pydi_fs.progress import Progress
 from pydi_fs.shell import completion, programs, wildcards, words
 from pydi_fs.shell.jobs import Job, Jobs
 from pydi_fs.shell.words import Line, LineError, Word
+from pydi_node import portable
 from pydi_node.errors import (
     EXIT_FAILED,
     EXIT_OK,
@@ -45,7 +45,7 @@ EXIT_TERMINATED = 143  # a shell's number for SIGTERM
 BACKGROUND = ("put", "get", "cp", "rm")  # what takes long and prints nothing that one waits for
 LIST_TIMEOUT_S = 3.0  # completion: longer than that nobody keeps a finger on the key
 TOOLBAR_S = 0.5
-HISTORY_NAME = "pydi/shell-history"
+HISTORY_NAME = "shell-history"
 
 Builtin = Callable[["Shell", list[str]], Awaitable[int]]
 
@@ -90,9 +90,8 @@ class Shell:
         assert main is not None
         loop = asyncio.get_running_loop()
         for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                # The terminal went away, or the machine does: uploads keep what they have.
-                loop.add_signal_handler(getattr(signal, name), main.cancel)
+            # The terminal went away, or the machine does: uploads keep what they have.
+            portable.on_signal(loop, name, main.cancel)
         try:
             # Between two commands Ctrl-C means nothing.
             with programs.on_interrupt(lambda: None):
@@ -127,7 +126,7 @@ class Shell:
         return code or self._last_code
 
     def _question(self) -> str:
-        return f"pydi:{os.fsdecode(self._session.cwd)}> "
+        return f"pydi:{portable.text_of(self._session.cwd)}> "
 
     def _toolbar(self) -> str | None:
         running = self._jobs.running()
@@ -144,7 +143,7 @@ class Shell:
             self._last_code = await self._guarded(self._local_program(text.lstrip()[1:]))
             return
         try:
-            lines = words.split(text)
+            lines = words.split(text, portable.IS_WINDOWS)
         except LineError as exc:
             warn(str(exc))
             self._last_code = EXIT_USAGE
@@ -240,18 +239,18 @@ class Shell:
         """(name, whether it is a directory) of what a directory of the tree holds."""
         try:
             async with asyncio.timeout(LIST_TIMEOUT_S):
-                attr = await self._session.resolve(os.fsencode(path))
+                attr = await self._session.resolve(portable.bytes_of(path))
                 entries = await self._session.entries(attr.ino) if attr.is_dir else []
         except (PydiError, TimeoutError):
             return []
-        return [(os.fsdecode(entry.name), entry.attr.is_dir) for entry in entries]
+        return [(portable.text_of(entry.name), entry.attr.is_dir) for entry in entries]
 
     # --- commands of its own ---------------------------------------------------------------------
 
     async def _cd(self, arguments: list[str]) -> int:
         _at_most(arguments, 1)
         session = self._session
-        path = os.fsencode(arguments[0]) if arguments else b"/"
+        path = portable.bytes_of(arguments[0]) if arguments else b"/"
         if path == b"-":
             path = self._old_remote
         try:
@@ -291,7 +290,7 @@ class Shell:
         return EXIT_OK
 
     async def _local_program(self, text: str) -> int:
-        if os.name == "nt":
+        if portable.IS_WINDOWS:
             return await programs.run([os.environ.get("COMSPEC", "cmd"), "/c", text])
         return await programs.run([os.environ.get("SHELL", "/bin/sh"), "-c", text])
 
@@ -470,12 +469,11 @@ def _prompt_session(shell: Shell) -> PromptSession[str]:
 def _history() -> Any:
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    path = os.path.join(state, HISTORY_NAME)
+    path = portable.state_dir(os.environ) / HISTORY_NAME
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | portable.O_PLAIN, 0o600))
     except OSError as exc:
         log.debug("no history: %s", exc)
         return InMemoryHistory()
-    return FileHistory(path)
+    return FileHistory(str(path))

@@ -25,6 +25,7 @@ from typing import Any
 from pydi_fs.commands_session import Session, about, or_none, show
 from pydi_fs.same_content import commit_same
 from pydi_fs.shell import programs
+from pydi_node import portable
 from pydi_node.errors import EXIT_FAILED, EXIT_USAGE, FileError, PydiError, UserError
 from pydi_node.ids import Ino, LogIndex
 from pydi_node.records import Attr
@@ -127,19 +128,23 @@ class Edited:
 
 async def run(session: Session, arguments: argparse.Namespace) -> None:
     """``edit PATH``: in $VISUAL or $EDITOR, or a window, until it is closed."""
-    path = session.absolute(os.fsencode(arguments.path))
+    path = session.absolute(portable.bytes_of(arguments.path))
     try:
         edited = await _opened(session, path, arguments.binary)
     except PydiError as exc:
         raise UserError(about(path, exc), getattr(exc, "exit_code", EXIT_FAILED)) from exc
     directory = tempfile.mkdtemp(prefix="pydi-edit-")
-    local = os.path.join(os.fsencode(directory), edited.name)
-    with open(os.open(local, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    # Its own name, for an editor knows by it what kind of text this is.
+    name = edited.name if portable.name_refusal(edited.name) is None else b"text"
+    local = os.path.join(portable.bytes_of(directory), name)
+    with open(
+        os.open(local, os.O_WRONLY | os.O_CREAT | os.O_EXCL | portable.O_PLAIN, 0o600), "wb"
+    ) as file:
         file.write(edited.text)
     try:
         editor = _editor()
         if editor is not None:
-            await _in_program(edited, [*editor, os.fsdecode(local)], local)
+            await _in_program(edited, [*editor, portable.text_of(local)], local)
         elif _has_display():
             await _in_window(edited, local)
         else:
@@ -203,7 +208,11 @@ def _read(local: bytes) -> bytes:
 
 def _editor() -> list[str] | None:
     for variable in ("VISUAL", "EDITOR"):
-        command = shlex.split(os.environ.get(variable, ""))
+        text = os.environ.get(variable, "")
+        if portable.IS_WINDOWS:  # where a backslash is part of a path
+            command = [word.strip('"') for word in shlex.split(text, posix=False)]
+        else:
+            command = shlex.split(text)
         if command:
             return command
     return None

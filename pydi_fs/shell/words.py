@@ -69,11 +69,15 @@ class Line:
         return [word.text for word in self.words]
 
 
-def split(text: str) -> list[Line]:
-    """The commands of a line. LineError for a quote that is not closed, or an ``&`` alone."""
+def split(text: str, keeps_backslashes: bool = False) -> list[Line]:
+    """The commands of a line. LineError for a quote that is not closed, or an ``&`` alone.
+
+    keeps_backslashes  those before an ordinary character are part of the word, as between double
+                       quotes: for Windows, where people type C:\\photos.
+    """
     lines: list[Line] = []
     words: list[Word] = []
-    for token in _tokens(text, partial=False):
+    for token in _tokens(text, partial=False, keeps_backslashes=keeps_backslashes):
         if isinstance(token, Word):
             words.append(token)
             continue
@@ -121,7 +125,7 @@ def quote(text: str, opened: str = "") -> str:
     return "".join(f"\\{c}" if c in _SPECIAL else c for c in text)
 
 
-def _tokens(text: str, partial: bool) -> list[Word | str]:
+def _tokens(text: str, partial: bool, keeps_backslashes: bool = False) -> list[Word | str]:
     tokens: list[Word | str] = []
     word: Word | None = None
     position = 0
@@ -148,6 +152,9 @@ def _tokens(text: str, partial: bool) -> list[Word | str]:
             word = Word(start=position)
         if char in "'\"":
             position = _quoted(text, position, word, partial)
+        elif char == "\\" and keeps_backslashes and text[position + 1 :][:1] not in _SPECIAL:
+            word.add(char, literal=True)
+            position += 1
         elif char == "\\":
             if position + 1 == len(text):
                 if not partial:

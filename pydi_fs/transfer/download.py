@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import shutil
 import stat
 from dataclasses import dataclass, field
 
@@ -26,11 +25,12 @@ from pydi_fs.commands_session import (
     warn,
 )
 from pydi_fs.transfer import plan
-from pydi_fs.transfer.local import hash_into, hash_range, write_range
+from pydi_fs.transfer.local import hash_into, hash_range
 from pydi_fs.transfer.plan import CopyOptions, LocalState
+from pydi_node import portable
 from pydi_node.errors import BlobError, FileError
 from pydi_node.ids import Ino
-from pydi_node.records import Attr, FileVersion
+from pydi_node.records import Attr, DirEntry, FileVersion
 
 ATTEMPTS_MAX = 3  # a file that changes or comes damaged is begun again; not for ever
 
@@ -59,8 +59,9 @@ class Download:
             except (*FILE_ERRORS, OSError) as exc:
                 self.session.complain(about(path, exc))
         for path, attr in reversed(made):
-            os.chmod(path, stat.S_IMODE(attr.mode))
-            os.utime(path, ns=(attr.atime_ns, attr.mtime_ns))
+            if portable.HAS_MODES:
+                os.chmod(path, stat.S_IMODE(attr.mode))
+            portable.set_times(path, attr.atime_ns, attr.mtime_ns)
 
     async def _directory(
         self, directory: Attr, path: bytes, is_named: bool, made: list[tuple[bytes, Attr]]
@@ -72,8 +73,9 @@ class Download:
         session = self.session
         await session.vfs.access(session.caller, directory.ino, os.R_OK | os.X_OK)
         entries = [e for e in await session.entries(directory.ino) if not plan.is_part(e.name)]
+        wanted = {entry.name for entry in entries}
         if self.options.mirror and os.path.lexists(path) and not _is_directory(path):
-            os.unlink(path)
+            portable.remove(path)
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
@@ -81,6 +83,7 @@ class Download:
             if not is_named and not _is_directory(path):
                 raise
         made.append((path, directory))
+        entries = self._possible(path, entries)
         files, below = [], []
         for entry in entries:
             inside = os.path.join(path, entry.name)
@@ -90,8 +93,23 @@ class Download:
                 files.append((entry.attr, inside))
         await in_parallel(self._entry, files)
         if self.options.mirror:
-            self._remove(path, {entry.name for entry in entries})
+            self._remove(path, wanted)
         return below
+
+    def _possible(self, path: bytes, entries: list[DirEntry]) -> list[DirEntry]:
+        """Those that can have their names in this local directory; the others are told."""
+        refused = {}
+        for entry in entries:
+            refusal = portable.name_refusal(entry.name)
+            if refusal is not None:
+                refused[entry.name] = refusal
+        alike = plan.alike(entry.name for entry in entries)
+        if alike and portable.folds_names(path):
+            for name, first in alike.items():
+                refused.setdefault(name, f"this disk takes it for {show(first)}")
+        for name, refusal in sorted(refused.items()):
+            self.session.complain(f"{show(os.path.join(path, name))}: left out: {refusal}")
+        return [entry for entry in entries if entry.name not in refused]
 
     async def _entry(self, attr: Attr, local: bytes) -> None:
         try:
@@ -107,9 +125,9 @@ class Download:
             inside = os.path.join(path, name)
             try:
                 if _is_directory(inside):
-                    shutil.rmtree(inside)
+                    portable.remove_tree(inside)
                 else:
-                    os.unlink(inside)
+                    portable.remove(inside)
             except OSError as exc:
                 self.session.complain(about(inside, exc))
 
@@ -119,7 +137,7 @@ class Download:
         if _is_directory(local):
             if not self.options.mirror:
                 raise FileError(errno.EISDIR)
-            shutil.rmtree(local)
+            portable.remove_tree(local)
         if attr.is_symlink:
             await self._symlink(attr, local)
         elif not attr.is_regular:
@@ -131,15 +149,19 @@ class Download:
 
     async def _symlink(self, attr: Attr, local: bytes) -> None:
         target = await self.session.vfs.readlink(attr.ino)
-        if not self.options.everything and os.path.islink(local) and os.readlink(local) == target:
+        if (
+            not self.options.everything
+            and os.path.islink(local)
+            and portable.read_link(local) == target
+        ):
             self.session.progress.skip()
             return
         part = _part_of(attr, local)
         if os.path.lexists(part):
-            os.unlink(part)
+            portable.remove(part)
         os.symlink(target, part)
-        os.utime(part, ns=(attr.atime_ns, attr.mtime_ns), follow_symlinks=False)
-        os.replace(part, local)
+        portable.set_times(part, attr.atime_ns, attr.mtime_ns)
+        portable.replace(part, local)
         self.session.progress.add(files=1)
 
     async def _file_of_many_names(self, attr: Attr, local: bytes) -> None:
@@ -162,9 +184,14 @@ class Download:
         if not (is_there and os.path.samestat(os.lstat(source), os.lstat(local))):
             part = _part_of(attr, local)
             if os.path.lexists(part):
-                os.unlink(part)
-            os.link(source, part)
-            os.replace(part, local)
+                portable.remove(part)
+            try:
+                os.link(source, part)
+            except OSError:
+                # A file system without hard links: a copy of its own is what it can have.
+                await self._file(attr, local)
+                return
+            portable.replace(part, local)
         self.session.progress.add(files=1)
 
     async def _file(self, attr: Attr, local: bytes) -> None:
@@ -173,7 +200,7 @@ class Download:
             status = os.lstat(local)
             state = LocalState(status.st_mode, status.st_size, status.st_mtime_ns)
             if plan.is_unchanged(state, attr):
-                if stat.S_IMODE(status.st_mode) != stat.S_IMODE(attr.mode):
+                if portable.mode_of(status) != stat.S_IMODE(attr.mode) and portable.HAS_MODES:
                     os.chmod(local, stat.S_IMODE(attr.mode))
                 session.progress.skip(attr.size)
                 return
@@ -195,9 +222,9 @@ class Download:
         try:
             attr = version.attr
             part = _part_of(attr, local)
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+            flags = os.O_RDWR | os.O_CREAT | portable.O_PLAIN | portable.O_NOFOLLOW
             if not self.options.resume and os.path.lexists(part):
-                os.unlink(part)
+                portable.remove(part)
             try:
                 with open(os.open(part, flags, 0o600), "r+b", buffering=0) as file:
                     fd = file.fileno()
@@ -208,11 +235,14 @@ class Download:
                     if (await vfs.getattr(ino)).version != attr.version:
                         raise _BeginAgain("the file changed while it was copied")
                     os.ftruncate(fd, attr.size)  # a hole at the end
-                    _finish(fd, attr)
+                    portable.set_like(fd, stat.S_IMODE(attr.mode), attr.atime_ns, attr.mtime_ns)
+                portable.set_like_closed(
+                    part, stat.S_IMODE(attr.mode), attr.atime_ns, attr.mtime_ns
+                )
             except BaseException as exc:
                 self._leave(part, attr, exc)
                 raise
-            os.replace(part, local)
+            portable.replace(part, local)
         finally:
             await vfs.release(fh)
 
@@ -254,7 +284,7 @@ class Download:
                 if not data:
                     raise _BeginAgain("the file became shorter while it was copied")
                 hasher.update(data)
-                write_range(fd, offset, data)
+                portable.pwrite_all(fd, data, offset)
                 offset += len(data)
                 session.progress.add(bytes_=len(data))
             check = checks.get(extent.offset)
@@ -267,7 +297,7 @@ class Download:
             return
         is_space = isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT)
         if attr.size < plan.PART_BYTES_MIN or is_space or isinstance(exc, _BeginAgain):
-            os.unlink(part)
+            portable.remove(part)
         else:
             warn("what was copied is kept: get --continue goes on from there")
 
@@ -275,13 +305,6 @@ class Download:
 def _part_of(attr: Attr, local: bytes) -> bytes:
     directory, name = os.path.split(local)
     return os.path.join(directory, plan.part_of_version(attr, name))
-
-
-def _finish(fd: int, attr: Attr) -> None:
-    mode = stat.S_IMODE(attr.mode)
-    if hasattr(os, "fchmod"):
-        os.fchmod(fd, mode)
-    os.utime(fd, ns=(attr.atime_ns, attr.mtime_ns))
 
 
 def _is_directory(path: bytes) -> bool:

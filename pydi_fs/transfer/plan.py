@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import stat
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pydi_node import portable
 from pydi_node.records import Attr, FileVersion
 
 MIB = 1 << 20
@@ -53,8 +55,13 @@ def is_unchanged(local: LocalState, attr: Attr) -> bool:
         stat.S_ISREG(local.mode)
         and attr.is_regular
         and local.size == attr.size
-        and local.mtime_ns == attr.mtime_ns
+        and is_same_time(local.mtime_ns, attr.mtime_ns)
     )
+
+
+def is_same_time(one_ns: int, other_ns: int, step_ns: int = portable.TIME_STEP_NS) -> bool:
+    """As far as this machine's disks can tell."""
+    return one_ns // step_ns == other_ns // step_ns
 
 
 def part_of_local(device: int, inode: int, state: LocalState, target: bytes) -> bytes:
@@ -72,6 +79,19 @@ def part_of_version(attr: Attr, target: bytes) -> bytes:
 def is_part(name: bytes) -> bool:
     """Unfinished copies are not copied themselves."""
     return name.startswith(PART_PREFIX)
+
+
+def alike(names: Iterable[bytes]) -> dict[bytes, bytes]:
+    """Names that differ from an earlier one in case or composition only -> that one. Some disks
+    take them for one name, and the second file would replace the first."""
+    first: dict[str, bytes] = {}
+    found = {}
+    for name in sorted(names):
+        text = unicodedata.normalize("NFC", name.decode("utf-8", "surrogateescape"))
+        other = first.setdefault(text.casefold(), name)
+        if other != name:
+            found[name] = other
+    return found
 
 
 class Piece(NamedTuple):

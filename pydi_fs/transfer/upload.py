@@ -31,8 +31,9 @@ from pydi_fs.commands_session import (
 )
 from pydi_fs.same_content import commit_same
 from pydi_fs.transfer import plan
-from pydi_fs.transfer.local import hash_range, read_range
+from pydi_fs.transfer.local import hash_range
 from pydi_fs.transfer.plan import CopyOptions, LocalState
+from pydi_node import portable
 from pydi_node.commands import TIME_NOW
 from pydi_node.errors import FileError, NoSpaceError, PydiError
 from pydi_node.ids import Ino
@@ -83,7 +84,8 @@ class Upload:
             attr = None
         if attr is None:
             # Writable for us until it is full, whatever mode it gets in the end.
-            attr = await session.vfs.mkdir(session.caller, parent, name, 0o700)
+            mode = 0o700 if portable.HAS_MODES else portable.mode_of(status)
+            attr = await session.vfs.mkdir(session.caller, parent, name, mode)
         elif not attr.is_dir:
             raise FileError(errno.ENOTDIR)
         made.append((attr.ino, status))
@@ -155,7 +157,7 @@ class Upload:
     async def _symlink(
         self, path: bytes, status: os.stat_result, parent: Ino, name: bytes, existing: Attr | None
     ) -> None:
-        session, target = self.session, os.readlink(path)
+        session, target = self.session, portable.read_link(path)
         is_link = existing is not None and existing.is_symlink and not self.options.everything
         if existing is not None and is_link and target == await session.vfs.readlink(existing.ino):
             await self._set_like(existing, status)
@@ -202,7 +204,7 @@ class Upload:
             await self._set_like(existing, status)
             session.progress.skip(status.st_size)
             return existing.ino
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
+        fd = os.open(path, os.O_RDONLY | portable.O_PLAIN | portable.O_NOFOLLOW)
         try:
             opened = os.fstat(fd)
             if not stat.S_ISREG(opened.st_mode):
@@ -215,7 +217,7 @@ class Upload:
                 if opened.st_size >= plan.PART_BYTES_MIN:
                     state = LocalState(opened.st_mode, opened.st_size, opened.st_mtime_ns)
                     part = plan.part_of_local(opened.st_dev, opened.st_ino, state, name)
-                target = _Target(parent, name, stat.S_IMODE(opened.st_mode), opened.st_mtime_ns)
+                target = _Target(parent, name, portable.mode_of(opened), opened.st_mtime_ns)
                 attr = await self._large(_data_of(fd), fd, opened.st_size, target, part)
             await self._set_like(attr, opened)
             return attr.ino
@@ -373,10 +375,11 @@ class Upload:
 
     async def _set_like(self, attr: Attr, status: os.stat_result) -> None:
         """Mode and times of ``status``, unless the inode has them already."""
-        mode: int | None = stat.S_IMODE(status.st_mode)
-        if stat.S_IMODE(attr.mode) == mode or attr.is_symlink:
+        mode: int | None = portable.mode_of(status)
+        # What a system without modes makes of one says nothing against the one that is there.
+        if stat.S_IMODE(attr.mode) == mode or attr.is_symlink or not portable.HAS_MODES:
             mode = None
-        if mode is not None or attr.mtime_ns != status.st_mtime_ns:
+        if mode is not None or not plan.is_same_time(attr.mtime_ns, status.st_mtime_ns):
             await self.session.vfs.setattr(
                 self.session.caller, attr.ino,
                 mode=mode, atime_ns=TIME_NOW, mtime_ns=status.st_mtime_ns,
@@ -397,7 +400,7 @@ async def _store_small(
     session: Session, content: bytes, status: os.stat_result, parent: Ino, name: bytes
 ) -> Attr:
     """A new file, or a new version of the file that has this name, in one commit."""
-    vfs, mode = session.vfs, stat.S_IMODE(status.st_mode)
+    vfs, mode = session.vfs, portable.mode_of(status)
     attr, fh = await vfs.create(session.caller, parent, name, mode, os.O_WRONLY | os.O_TRUNC)
     try:
         # Nothing waits between the opening, this and the beginning of the flush, so that two
@@ -428,7 +431,7 @@ async def _data_of(fd: int, start: int = 0) -> Chunks:
     while (begin := _next_data(fd, offset)) is not None:
         offset, end = begin, _next_hole(fd, begin)
         while offset < end:
-            data = read_range(fd, offset, min(CHUNK_BYTES, end - offset))
+            data = portable.pread(fd, min(CHUNK_BYTES, end - offset), offset)
             if not data:
                 return
             yield offset, data

@@ -17,9 +17,9 @@ cached copy, never a read.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
+import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -30,6 +30,7 @@ from typing import NamedTuple, TypeVar
 
 from blake3 import blake3
 
+from pydi_node import portable
 from pydi_node.ids import BlobId, blob_name
 from pydi_node.records import BlobInfo
 
@@ -129,7 +130,7 @@ class BlobCache:
     def _open(self, info: BlobInfo) -> int | None:
         path = self._path(info)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | portable.O_PLAIN)
         except OSError:
             return None
         try:
@@ -164,7 +165,7 @@ class BlobCache:
             self._partials.move_to_end(info.blob)
             if index not in partial.missing:
                 return False
-            _pwrite(partial.fd, data, index * CHUNK_BYTES)
+            portable.pwrite_all(partial.fd, data, index * CHUNK_BYTES)
             partial.missing.discard(index)
             if partial.missing:
                 return False
@@ -184,12 +185,13 @@ class BlobCache:
     def _begin(self, info: BlobInfo) -> _Partial | None:
         if self._path(info).exists():
             return None  # another mount was faster, or its reader began before it was kept
+        if not portable.HAS_LINKABLE_FILES:
+            return None  # a name that is there before its content would outlive a crash
         self._blobs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        space = os.statvfs(self._blobs)
-        reserve = space.f_blocks * FREE_PERCENT // 100
-        if space.f_bavail * space.f_frsize < info.size + reserve * space.f_frsize:
+        space = shutil.disk_usage(self._blobs)
+        if space.free < info.size + space.total * FREE_PERCENT // 100:
             return None
-        fd = os.open(self._blobs, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o400)
+        fd = os.open(self._blobs, os.O_RDWR | os.O_TMPFILE | portable.O_PLAIN, 0o400)
         partial = self._partials[info.blob] = _Partial(info, fd)
         while len(self._partials) > PARTIAL_MAX:
             self._drop(next(iter(self._partials)))
@@ -201,14 +203,14 @@ class BlobCache:
         if os.fstat(partial.fd).st_size != info.size or _hash(partial.fd) != info.checksum:
             raise ValueError("its content is wrong")
         if info.size > VERIFY_BYTES_MAX:
-            os.fdatasync(partial.fd)
+            portable.sync_data(partial.fd)
         path = self._path(info)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         with self._locked():
             self._make_room(info.size)
             try:
                 # Only with a directory does Python use linkat(2), which can follow the link.
-                root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | portable.O_PLAIN)
                 try:
                     os.link(
                         f"/proc/self/fd/{partial.fd}", path, src_dir_fd=root, follow_symlinks=True
@@ -245,9 +247,9 @@ class BlobCache:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Of all mounts only one counts and removes at a time."""
-        fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | portable.O_PLAIN, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            portable.lock_whole(fd)
             yield
         finally:
             os.close(fd)
@@ -275,15 +277,7 @@ def _close_unwanted(opening: asyncio.Future[int | None]) -> None:
 def _hash(fd: int) -> bytes:
     hasher = blake3()
     offset = 0
-    while data := os.pread(fd, CHUNK_BYTES, offset):
+    while data := portable.pread(fd, CHUNK_BYTES, offset):
         hasher.update(data)
         offset += len(data)
     return hasher.digest()
-
-
-def _pwrite(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view = view[written:]
-        offset += written

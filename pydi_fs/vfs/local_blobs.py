@@ -23,6 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from pydi_node import portable
 from pydi_node.ids import BlobId, blob_name
 from pydi_node.records import BlobInfo
 
@@ -135,7 +136,7 @@ class LocalBlobs:
                 # is done, also when the reader is interrupted before.
                 local.pin()
                 reading = asyncio.ensure_future(
-                    asyncio.to_thread(os.pread, local.fd, length, offset)
+                    asyncio.to_thread(portable.pread, local.fd, length, offset)
                 )
                 reading.add_done_callback(lambda _: local.unpin())
                 data = await asyncio.shield(reading)

@@ -24,6 +24,7 @@ from typing import Any
 
 from pydi_fs.vfs.moments import parse_moment
 from pydi_fs.vfs.vfs import O_ACCMODE, READDIR_LIMIT_MAX, Vfs
+from pydi_node import portable
 from pydi_node.commands import Caller, Command
 from pydi_node.errors import FileError
 from pydi_node.ids import ROOT_INO, Ino, LogIndex, TimeNs
@@ -197,7 +198,7 @@ class PastVfs(Vfs):
 
     async def _root_at(self, name: bytes) -> Attr:
         """The root as it was at the moment with this name. ENOENT: no moment, or not kept."""
-        moment = parse_moment(os.fsdecode(name), self._clock())
+        moment = parse_moment(portable.text_of(name), self._clock())
         if moment is None:
             raise FileError(errno.ENOENT)
         at: LogIndex

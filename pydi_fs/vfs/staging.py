@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 from collections import deque
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from blake3 import blake3
 
 from pydi_fs.client import Client
 from pydi_fs.vfs.extents import ExtentMap, Segment
+from pydi_node import portable
 from pydi_node.errors import (
     BlobCorruptError,
     BlobError,
@@ -60,12 +60,7 @@ class StagingArea:
     def open_file(self) -> int:
         """A nameless file: it vanishes with the descriptor, so a crash leaves nothing behind."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        try:
-            return os.open(self.directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
-        except (AttributeError, OSError):  # no O_TMPFILE on this system or this file system
-            fd, name = tempfile.mkstemp(dir=self.directory)
-            os.unlink(name)
-            return fd
+        return portable.nameless_file(self.directory)
 
 
 class Stage:
@@ -116,7 +111,7 @@ class Stage:
         """Staged bytes; the range is staged."""
         if self._memory is not None:
             return bytes(self._memory[offset : offset + length])
-        return os.pread(self._fd, length, offset)
+        return portable.pread(self._fd, length, offset)
 
     def content(self) -> bytes | None:
         """All of it if it is small and nothing went to a node yet, else None: then `seal`."""
@@ -200,13 +195,13 @@ class Stage:
                 self._area.memory_bytes_free -= grows
                 return
             self._move_to_file()
-        _pwrite(self._fd, data, offset)
+        portable.pwrite_all(self._fd, data, offset)
 
     def _move_to_file(self) -> None:
         assert self._memory is not None
         fd = self._area.open_file()
         try:
-            _pwrite(fd, self._memory, 0)
+            portable.pwrite_all(fd, self._memory, 0)
         except OSError:
             os.close(fd)
             raise
@@ -271,19 +266,11 @@ class Stage:
         self._resend = ExtentMap()
 
 
-def _pwrite(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view = view[written:]
-        offset += written
-
-
 def _hash_file(fd: int, size: int) -> bytes:
     hasher = blake3()
     offset = 0
     while offset < size:
-        data = os.pread(fd, min(CHUNK_BYTES, size - offset), offset)
+        data = portable.pread(fd, min(CHUNK_BYTES, size - offset), offset)
         if not data:
             raise BlobCorruptError(f"staging file ends at {offset} instead of {size}")
         hasher.update(data)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import logging
 import os
 import stat
@@ -26,6 +25,7 @@ from pydi_fs.vfs.local_blobs import BlobSource, LocalBlob, LocalBlobs
 from pydi_fs.vfs.open_file import OpenFile
 from pydi_fs.vfs.reader import BlobReader
 from pydi_fs.vfs.staging import StagingArea
+from pydi_node import portable
 from pydi_node.commands import (
     TIME_NOW,
     Caller,
@@ -642,9 +642,9 @@ class Vfs:
         """lseek(2) with SEEK_DATA or SEEK_HOLE. ENXIO behind the end."""
         handle = self._handle(fh)
         await _look(handle.file)
-        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+        if whence not in (portable.SEEK_DATA, portable.SEEK_HOLE):
             raise FileError(errno.EINVAL)
-        return handle.file.seek(offset, data=whence == os.SEEK_DATA)
+        return handle.file.seek(offset, data=whence == portable.SEEK_DATA)
 
     async def commit(self, command: Commit) -> Attr:
         """Content that the cluster has already becomes a file's. Nothing staged is published."""
@@ -680,7 +680,7 @@ class Vfs:
         ino = self._handle(fh).file.ino
         found = await self.client.call(GetLock(ino, owner, _LOCK_KINDS[kind], start, end))
         if found is None:
-            return (fcntl.F_UNLCK, start, end, pid)
+            return (portable.F_UNLCK, start, end, pid)
         return (_LOCK_NUMBERS[found.kind], found.start, found.end, found.pid)
 
     async def setlk(
@@ -854,9 +854,9 @@ async def _look(file: OpenFile) -> None:
 
 
 _LOCK_KINDS = {
-    fcntl.F_RDLCK: LockKind.SHARED,
-    fcntl.F_WRLCK: LockKind.EXCLUSIVE,
-    fcntl.F_UNLCK: LockKind.UNLOCK,
+    portable.F_RDLCK: LockKind.SHARED,
+    portable.F_WRLCK: LockKind.EXCLUSIVE,
+    portable.F_UNLCK: LockKind.UNLOCK,
 }
 _LOCK_NUMBERS = {kind: number for number, kind in _LOCK_KINDS.items()}
 

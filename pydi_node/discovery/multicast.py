@@ -10,7 +10,6 @@ from __future__ import annotations
 import array
 import asyncio
 import errno
-import fcntl
 import ipaddress
 import logging
 import socket
@@ -19,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from pydi_node import portable
 from pydi_node.discovery.group import WILDCARDS, Group
 
 _log = logging.getLogger("pydi.discovery")
@@ -253,7 +253,7 @@ def _v4_addresses(asker: socket.socket) -> list[tuple[str, str]]:
     """(interface, address) of every IPv4 address here; netdevice(7), SIOCGIFCONF."""
     buffer = array.array("B", bytes(_IFREQ.size * _INTERFACES_MAX))
     pointer, length = buffer.buffer_info()
-    answer = fcntl.ioctl(asker, _SIOCGIFCONF, struct.pack("iP", length, pointer))
+    answer = portable.fcntl.ioctl(asker, _SIOCGIFCONF, struct.pack("iP", length, pointer))
     used = struct.unpack("iP", answer)[0]
     found = []
     for name, address in _IFREQ.iter_unpack(bytes(buffer[:used])):
@@ -278,7 +278,7 @@ def _v6_addresses() -> list[tuple[str, str]]:
 
 def _flags(asker: socket.socket, name: str) -> int:
     request = struct.pack("16sH22x", name.encode(), 0)
-    answer = fcntl.ioctl(asker, _SIOCGIFFLAGS, request)
+    answer = portable.fcntl.ioctl(asker, _SIOCGIFFLAGS, request)
     return int(struct.unpack("16sH22x", answer)[1])
 
 

@@ -27,7 +27,7 @@ from pydi_node.errors import (
     errno_of,
 )
 from pydi_node.ids import NODE_NUMBER_MAX
-from pydi_node.wire import fields
+from pydi_node.wire import errnos, fields
 
 SENTENCE_MAX_CHARACTERS = 2000  # a log line, not a log
 ERRNO_MAX = 4095  # the kernel's MAX_ERRNO
@@ -58,7 +58,7 @@ class Failure(NamedTuple):
         code, errno_, sentence, retry, leader = value
         return cls(
             _CODE(code),
-            _ERRNO(errno_),
+            errnos.from_wire(_ERRNO(errno_)),
             _SENTENCE(sentence),
             fields.boolean(retry),
             _LEADER(leader),

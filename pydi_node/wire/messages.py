@@ -44,7 +44,7 @@ from pydi_node.records import (
     Touched,
     Version,
 )
-from pydi_node.wire import fields
+from pydi_node.wire import errnos, fields
 from pydi_node.wire.fields import Check, integer, optional
 
 MIB = 1 << 20
@@ -481,7 +481,7 @@ def _result(value: Any) -> Result:
     """A Result whose value is still raw; ``decode_answer`` checks it against the command."""
     if type(value) not in (list, tuple) or len(value) != 3:
         raise ValueError("not (errno, value, touched)")
-    errno_ = _ERRNO(value[0])
+    errno_ = errnos.from_wire(_ERRNO(value[0]))
     return Result(errno_, None if errno_ else value[1], _touched(value[2]))
 
 

@@ -85,7 +85,10 @@ def _file_of(content: bytes) -> Iterator[str]:
         finally:
             os.close(fd)
         return
-    with tempfile.NamedTemporaryFile(prefix="pydi-leaf-") as file:  # made with mode 0600
-        file.write(content)
-        file.flush()
-        yield file.name
+    fd, path = tempfile.mkstemp(prefix="pydi-leaf-")  # with mode 0600
+    try:
+        with open(fd, "wb") as file:
+            file.write(content)
+        yield path  # closed: not every system opens a file twice
+    finally:
+        os.unlink(path)

@@ -388,3 +388,10 @@ def test_paths_begin_in_the_directory_of_the_session(here: Pydi, photos: str) ->
             assert isinstance(session, Session)
 
     asyncio.run(scenario())
+
+
+def test_root_of_a_disk_has_no_name(here: Pydi) -> None:
+    """It can't be put under its own name, and a sentence says what to name instead."""
+    refused = here("put", "-r", "/", "/")
+    assert refused.code == EXIT_USAGE
+    assert "name the TARGET" in refused.err

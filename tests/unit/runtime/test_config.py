@@ -11,7 +11,6 @@ from pydi_node.config import (
     OPTIONS,
     Address,
     NodeConfig,
-    default_data_dir,
     load_config,
     parse_address,
 )
@@ -45,13 +44,6 @@ def test_config_file_of_the_data_dir_is_read(tmp_path: Path) -> None:
     assert load({"data-dir": [str(tmp_path)]}).number == 9
     with pytest.raises(UserError, match="no such file"):
         load(file=tmp_path / "missing.toml")
-
-
-def test_default_data_dir() -> None:
-    """As DESIGN section 9 says."""
-    assert default_data_dir({}, 0) == Path("/var/lib/pydi")
-    assert default_data_dir({"HOME": "/h"}, 1) == Path("/h/.local/share/pydi")
-    assert default_data_dir({"HOME": "/h", "XDG_DATA_HOME": "/x"}, 1) == Path("/x/pydi")
 
 
 @pytest.mark.parametrize(

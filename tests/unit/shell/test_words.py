@@ -181,3 +181,11 @@ def suggest(line: str) -> list[str]:
 def test_completion(line: str, expected: list[str]) -> None:
     """Commands, flags, paths of the side that fits; quoted as the word was begun."""
     assert suggest(line) == expected
+
+
+def test_backslashes_of_windows_paths_stay() -> None:
+    """Where they are asked to: before what needs no quoting; a blank can still be typed."""
+    (line,) = words.split("put C:\\photos\\2026\\ march /x", keeps_backslashes=True)
+    assert line.texts == ["put", "C:\\photos\\2026 march", "/x"]
+    (line,) = words.split("put C:\\photos /x")
+    assert line.texts == ["put", "C:photos", "/x"]

@@ -128,3 +128,17 @@ def test_sentence_of_what_is_not_accessible() -> None:
     assert sentence([holders(1, 2)], nodes, NOW_NS) is None
     assert sentence([holders(9)], nodes, NOW_NS) == "not accessible: holder 9 is down"
     assert sentence([holders()], nodes, NOW_NS) == "not accessible: no node holds it any more"
+
+
+def test_names_that_some_disks_take_for_one() -> None:
+    """Case and the composition of accents; the first by bytes stays."""
+    names = [b"readme", b"README", b"other", "é".encode(), "e\u0301".encode(), b"raw\xff"]
+    assert plan.alike(names) == {b"readme": b"README", "é".encode(): "e\u0301".encode()}
+    assert plan.alike([b"a", b"b"]) == {}
+
+
+def test_times_are_compared_as_the_disk_keeps_them() -> None:
+    """NTFS counts 100 ns: what it made of a time is no other time."""
+    assert not plan.is_same_time(1_234_567_890, 1_234_567_800, step_ns=1)
+    assert plan.is_same_time(1_234_567_890, 1_234_567_800, step_ns=100)
+    assert not plan.is_same_time(1_234_567_900, 1_234_567_800, step_ns=100)
