@@ -54,6 +54,8 @@ SILENCE_PING_S = 1.0  # ask whether it lives
 # Names and attributes are under a lease, which has ended before. What is open is read anew, too.
 SILENCE_DOUBT_S = 1.75
 SILENCE_DEAD_S = 3.0  # it hangs, or its machine is gone; another node can do better
+# How much earlier a node answers why it could not do it: on its way that must not meet our own end.
+ANSWER_MARGIN_S = 0.5
 
 # Content on its way, so that one more payload keeps it below what a node reads before it answers.
 PAYLOAD_WINDOW_BYTES = PAYLOAD_OUTSTANDING_MAX_BYTES - LIMITS_AFTER_WELCOME.payload_max_bytes
@@ -138,7 +140,9 @@ class Connection(asyncio.Protocol):
             await self._slot.wait()
         if self.closed:
             raise DisconnectedError(f"{self.endpoint} went away")
-        deadline_ms = max(min(int(timeout_s * 1000), DEADLINE_MAX_MS), 1)
+        # The node gives up a little earlier than we do, for only it knows why: no quorum, no space.
+        node_timeout_s = timeout_s - min(ANSWER_MARGIN_S, timeout_s / 10)
+        deadline_ms = max(min(int(node_timeout_s * 1000), DEADLINE_MAX_MS), 1)
         request_id, buffers = self._session.send_request(request, payload, deadline_ms=deadline_ms)
         self._payload_bytes += len(payload)
         if self._is_full():

@@ -26,9 +26,8 @@ from pydi_node.ids import BlobId, parse_blob_name
 from pydi_node.records import BlobInfo
 from pydi_node.wire.messages import Admin
 from tests.harness.mounts import MountProcess, run
-from tests.harness.procs import NodeProcess, wait_until
+from tests.harness.procs import NodeProcess, pydi, wait_until
 from tests.node.test_cluster import start_cluster, status
-from tests.node.test_recover import pydi
 from tests.node.test_replication import set_setting, wait_storing
 
 DEADLINE_S = 240.0  # for the cluster to be whole again: minutes, on a busy machine
@@ -289,7 +288,7 @@ class Chaos:
 
 def scrub(through: NodeProcess) -> list[dict[str, Any]]:
     """The reports of a whole reading, now."""
-    done = pydi("scrub", "--now", "--json", "--data-dir", through.data_dir)
+    done = through.pydi("scrub", "--now", "--json")
     assert done.returncode == EXIT_OK, done.stderr
     reports: list[dict[str, Any]] = json.loads(done.stdout)
     return reports

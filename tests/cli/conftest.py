@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.procs import PYDI
+
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
-PYDI = "import sys; from pydi_fs.cli import main; sys.exit(main())"
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from pydi_node.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from tests.cli.conftest import PYDI, Run
-from tests.harness.procs import environment, wait_until
+from tests.cli.conftest import Run
+from tests.harness.procs import PYDI, environment, wait_until
 from tests.harness.terminals import terminal
 
 NO_WINDOW = (

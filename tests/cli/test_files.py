@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from pydi_node.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from tests.cli.conftest import PYDI, Run, running_node
+from tests.cli.conftest import Run, running_node
+from tests.harness.procs import PYDI
 
 
 def make_tree(top: Path, rng: random.Random) -> None:

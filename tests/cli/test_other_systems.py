@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from pydi_node.errors import EXIT_FAILED, EXIT_OK, EXIT_UNREACHABLE
-from tests.cli.conftest import PYDI, Run
+from tests.cli.conftest import Run
 from tests.cli.test_remote import address_of
-from tests.harness.procs import ROOT
+from tests.harness.procs import PYDI, ROOT
 
 PREAMBLE = "import tests.harness.like_windows; "
 

@@ -16,8 +16,8 @@ import pytest
 
 from pydi_fs.shell.console import EXIT_TERMINATED
 from pydi_node.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from tests.cli.conftest import PYDI, Run, running_node
-from tests.harness.procs import environment
+from tests.cli.conftest import Run, running_node
+from tests.harness.procs import PYDI, environment
 from tests.harness.terminals import Terminal, terminal
 
 MIB = 1 << 20

@@ -16,7 +16,8 @@ import pytest
 
 from pydi_fs import cli, manual
 from pydi_node.errors import EXIT_OK
-from tests.cli.conftest import PYDI, Run
+from tests.cli.conftest import Run
+from tests.harness.procs import PYDI
 from tests.harness.terminals import terminal
 
 ROOT = Path(__file__).parent.parent.parent

@@ -43,6 +43,8 @@ ROOT = Path(__file__).parent.parent.parent
 START_DEADLINE_S = 60.0  # the cores are shared with other tests
 STOP_DEADLINE_S = 30.0
 CALL_DEADLINE_S = 30.0
+COMMAND_DEADLINE_S = 60.0
+PYDI = "import sys; from pydi_fs.cli import main; sys.exit(main())"
 POLL_S = 0.02
 LOG_LINES_SHOWN = 40
 
@@ -70,6 +72,15 @@ def environment(*, machine: bool = False, **more: str) -> dict[str, str]:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     quiet = {} if machine else {"PYDI_INTERFACE": "127.0.0.1"}
     return {**kept, "PYTHONPATH": path, **quiet, **more}
+
+
+def pydi(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """One command of this checkout, to its end."""
+    return subprocess.run(
+        [sys.executable, "-c", PYDI, *map(str, arguments)], stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=COMMAND_DEADLINE_S, cwd=cwd, env=environment(),
+        check=False,
+    )  # fmt: skip
 
 
 class NodeProcess:
@@ -127,6 +138,12 @@ class NodeProcess:
     @property
     def token(self) -> str:
         return (self.data_dir / "token").read_text().strip()
+
+    def pydi(
+        self, command: str, *arguments: str | Path, cwd: Path = ROOT
+    ) -> subprocess.CompletedProcess[str]:
+        """A command through this node, on its machine."""
+        return pydi(command, "--data-dir", self.data_dir, *arguments, cwd=cwd)
 
     def log_text(self) -> str:
         return self.log.read_text() if self.log.exists() else ""

@@ -25,6 +25,7 @@ from pydi_node.wire.trust import (
     credentials_of,
     parse_node_token,
 )
+from tests.harness import procs
 from tests.harness.procs import (
     ROOT,
     START_DEADLINE_S,
@@ -50,11 +51,7 @@ def group() -> str:
 
 def pydi(group: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """``pydi`` with no address."""
-    code = "import sys; from pydi_fs.cli import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments, "--group", group, "--interface", "127.0.0.1"],
-        check=False, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=60,
-    )  # fmt: skip
+    return procs.pydi(*arguments, "--group", group, "--interface", "127.0.0.1")
 
 
 def run_node(data_dir: Path, *flags: str, clock_s: int = 0) -> subprocess.CompletedProcess[str]:

@@ -30,7 +30,7 @@ from pydi_node.wire.messages import (
 )
 from tests.harness.procs import NodeProcess, wait_until
 from tests.node.test_cluster import status
-from tests.node.test_recover import assert_refused, pydi
+from tests.node.test_recover import assert_refused
 from tests.node.test_replication import (
     CHUNK_BYTES,
     blob_file,
@@ -55,11 +55,11 @@ def test_drained_node_is_empty_and_takes_nothing(make_node: MakeNode, seed: int)
     number = nodes[0].run["number"]
 
     def drain(*arguments: str) -> tuple[int, str]:
-        run = pydi("drain", "--data-dir", nodes[1].data_dir, str(number), *arguments)
+        run = nodes[1].pydi("drain", str(number), *arguments)
         return run.returncode, run.stdout + run.stderr
 
     def set_replicas(count: int) -> None:
-        run = pydi("set", "--data-dir", nodes[1].data_dir, f"replicas={count}")
+        run = nodes[1].pydi("set", f"replicas={count}")
         assert run.returncode == EXIT_OK, run.stderr
 
     source = random.Random(seed)
@@ -96,9 +96,7 @@ def test_drained_node_is_empty_and_takes_nothing(make_node: MakeNode, seed: int)
     with nodes[0].connect() as client:
         save(client, b"again", b"content")
         assert number in holders(client, b"again")
-    assert_refused(
-        pydi("drain", "--data-dir", nodes[1].data_dir, "9"), EXIT_FAILED, "node 9 is no member"
-    )
+    assert_refused(nodes[1].pydi("drain", "9"), EXIT_FAILED, "node 9 is no member")
 
 
 def test_why_tells_where_a_file_is(make_node: MakeNode) -> None:
@@ -108,7 +106,7 @@ def test_why_tells_where_a_file_is(make_node: MakeNode) -> None:
     through = nodes[2]
 
     def why() -> tuple[str, set[str]]:
-        run = pydi("why", "--data-dir", through.data_dir, "/f", "--json")
+        run = through.pydi("why", "/f", "--json")
         assert run.returncode == EXIT_OK, run.stderr
         report = json.loads(run.stdout)
         return report["protection"], {h["state"] for b in report["blobs"] for h in b["holders"]}

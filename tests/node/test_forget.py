@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pydi_node.errors import EXIT_FAILED, EXIT_OK
 from tests.harness.procs import NodeProcess, wait_until
 from tests.node.test_cluster import create_until_done, start_cluster, status
-from tests.node.test_recover import assert_left_behind, assert_refused, pydi
+from tests.node.test_recover import assert_left_behind, assert_refused
 from tests.node.test_replication import holders, numbered, save, set_setting
 
 MakeNode = Callable[..., NodeProcess]
 
 
 def forget(through: NodeProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return pydi("forget", "--data-dir", through.data_dir, *arguments)
+    return through.pydi("forget", *arguments)
 
 
 def test_forgotten_nodes_are_gone_for_good(make_node: MakeNode) -> None:

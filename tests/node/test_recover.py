@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from pydi_node.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from pydi_node.ids import ROOT_INO
 from pydi_node.wire.messages import Lookup
-from tests.harness.procs import ROOT, NodeProcess, environment, wait_until
+from tests.harness.procs import NodeProcess, pydi, wait_until
 from tests.node.test_cluster import create_until_done, names, start_cluster, status
 from tests.node.test_life import assert_tree_sound, get_file, put_file
 from tests.node.test_replication import save
 
 MakeNode = Callable[..., NodeProcess]
-PYDI = "import sys; from pydi_fs.cli import main; sys.exit(main())"
-
-
-def pydi(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", PYDI, *map(str, arguments)], stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment(), check=False,
-    )  # fmt: skip
 
 
 def assert_refused(run: subprocess.CompletedProcess[str], code: int, *words: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 from pydi_node.errors import EXIT_FAILED, EXIT_OK
 from pydi_node.wire.messages import Admin
 from tests.harness.procs import NodeProcess, wait_until
-from tests.node.test_recover import pydi
 from tests.node.test_replication import (
     CHUNK_BYTES,
     blob_file,
@@ -26,7 +25,7 @@ MakeNode = Callable[..., NodeProcess]
 
 
 def scrub(through: NodeProcess, *arguments: str) -> tuple[int, dict[int, dict[str, Any]]]:
-    run = pydi("scrub", "--data-dir", through.data_dir, "--json", *arguments)
+    run = through.pydi("scrub", "--json", *arguments)
     assert run.stdout, run.stderr
     return run.returncode, {report["node"]: report for report in json.loads(run.stdout)}
 
@@ -64,7 +63,7 @@ def test_scrub_finds_what_nobody_reads(make_node: MakeNode, seed: int) -> None:
     assert code == EXIT_OK
     assert [report["last"]["found"] for report in reports.values()] == [0, 0]
     nodes[1].kill()
-    run = pydi("scrub", "--data-dir", nodes[0].data_dir)
+    run = nodes[0].pydi("scrub")
     assert run.returncode == EXIT_FAILED
     assert f"node {reports[2]['node']} can't be asked" in run.stderr
     assert "8 blobs" in run.stdout
