@@ -1,4 +1,4 @@
-"""``pydi top``: the cluster as it works: nodes, what comes in, changes a second, repair.
+"""``pydi top``: the cluster as it works: nodes, what comes in and goes out, changes, repair.
 
 Called by `pydi_fs.cli` with a connected session. Everything is told by two states of `pydi status`
 and the time between them; `rates` is pure.
@@ -33,11 +33,16 @@ class Rates(NamedTuple):
     changes   of the tree
     stored    bytes of content more, or less, by node
     repaired  blobs that got the copies they lacked; negative while more lack some
+    reads     requests for content that clients and mounts made, by the node that they asked. Not
+              what they read on that node's machine without asking, as by passthrough.
+    read      bytes of content for them, likewise
     """
 
     changes: float
     stored: Mapping[int, float]
     repaired: float
+    reads: Mapping[int, float]
+    read: Mapping[int, float]
 
 
 async def run(session: Session, arguments: argparse.Namespace) -> None:
@@ -95,27 +100,45 @@ def _rates(before: State | None, after: State, elapsed_s: float) -> Rates | None
 def rates(before: State, after: State, elapsed_s: float) -> Rates:
     """Per second. A node that was down in one of the states has none."""
 
-    def stored(state: State) -> dict[int, int]:
+    earlier, later = (
+        {node["number"]: node for node in state["nodes"] if node["state"] != "down"}
+        for state in (before, after)
+    )
+
+    def of(key: str) -> dict[int, float]:
         return {
-            node["number"]: node["stored_bytes"]
-            for node in state["nodes"]
-            if node["state"] != "down"
+            number: (later[number][key] - earlier[number][key]) / elapsed_s
+            for number in sorted(later.keys() & earlier.keys())
         }
 
-    earlier, later = stored(before), stored(after)
+    def counted(key: str) -> dict[int, float]:
+        # A node that was started again meanwhile has counted from 0.
+        return {number: max(rate, 0.0) for number, rate in of(key).items()}
+
     short = before["blobs"]["under_replicated"] - after["blobs"]["under_replicated"]
     return Rates(
         (after["applied_index"] - before["applied_index"]) / elapsed_s,
-        {n: (later[n] - earlier[n]) / elapsed_s for n in sorted(later.keys() & earlier.keys())},
+        of("stored_bytes"),
         short / elapsed_s,
+        counted("reads"),
+        counted("read_bytes"),
     )
 
 
 def _as_json(found: Rates | None) -> dict[str, Any] | None:
     if found is None:
         return None
-    stored = {str(number): value for number, value in found.stored.items()}
-    return {"changes": found.changes, "stored_bytes": stored, "repaired_blobs": found.repaired}
+
+    def named(rates: Mapping[int, float]) -> dict[str, float]:
+        return {str(number): rate for number, rate in rates.items()}
+
+    return {
+        "changes": found.changes,
+        "stored_bytes": named(found.stored),
+        "repaired_blobs": found.repaired,
+        "reads": named(found.reads),
+        "read_bytes": named(found.read),
+    }
 
 
 def summary(state: State, found: Rates | None) -> list[str]:
@@ -129,7 +152,11 @@ def summary(state: State, found: Rates | None) -> list[str]:
     ]
     if found is not None:
         stored = sum(found.stored.values())
-        lines.append(f"changes {found.changes:.0f}/s  stored {_signed(stored)}/s")
+        reads, read = sum(found.reads.values()), sum(found.read.values())
+        lines.append(
+            f"changes {found.changes:.0f}/s  stored {_signed(stored)}/s"
+            f"  reads {reads:.0f}/s  {format_bytes(int(read))}/s"
+        )
     lines.append(f"repair  {repair(state['blobs'], found)}")
     return lines + [f"* {sentence}" for sentence in state["advice"]]
 
@@ -156,17 +183,19 @@ def _drawn(state: State, found: Rates | None) -> RenderableType:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for column in ("node", "address", "state", "role", "stored", "stored/s", "free", "files",
-                   "behind"):  # fmt: skip
+    for column in ("node", "address", "state", "role", "stored", "stored/s", "read/s", "free",
+                   "files", "behind"):  # fmt: skip
         table.add_column(column, justify="left" if column in ("address", "state") else "right")
     newest = max((node["applied_index"] for node in state["nodes"]), default=0)
     for node in state["nodes"]:
         rate = None if found is None else found.stored.get(node["number"])
+        read = None if found is None else found.read.get(node["number"])
         is_down = node["state"] == "down"
         table.add_row(
             str(node["number"]), node["address"], node["state"], node["role"],
-            *(["", "", "", "", ""] if is_down else [
+            *([""] * 6 if is_down else [
                 format_bytes(node["stored_bytes"]), "" if rate is None else _signed(rate),
+                "" if read is None else format_bytes(int(read)),
                 format_bytes(node["free_bytes"]), str(node["files"]),
                 str(newest - node["applied_index"]),
             ]),

@@ -117,6 +117,10 @@ class Service:
         # (session) -> ms for which it may rely on its caches; likewise
         self.lease: Callable[[Session], int]
         self.sessions: dict[int, Session] = {}
+        # Reads of content for clients and mounts since the start. What a mount reads from files of
+        # this machine, or its kernel by passthrough, no node hears of.
+        self.reads = 0
+        self.read_bytes = 0
         self.holds: dict[Ino, int] = {}  # opens of all sessions together
         self.admin: dict[str, Callable[[Request, dict[str, Any]], Any]] = {
             "settings": self._admin_settings,
@@ -374,6 +378,13 @@ class Service:
         await self.in_pool(store)
 
     async def _blob_read(self, request: Request) -> Content:
+        content = await self._content_of(request)
+        if request.session.role is not Role.NODE:  # that node counts it for whoever asked it
+            self.reads += 1
+            self.read_bytes += len(content)
+        return Content(content)
+
+    async def _content_of(self, request: Request) -> bytes:
         message = request.message
         if request.session.role is Role.NODE:
             # It asks each holder itself: passing its question on could go round in circles.
@@ -384,7 +395,7 @@ class Service:
             read = self.replication.read(
                 message.blob, message.offset, message.length, request.deadline_s
             )
-        return Content(await read)
+        return await read
 
     def known_blob(self, blob: BlobId) -> BlobInfo | None:
         """What the tree says of it; None when it doesn't know it."""

@@ -47,6 +47,8 @@ class Status:
             "total_bytes": usage.total,
             "files": usage.files,
             "lease": self._service.driver.is_covered,
+            "reads": self._service.reads,
+            "read_bytes": self._service.read_bytes,
             "gone_blobs": len(self._service.replication.gone),
             "gone": sorted(self._service.replication.gone)[:BLOBS_MAX],
             "mounts": [
@@ -97,6 +99,9 @@ class Status:
                             "applied_index", "stored_bytes", "free_bytes", "total_bytes", "files",
                         )
                     },
+                    # Since it was started; a node of an older version does not count.
+                    "reads": part.get("reads", 0) if part else 0,
+                    "read_bytes": part.get("read_bytes", 0) if part else 0,
                 }
             )  # fmt: skip
             mounts += part["mounts"] if part else []

@@ -225,11 +225,28 @@ def test_top(pydi: Run) -> None:
     lines = pydi("top", "--json", "--count", "2", "--interval", "0.2").stdout.splitlines()
     states = [json.loads(line) for line in lines]
     assert [state["rates"] is None for state in states] == [True, False]
-    assert set(states[1]["rates"]) == {"changes", "stored_bytes", "repaired_blobs"}
+    assert set(states[1]["rates"]) == {
+        "changes", "stored_bytes", "repaired_blobs", "reads", "read_bytes"
+    }  # fmt: skip
     text = pydi("top", "--count", "2", "--interval", "0.2").stdout.decode()
-    assert re.search(r"changes \d+/s", text)
+    assert re.search(r"changes \d+/s .* reads \d+/s", text)
     assert "lack copies" in text or "all copies" in text
     assert pydi("top", "--interval", "0").returncode == EXIT_USAGE
+
+
+def test_reads_are_counted(pydi: Run) -> None:
+    """What top's rates are made of: bytes that clients fetched, and how often they asked."""
+    pydi("put", "-", "/read often", input=bytes(1 << 20))
+
+    def counts() -> tuple[int, int]:
+        (node,) = json.loads(pydi("status", "--json").stdout)["nodes"]
+        return node["reads"], node["read_bytes"]
+
+    reads, read_bytes = counts()
+    assert pydi("get", "/read often", "-").stdout == bytes(1 << 20)
+    reads_after, read_bytes_after = counts()
+    assert read_bytes_after - read_bytes == 1 << 20
+    assert 1 <= reads_after - reads <= 4
 
 
 def test_top_in_a_terminal(data_dir: Path, tmp_path: Path) -> None:

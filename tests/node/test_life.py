@@ -450,7 +450,7 @@ def test_status_has_every_key(node: NodeProcess) -> None:
     (entry,) = status["nodes"]
     assert entry.keys() >= {
         "number", "address", "state", "role", "applied_index", "stored_bytes", "free_bytes",
-        "files",
+        "files", "reads", "read_bytes",
     }  # fmt: skip
     assert (entry["state"], entry["role"], entry["address"]) == ("up", "voter", node.address)
     assert status["blobs"].keys() >= {"total", "under_replicated", "endangered", "missing"}
