@@ -440,8 +440,7 @@ class Connection(asyncio.Protocol):
         # Not a number of requests, which the protocol limits: a mount's commands may wait for its
         # acknowledgement, which would wait here behind them.
         return (
-            self._write_paused
-            or self._wire.unanswered_payload_bytes >= wire.PAYLOAD_OUTSTANDING_MAX_BYTES
+            self._write_paused or self._wire.unanswered_bytes >= wire.PAYLOAD_OUTSTANDING_MAX_BYTES
         )
 
     def _adjust_reading(self) -> None:

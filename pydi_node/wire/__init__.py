@@ -50,7 +50,7 @@ LocalProtocolError when we misuse it (a bug of ours); it changes nothing then.
     state: State            peer: Hello | Welcome | None
     requests_outstanding: int      ours, without an answer yet
     unanswered: int                the peer's, that we have not answered yet
-    unanswered_payload_bytes: int  content held for them: stop reading while this is too much
+    unanswered_bytes: int  content held for them: stop reading while this is too much
 
 Events (events.py), each a frozen record:
 

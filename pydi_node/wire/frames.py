@@ -82,6 +82,7 @@ class FrameParser:
         self._buffered = 0  # bytes that are not taken yet
         self._lengths: tuple[int, int] | None = None  # of the frame under way
         self._error: RemoteProtocolError | None = None
+        self.header_bytes = 0  # of the last frame, packed
 
     @property
     def buffered_bytes(self) -> int:
@@ -140,6 +141,7 @@ class FrameParser:
         if self._buffered < header_length + payload_length:
             return None
         self._lengths = None
+        self.header_bytes = header_length
         try:
             header = codec.unpack_header(self._take(header_length))
         except ValueError as exc:

@@ -84,6 +84,10 @@ REQUESTS_MAX: Final = 1024
 # more from that peer until it has answered some of them, and hears no acknowledgement either. An
 # answer may wait for just that, so clients stay below.
 PAYLOAD_OUTSTANDING_MAX_BYTES: Final = 32 << 20
+# So does a large header, which is larger in memory: the 2.1 MB of a commit with 65,536 extents
+# become 14 MB. The small ones of most requests are what REQUESTS_MAX is for.
+SMALL_HEADER_BYTES: Final = 4 << 10
+UNPACKED_FACTOR: Final = 8
 DEADLINE_MAX_MS: Final = 24 * 60 * 60 * 1000  # whoever wants to wait longer asks again
 HOST_MAX_CHARACTERS: Final = 255  # DNS
 TOKEN_MAX: Final = (1 << 63) - 1
@@ -197,7 +201,7 @@ class Session:
         # Requests of the peer's that wait for our answer.
         self._last_peer_request_id = 0
         self._unanswered: dict[int, _Unanswered] = {}
-        self._unanswered_payload_bytes = 0
+        self._unanswered_bytes = 0
 
         # Pushes: sent by a node once its peer subscribed.
         self._peer_subscribed = False
@@ -241,10 +245,10 @@ class Session:
         return len(self._unanswered)
 
     @property
-    def unanswered_payload_bytes(self) -> int:
-        """Content that arrived with them. Stop reading from the transport while this is
-        PAYLOAD_OUTSTANDING_MAX_BYTES, or a peer can fill the memory with 1024 of them."""
-        return self._unanswered_payload_bytes
+    def unanswered_bytes(self) -> int:
+        """Memory that they hold beyond a few KiB each: content, and large headers. Whoever reads
+        the transport stops at PAYLOAD_OUTSTANDING_MAX_BYTES, or a peer can fill the memory."""
+        return self._unanswered_bytes
 
     @property
     def push_sequence(self) -> int:
@@ -394,8 +398,12 @@ class Session:
 
     def _accept(self, request_id: int, request: Request | None, payload: bytes) -> None:
         self._last_peer_request_id = request_id
-        self._unanswered[request_id] = _Unanswered(request, len(payload))
-        self._unanswered_payload_bytes += len(payload)
+        header_bytes = self._parser.header_bytes
+        held = len(payload)
+        if header_bytes > SMALL_HEADER_BYTES:
+            held += header_bytes * UNPACKED_FACTOR
+        self._unanswered[request_id] = _Unanswered(request, held)
+        self._unanswered_bytes += held
 
     def _on_answer(self, header: tuple[Any, ...], payload: bytes) -> Event | None:
         request_id, request = self._answered(header[1])
@@ -669,7 +677,7 @@ class Session:
         return unanswered
 
     def _settle(self, request_id: int) -> None:
-        self._unanswered_payload_bytes -= self._unanswered.pop(request_id).payload_bytes
+        self._unanswered_bytes -= self._unanswered.pop(request_id).payload_bytes
 
     def _frame(self, header: tuple[Any, ...], payload: Data = b"") -> Buffers:
         opened = self.state is State.OPEN

@@ -70,7 +70,7 @@ def test_content_on_its_way_stays_below_what_a_node_reads() -> None:
             for event in await arrived():
                 assert isinstance(event, RequestReceived)
                 waiting.append(event.request_id)
-            assert node.unanswered_payload_bytes < PAYLOAD_OUTSTANDING_MAX_BYTES
+            assert node.unanswered_bytes < PAYLOAD_OUTSTANDING_MAX_BYTES
             if waiting:
                 client.data_received(b"".join(node.send_answer(waiting.pop(0), None)))
         client.connection_lost(None)

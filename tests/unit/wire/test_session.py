@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import itertools
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pydi_node.commands import ROOT_CALLER, Commit, PurgeOrphans
 from pydi_node.errors import (
     DeadlineError,
     FileError,
@@ -17,6 +19,8 @@ from pydi_node.errors import (
     NotLeaderError,
     RemoteProtocolError,
 )
+from pydi_node.ids import ClientId, Ino, Serial
+from pydi_node.records import Extent
 from pydi_node.wire import messages as m
 from pydi_node.wire.events import (
     AcknowledgeReceived,
@@ -222,7 +226,7 @@ def test_unknown_request_is_answered_not_dropped():
     pair.node.receive_data(raw(Kind.REQUEST, request_id, 1000, (999, "x"), payload=b"abc"))
     (event,) = pair.node.events()
     assert isinstance(event, RequestNotUnderstood)
-    assert pair.node.unanswered_payload_bytes == 3
+    assert pair.node.unanswered_bytes == 3
     with pytest.raises(LocalProtocolError):
         pair.node.send_answer(request_id, None)
     (answer,) = pair.to_mount(pair.node.send_error(event.request_id, event.error))
@@ -230,7 +234,7 @@ def test_unknown_request_is_answered_not_dropped():
     assert answer.error.errno == errno.ENOSYS
     assert "unknown request 999" in str(answer.error)
     assert pair.call(GET, b"", ATTR).value == ATTR
-    assert pair.node.unanswered_payload_bytes == 0
+    assert pair.node.unanswered_bytes == 0
 
 
 def test_content_that_waits_is_counted():
@@ -238,11 +242,28 @@ def test_content_that_waits_is_counted():
     pair = ConnectionPair().open()
     first = pair.request(m.BlobWrite(samples.BLOB, 0), b"x" * 1000)
     second = pair.request(m.BlobWrite(samples.BLOB, 1000), b"x" * 10)
-    assert pair.node.unanswered_payload_bytes == 1010
+    assert pair.node.unanswered_bytes == 1010
     pair.node.send_answer(first, None)
-    assert pair.node.unanswered_payload_bytes == 10
+    assert pair.node.unanswered_bytes == 10
     pair.node.send_error(second, FileError(errno.EIO))
-    assert pair.node.unanswered_payload_bytes == 0
+    assert pair.node.unanswered_bytes == 0
+
+
+def test_a_large_command_that_waits_is_counted():
+    """By what it takes in memory: 1024 of the largest would be 14 GB."""
+    pair = ConnectionPair().open()
+    small = pair.request(m.Execute(ClientId(1), Serial(1), PurgeOrphans((Ino(7),) * 100)))
+    assert pair.node.unanswered_bytes == 0
+    extents = tuple(Extent(at << 20, 1 << 20, samples.BLOB, 0) for at in range(2000))
+    commit = Commit(ROOT_CALLER, Ino(7), None, None, 2000 << 20, False, extents, ())
+    tracemalloc.start()
+    large = pair.request(m.Execute(ClientId(1), Serial(2), commit))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert pair.node.unanswered_bytes > held / 2
+    for request_id in (small, large):
+        pair.node.send_error(request_id, FileError(errno.EIO))
+    assert pair.node.unanswered_bytes == 0
 
 
 def test_pushes_come_in_order_and_are_acknowledged():
