@@ -88,6 +88,8 @@ _RECURSIVE = _argument(
     "-r", "--recursive", action="store_true", help="directories and all below them"
 )
 
+_HERE = "default: where you are; outside the shell that is /"
+
 _COPY_OPTIONS = (
     _argument("--continue", action="store_true", dest="resume",
               help="go on with what an interrupted copy left"),
@@ -101,7 +103,7 @@ COMMANDS: dict[str, CommandSpec] = {
         commands_files.list_files,
         "list directories",
         (
-            _argument("path", nargs="*", metavar="PATH", help="default: /"),
+            _argument("path", nargs="*", metavar="PATH", help=_HERE),
             _argument("-F", "--classify", action="store_true", help="a slash behind directories"),
             _argument("-l", "--long", action="store_true", help="modes, owners, sizes, times"),
             _argument("-d", "--directory", action="store_true", help="a directory itself"),
@@ -112,7 +114,7 @@ COMMANDS: dict[str, CommandSpec] = {
         commands_files.show_tree,
         "draw everything below a directory",
         (
-            _argument("path", nargs="?", default=".", metavar="PATH", help="default: /"),
+            _argument("path", nargs="?", default=".", metavar="PATH", help=_HERE),
             _argument("-L", "--depth", type=int, metavar="N", help="at most so many levels"),
         ),
         ("pydi tree -L 2 /photos",),
@@ -196,7 +198,7 @@ COMMANDS: dict[str, CommandSpec] = {
         commands_tree.find,
         "paths of what is below a directory",
         (
-            _argument("path", nargs="*", metavar="PATH", help="default: /"),
+            _argument("path", nargs="*", metavar="PATH", help=_HERE),
             _argument("--name", metavar="PATTERN", help="whose name fits, as in a shell"),
             _argument("--type", choices=("f", "d", "l"), help="files, directories or links"),
             _argument("--larger", metavar="SIZE", help="than so many bytes: 512K, 10M"),
@@ -207,7 +209,7 @@ COMMANDS: dict[str, CommandSpec] = {
         commands_tree.disk_usage,
         "space that directories take",
         (
-            _argument("path", nargs="*", metavar="PATH", help="default: /"),
+            _argument("path", nargs="*", metavar="PATH", help=_HERE),
             _argument("-s", "--summarize", action="store_true", help="only what was named"),
         ),
         ("pydi du -s /photos /music",),
@@ -268,7 +270,7 @@ COMMANDS: dict[str, CommandSpec] = {
     ),
     "undelete": CommandSpec(
         commands_history.undelete,
-        "bring back what was removed, with all below it",
+        "bring back what was removed last under that name",
         (_argument("path", metavar="PATH"),),
         ("pydi undelete /notes/today.txt",),
     ),
@@ -354,6 +356,15 @@ COMMANDS: dict[str, CommandSpec] = {
 _NEEDS_TARGET = ("put", "get", "mv", "cp")
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        """What says itself how often it may come is not told a second time."""
+        metavar = action.metavar
+        if isinstance(metavar, str) and "..." in metavar:
+            return metavar
+        return super()._format_args(action, default_metavar)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """argparse prints the whole usage; a person needs the one sentence."""
@@ -381,7 +392,7 @@ def build_parser() -> argparse.ArgumentParser:
     def add(name: str, text: str, examples: Sequence[str]) -> argparse.ArgumentParser:
         return commands.add_parser(
             name, help=text, description=text, parents=[common], allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
             epilog="\n  ".join(["examples:", *examples]),
         )  # fmt: skip
 

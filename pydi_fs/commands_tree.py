@@ -269,7 +269,8 @@ async def show_status(session: Session, arguments: argparse.Namespace) -> None:
             continue
         session.out(b"   path  " + path)
         target = f" to {row['target']}" if attr.is_symlink else ""
-        session.out(f"   type  {row['type']}{target}, inode {attr.ino}, {attr.nlink} names")
+        names = "1 name" if attr.nlink == 1 else f"{attr.nlink} names"
+        session.out(f"   type  {row['type']}{target}, inode {attr.ino}, {names}")
         user, group = portable.user_name(attr.uid), portable.group_name(attr.gid)
         session.out(f"   mode  {row['mode']} {stat.filemode(attr.mode)}, owner {user}:{group}")
         session.out(

@@ -11,9 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydi_fs.commands_session import Session, show
+from pydi_fs.commands_session import Session, about, show
 from pydi_fs.progress import format_bytes
-from pydi_node.errors import UserError
+from pydi_node.errors import FileError, UserError
 from pydi_node.ids import blob_name
 from pydi_node.records import FileVersion, Version
 from pydi_node.wire.messages import Admin, GetFile, PathVersions
@@ -27,7 +27,10 @@ Blob = Mapping[str, Any]  # as the verb "whereabouts" answers
 async def why(session: Session, arguments: argparse.Namespace) -> None:
     """``why PATH``: versions, extents, blobs, holders and their states, and the sentence."""
     path = session.absolute(arguments.path.encode(errors="surrogateescape"))
-    attr = await session.vfs.resolve(path)
+    try:
+        attr = await session.vfs.resolve(path)
+    except FileError as exc:
+        raise UserError(about(path, exc)) from exc
     if attr.is_dir:
         raise UserError(
             f"{show(path)}: is a directory: every node keeps all names; ask for a file in it"

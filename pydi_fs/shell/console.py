@@ -177,6 +177,8 @@ class Shell:
             raise UserError(
                 f"{name}: only {', '.join(BACKGROUND)} go on in the background", EXIT_USAGE
             )
+        if name == "quit":  # as the clients of other stores call it
+            name = "exit"
         if name in BUILTINS:
             return await BUILTINS[name].run(self, await self._expanded(line))
         if name not in cli.COMMANDS or name == "shell":
@@ -368,7 +370,7 @@ BUILTINS: Mapping[str, _Builtin] = {
     "wait": _Builtin(Shell._wait, "wait [JOB...]", "until jobs have ended"),
     "cancel": _Builtin(Shell._cancel, "cancel [JOB...]", "end jobs; --continue goes on with them"),
     "help": _Builtin(Shell._help, "help [COMMAND...]", "all commands, or one"),
-    "exit": _Builtin(Shell._exit, "exit", "leave; so does Ctrl-D"),
+    "exit": _Builtin(Shell._exit, "exit", "leave; so do quit and Ctrl-D"),
 }
 
 

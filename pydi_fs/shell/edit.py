@@ -22,11 +22,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydi_fs.commands_session import Session, about, or_none, show
+from pydi_fs.commands_session import FILE_ERRORS, Session, about, or_none, show
 from pydi_fs.same_content import commit_same
 from pydi_fs.shell import programs
 from pydi_node import portable
-from pydi_node.errors import EXIT_FAILED, EXIT_USAGE, FileError, PydiError, UserError
+from pydi_node.errors import EXIT_USAGE, FileError, PydiError, UserError
 from pydi_node.ids import Ino, LogIndex
 from pydi_node.records import Attr
 
@@ -131,8 +131,8 @@ async def run(session: Session, arguments: argparse.Namespace) -> None:
     path = session.absolute(portable.bytes_of(arguments.path))
     try:
         edited = await _opened(session, path, arguments.binary)
-    except PydiError as exc:
-        raise UserError(about(path, exc), getattr(exc, "exit_code", EXIT_FAILED)) from exc
+    except FILE_ERRORS as exc:
+        raise UserError(about(path, exc)) from exc
     directory = tempfile.mkdtemp(prefix="pydi-edit-")
     # Its own name, for an editor knows by it what kind of text this is.
     name = edited.name if portable.name_refusal(edited.name) is None else b"text"

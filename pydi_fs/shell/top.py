@@ -52,8 +52,10 @@ async def run(session: Session, arguments: argparse.Namespace) -> None:
     if session.json or not sys.stdout.isatty():
         await _print(session, arguments)
         return
-    from rich.live import Live  # only now: it is slow to load
+    import rich  # only now: it is slow to load
+    from rich.live import Live
 
+    drawn_rates: Rates | None = None
     with Live(screen=True, auto_refresh=False) as live:
         before: State | None = None
         before_s = 0.0
@@ -62,14 +64,18 @@ async def run(session: Session, arguments: argparse.Namespace) -> None:
             try:
                 state = await session.client.call(Admin("status"))
                 now_s = time.monotonic()
-                live.update(_drawn(state, _rates(before, state, now_s - before_s)), refresh=True)
+                drawn_rates = _rates(before, state, now_s - before_s)
+                live.update(_drawn(state, drawn_rates), refresh=True)
                 before, before_s = state, now_s
             except UnavailableError as exc:
                 live.update(f"waiting for a node: {exc}", refresh=True)
             shown += 1
             if shown == arguments.count:
-                return
+                break
             await asyncio.sleep(arguments.interval)
+    if before is not None:
+        # The screen of its own is gone, and with it what was asked for.
+        rich.print(_drawn(before, drawn_rates))
 
 
 async def _print(session: Session, arguments: argparse.Namespace) -> None:

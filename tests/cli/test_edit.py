@@ -128,6 +128,7 @@ def test_refusals(pydi: Run, editor: Callable[..., Mapping[str, str]]) -> None:
         assert run.returncode == code
         assert words in run.stderr
         assert run.stderr.count(b"\n") == 1
+        assert run.stderr.count(b"/binary") <= 1
     variables = {**editor("true"), "EDITOR": ""}
     run = pydi("edit", "/new", env=variables)
     assert (run.returncode, b"set VISUAL or EDITOR" in run.stderr) == (EXIT_USAGE, True)

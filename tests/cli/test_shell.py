@@ -75,6 +75,8 @@ def test_session_with_completion(opened: Terminal, pydi: Run, tmp_path: Path) ->
     opened.press(CTRL_C)
     opened.type("cat nothing")
     opened.wait_for(f"\npydi: nothing: No such file or directory{inside}")
+    opened.type("why nothing")
+    opened.wait_for(f"\npydi: /my photos/nothing: No such file or directory{inside}")
     opened.type("fly")
     opened.wait_for(f"\npydi: fly: no such command.*{inside}")
     opened.type("cat 'open")
@@ -104,7 +106,7 @@ def test_upload_in_the_background_while_listing(opened: Terminal, tmp_path: Path
     opened.wait_for("no job 9 is running")
     opened.type("wait; pwd")
     opened.wait_for(rf"\n/{PROMPT}")
-    opened.press(CTRL_D)
+    opened.type("quit")
     assert opened.wait_ended() == EXIT_OK
     assert (tmp_path / "back").read_bytes() == large.read_bytes()
 
@@ -257,3 +259,7 @@ def test_top_in_a_terminal(data_dir: Path, tmp_path: Path) -> None:
         opened.wait_for("voter")
         opened.press(CTRL_C)
         assert opened.wait_ended() == 130
+    command = [sys.executable, "-c", PYDI, "top", "--count", "2", "--interval", "0.2"]
+    with terminal(command, variables, tmp_path) as opened:
+        assert opened.wait_ended() == EXIT_OK
+        assert re.search(r"changes \d+/s(.|\n)*voter", opened.text()), "the last look stays"

@@ -34,6 +34,7 @@ def test_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     examples = manual.examples_of(PARSERS[name])
     assert examples
     shown = capsys.readouterr().out
+    assert shown.count("SOURCE... TARGET") <= 2, "once in the usage, once below it"
     for example in examples:
         assert f"\n  {example}\n" in shown
         words = shlex.split(example.replace("<(", "< ").replace(")", ""))
