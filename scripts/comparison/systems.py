@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,7 +130,7 @@ class Plain:
         raise AssertionError(number)
 
 
-class Machines:
+class Machines(ABC):
     """A network, the daemons in it, and one mount. Base of all systems with servers."""
 
     name = ""
@@ -145,24 +146,26 @@ class Machines:
 
     # --- what a system does in its own way
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - some have none
         """Folders and settings, before anything runs."""
 
-    def form(self) -> None:
+    def form(self) -> None:  # noqa: B027 - some find each other
         """What makes one system of servers that run for the first time."""
 
     def start_servers(self) -> None:
         for number in self.servers:
             self.start_server(number)
 
+    @abstractmethod
     def start_server(self, number: int) -> None:
-        raise NotImplementedError
+        """Once more, or for the first time; returns when it serves."""
 
     def stop_servers(self) -> None:
         self.end(self.server_pids())
 
+    @abstractmethod
     def mount_command(self) -> list[str]:
-        raise NotImplementedError
+        """A mount that stays in the foreground."""
 
     # --- what all do alike
 
