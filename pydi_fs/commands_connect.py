@@ -41,7 +41,7 @@ async def connected(
     await client.connect()
     try:
         with tempfile.TemporaryDirectory(prefix="pydi-", dir=_staging_parent()) as staging:
-            vfs = PastVfs(client, VfsConfig(staging_dir=Path(staging)))
+            vfs = PastVfs(client, VfsConfig(Path(staging), rereads=False))
             await vfs.start()
             caller = Caller(*portable.identity())
             yield Session(client, vfs, caller, _umask(), json, progress)

@@ -6,6 +6,8 @@
     scripts/bench --cluster N             committed creates a second of N nodes, --clients M
     scripts/bench --walk N                N files listed and walked through a mount of its own, and
                                           the memory of both daemons
+    scripts/bench --copies N              N small files by `pydi put -r` and `get -r` against cp -r
+                                          through a mount, with processor time and memory
     scripts/bench --repair                content between three nodes against cp, and the time to
                                           full replication after the loss of one of them
     scripts/bench --network               content over TLS against the unix socket, and the latency
@@ -388,6 +390,33 @@ def measure_walk(work: Path, driver: str, count: int) -> None:
             emit_memory(pids, f"after {name}")
 
 
+def measure_copies(work: Path, driver: str, count: int, rounds: int) -> None:
+    """`pydi put -r` and `get -r` against cp -r, and what each takes of processor and memory."""
+    import bench_copies  # as above
+
+    with nodes_and_mount(work, 1, driver) as (mount, pids):
+        bench_copies.make(work / "source", count)
+        done: dict[str, list[bench_copies.Copy]] = {}
+        for copy in bench_copies.copies(work, work / "node1", mount, pids, rounds):
+            done.setdefault(copy.what, []).append(copy)
+        medians = {
+            what: sorted(found, key=lambda copy: copy.seconds)[len(found) // 2]
+            for what, found in done.items()
+        }
+        for what, copy in medians.items():
+            emit_figure(f"{what}, {count} files", work, Figure(count, copy.seconds, "ops/s"))
+            emit(
+                name=f"{what}: processor time each",
+                unit="us",
+                own=round(copy.own_cpu_s / count * 1e6),
+                **{name: round(s / count * 1e6) for name, s in copy.daemons_cpu_s.items()},
+            )
+            emit(name="memory", process=what, peak_mib=round(copy.peak_mib, 1))
+        for ours, theirs in (("put -r", "cp -r in"), ("get -r", "cp -r out")):
+            ratio = medians[ours].seconds / medians[theirs].seconds
+            emit(name=f"time of {ours} / {theirs}", ratio=round(ratio, 2))
+
+
 def measure_repair(work: Path, files: int, file_bytes: int) -> None:
     """Transfer between nodes and cp turn by turn on the same disk; then the loss of a node, unless
     there are no files to lose."""
@@ -498,6 +527,8 @@ def parse_arguments() -> argparse.Namespace:
                         help="measure committed creates of N nodes")  # fmt: skip
     parser.add_argument("--walk", type=int, default=0, metavar="N",
                         help="measure listing and walking N files")  # fmt: skip
+    parser.add_argument("--copies", type=int, default=0, metavar="N",
+                        help="measure put -r and get -r of N files")  # fmt: skip
     parser.add_argument("--repair", action="store_true",
                         help="measure transfer and repair between three nodes")  # fmt: skip
     parser.add_argument("--network", action="store_true",
@@ -526,11 +557,12 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     kinds = (
         arguments.directory, arguments.mount, arguments.cluster, arguments.walk, arguments.repair,
-        arguments.inodes, arguments.network,
+        arguments.inodes, arguments.network, arguments.copies,
     )  # fmt: skip
     if sum(map(bool, kinds)) != 1:
         parser.error(
-            "give one of DIR, --mount, --cluster, --walk, --repair, --network and --inodes"
+            "give one of DIR, --mount, --cluster, --walk, --copies, --repair, --network"
+            " and --inodes"
         )
     for directory in filter(None, (arguments.directory, arguments.against, arguments.work)):
         if not directory.is_dir():
@@ -556,6 +588,9 @@ def main() -> None:
             return
         if arguments.walk:
             measure_walk(work, arguments.driver, arguments.walk)
+            return
+        if arguments.copies:
+            measure_copies(work, arguments.driver, arguments.copies, arguments.rounds)
             return
         if arguments.repair:
             measure_repair(work, arguments.files, arguments.file_size)

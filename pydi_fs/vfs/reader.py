@@ -28,6 +28,7 @@ class BlobReader:
 
     local          files on this machine: what is there is neither fetched nor kept in memory.
     cache_on_disk  is offered each chunk that was fetched.
+    rereads        False: nobody reads a range twice, so a chunk goes once its end was read.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class BlobReader:
         local: LocalBlobs,
         cache_on_disk: BlobCache | None = None,
         cache_bytes_max: int = 32 << 20,
+        rereads: bool = True,
     ) -> None:
         self._client = client
         self._local = local
         self._cache_on_disk = cache_on_disk
         self._cache_bytes_max = cache_bytes_max
+        self._rereads = rereads
         self._cache: OrderedDict[tuple[BlobId, int], bytes] = OrderedDict()
         self._cache_bytes = 0
         self._fetching: dict[tuple[BlobId, int], asyncio.Task[bytes]] = {}
@@ -68,11 +71,16 @@ class BlobReader:
             chunks = (info.size + CHUNK_BYTES - 1) // CHUNK_BYTES
             for index in range(last + 1, min(last + 1 + READ_AHEAD_CHUNKS, chunks)):
                 self._chunk(info, index)
-        if len(tasks) == 1:
-            data = await _result(tasks[0])
+        results = [await _result(task) for task in tasks]
+        if not self._rereads:
+            is_ended = offset + length == min((last + 1) * CHUNK_BYTES, info.size)
+            for index in range(first, last + is_ended):
+                self._drop((info.blob, index))
+        if len(results) == 1:
+            data = results[0]
             start = offset - first * CHUNK_BYTES
             return data if start == 0 and length == len(data) else data[start : start + length]
-        whole = b"".join([await _result(task) for task in tasks])
+        whole = b"".join(results)
         start = offset - first * CHUNK_BYTES
         return whole[start : start + length]
 
@@ -90,6 +98,9 @@ class BlobReader:
             self._fetching[key] = task
             task.add_done_callback(lambda done: self._fetched(info, index, done))
         return task
+
+    def _drop(self, key: tuple[BlobId, int]) -> None:
+        self._cache_bytes -= len(self._cache.pop(key, b""))
 
     async def _fetch(self, info: BlobInfo, offset: int, length: int) -> bytes:
         data: bytes = await self._client.call(BlobRead(info.blob, offset, length))

@@ -104,11 +104,13 @@ class VfsConfig:
     staging_dir  where written content waits, in files without a name
     sources      where files of blobs may be on this machine, the best first
     cache        where content that came over the network is kept, and found again
+    rereads      may programs read a range again soon? If not, no memory is spent on it
     """
 
     staging_dir: Path
     sources: tuple[BlobSource, ...] = ()
     cache: BlobCache | None = None
+    rereads: bool = True
 
 
 @dataclass(slots=True)
@@ -136,7 +138,7 @@ class Vfs:
         self._area = StagingArea(client, config.staging_dir)
         sources = config.sources if config.cache is None else (*config.sources, config.cache)
         self._local = LocalBlobs(sources)
-        self._reader = BlobReader(client, self._local, config.cache)
+        self._reader = BlobReader(client, self._local, config.cache, rereads=config.rereads)
         if config.cache is not None:
             config.cache.on_kept = self._local.forget_absence
         self._files: dict[Ino, OpenFile] = {}

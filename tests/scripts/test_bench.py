@@ -72,6 +72,18 @@ def test_node_with_many_inodes(tmp_path: Path) -> None:
 @pytest.mark.mount
 @pytest.mark.slow
 @pytest.mark.skipif(not CAN_MOUNT, reason="needs /dev/fuse and permission to mount")
+def test_copies(tmp_path: Path) -> None:
+    """--copies prints time, processor time and memory of each copy, and both ratios."""
+    lines = bench("--copies", "30", "--rounds", "1", "--work", tmp_path)
+    assert sum("ratio" in line for line in lines) == 2
+    assert sum("rate" in line for line in lines) == 4
+    assert all(line["peak_mib"] > 1 for line in lines if line["name"] == "memory")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+@pytest.mark.skipif(not CAN_MOUNT, reason="needs /dev/fuse and permission to mount")
 def test_own_mount(tmp_path: Path) -> None:
     """--mount starts node and mount, prints ratios and both daemons' memory, and leaves nothing."""
     lines = bench("--mount", "--work", tmp_path, *SMALL, "--load-files", "50", "--load-size", "4M")
