@@ -739,6 +739,8 @@ class Replica:
                 if peer.voter and peer.silent_ticks > grace_ticks:
                     self._change(MembershipChange(ChangeKind.DEMOTE, peer.number))
             return
+        # In another term, perhaps: whoever asked can ask its leader, and need not wait for ours.
+        self._answer_member_waiters(raft.applied_index)
         demoted = own is not None and not own.voter and not own.promote
         if demoted and raft.leader is not None and self._leaving is None:
             self._send([Enlist(raft.node, raft.leader)])

@@ -472,6 +472,30 @@ def test_membership_requests_on_a_follower_name_the_leader(make: MakeCluster) ->
 # --- any schedule ---------------------------------------------------------------------------------
 
 
+def test_change_that_another_leader_replaced_is_not_done(make: MakeCluster) -> None:
+    """A removal stands in the log of a leader that was cut off; the next leader puts something else
+    there. Whoever asked is not told that it is done when that index is applied."""
+    cluster = make(3)
+    leader = cluster.elect()
+    rest = sorted(numbers(cluster) - {leader})
+    cluster.cut = lambda sender, to: leader in (sender, to)
+    request = cluster._request()
+    cluster.step(leader, RemoveMember(request, NodeNumber(rest[0]), cluster.now.mono_s + 300.0))
+    replaced = cluster.replica(leader).raft.last_index
+    cluster.until(lambda: any(cluster.replica(n).is_leader for n in rest))
+    (other,) = [n for n in rest if cluster.replica(n).is_leader]
+    for serial in range(1, 4):
+        assert cluster.execute(other, 1, serial, create(f"f{serial}")) is not None
+    replies = cluster.members[leader].replies
+    assert request not in replies
+    cluster.cut = lambda sender, to: False
+    cluster.until(lambda: request in replies)
+    converge(cluster)
+    assert applied(cluster, leader) >= replaced
+    assert isinstance(replies[request], NotLeaderError)
+    assert cluster.replica(leader).raft.membership.member(NodeNumber(rest[0])) is not None
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_any_schedule_keeps_every_acknowledged_command_once(data: st.DataObject) -> None:
