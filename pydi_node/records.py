@@ -271,11 +271,19 @@ class Result(NamedTuple):
     errno   0 or a positive errno; with an errno nothing changed.
     value   the command's answer (see commands.py), plain values or records.
     touched what caches must drop.
+    directories  those of ``touched`` whose entries changed, as they are now: whoever asked for the
+            change looks there next. A repetition gets none: they would be most of what is kept.
     """
 
     errno: int = 0
     value: Any = None
     touched: Touched = Touched()
+    directories: tuple[Attr, ...] = ()
+
+    @property
+    def kept(self) -> Result:
+        """What a repetition of the command gets."""
+        return self._replace(directories=()) if self.directories else self
 
 
 def _integers(value: Any, count: int, what: str, low: int = 0) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ import logging
 import random
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from pydi_fs.client.connection import Arrived, Connection, Failed, open_connection
@@ -222,12 +222,12 @@ class Client:
         command: Command,
         payload: bytes | None = None,
         *,
-        arrived: Callable[[Any, Iterable[Ino], Iterable[tuple[Ino, bytes]]], Any] | None = None,
+        arrived: Callable[[Result], Any] | None = None,
     ) -> Any:
         """Run one command, exactly once however often connections break. Its value, decoded.
 
         payload  small content that becomes the blob PUT_BLOB of a Commit, in the same round trip.
-        arrived  (value, inos, entries) -> value: called at arrival with what the command touched.
+        arrived  called at arrival; what it returns is the value.
 
         FileError  the command's outcome; nothing changed.
         """
@@ -242,9 +242,7 @@ class Client:
         def outcome(result: Result) -> Any:
             if result.errno:
                 raise FileError(result.errno)
-            if arrived is None:
-                return result.value
-            return arrived(result.value, result.touched.inos, result.touched.entries)
+            return result.value if arrived is None else arrived(result)
 
         def failed(error: PydiError) -> None:
             # It may take effect later, or did already: what it touches is not known.

@@ -12,7 +12,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ from pydi_node.records import (
     BlobInfo,
     DirEntry,
     FileVersion,
+    Result,
     Statfs,
 )
 from pydi_node.wire import messages
@@ -795,14 +796,16 @@ class Vfs:
     ) -> Any:
         """Run a command; what it touched leaves the caches before its answer enters them."""
 
-        def result(value: Any, inos: Iterable[Ino], entries: Iterable[tuple[Ino, bytes]]) -> Any:
-            self._cache.forget(inos, entries)
+        def handed_over(result: Result) -> Any:
+            self._cache.forget(*result.touched)
             try:
-                return arrived(value)
+                for attr in result.directories:
+                    self._cache.put_attr(attr)
+                return arrived(result.value)
             finally:
-                self._cache.note(inos, entries)  # whoever asked before this knew less
+                self._cache.note(*result.touched)  # whoever asked before this knew less
 
-        return await self.client.execute(command, arrived=result)
+        return await self.client.execute(command, arrived=handed_over)
 
     def _arrived_attr(self, answer: Any) -> Attr:
         attr = answer if isinstance(answer, Attr) else Attr.from_wire(answer)

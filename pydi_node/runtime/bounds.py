@@ -157,7 +157,9 @@ class Bounds:
                 return value
             case Result():
                 return value._replace(
-                    value=self.outward(value.value), touched=self._renumbered(value.touched)
+                    value=self.outward(value.value),
+                    touched=self._renumbered(value.touched),
+                    directories=tuple(self.outward(attr) for attr in value.directories),
                 )
         # Of these the answers consist; records of another kind name no inode.
         if type(value) in (tuple, list):

@@ -28,7 +28,7 @@ from pydi_node.commands import (
 )
 from pydi_node.errors import FileError
 from pydi_node.ids import ROOT_INO, Ino
-from pydi_node.records import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, Result, Touched
+from pydi_node.records import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, Attr, Result, Touched
 from pydi_node.tree.permissions import (
     SEARCH,
     WRITE,
@@ -73,7 +73,7 @@ def create(store: Store, command: Create) -> Result:
     _require_addable(parent, caller)
     inode = _new_node(store, parent, caller, stat.S_IFREG | command.mode)
     result = _named(store, parent, command.name, inode)
-    return Result(0, (result.value, True), result.touched)
+    return result._replace(value=(result.value, True))
 
 
 def mknod(store: Store, command: Mknod) -> Result:
@@ -144,7 +144,7 @@ def unlink(store: Store, command: Unlink) -> Result:
     store.remove_entry(entry)
     _lose_name(store, victim)
     store.touch_directory(parent)
-    return Result(0, victim.attr(), _touched((parent, victim), entry))
+    return Result(0, victim.attr(), _touched((parent, victim), entry), (parent.attr(),))
 
 
 def rmdir(store: Store, command: Rmdir) -> Result:
@@ -158,7 +158,7 @@ def rmdir(store: Store, command: Rmdir) -> Result:
     store.amend(parent)
     parent.nlink -= 1
     store.touch_directory(parent)
-    return Result(0, None, _touched((parent, victim), entry))
+    return Result(0, None, _touched((parent, victim), entry), (parent.attr(),))
 
 
 def rename(store: Store, command: Rename) -> Result:
@@ -219,7 +219,7 @@ def _move(
         _unique(parent, new_parent, moved),
         ((parent.ino, entry.name), (new_parent.ino, new_name)),
     )
-    return Result(0, (moved.attr(), None), touched)
+    return Result(0, (moved.attr(), None), touched, _attrs(parent, new_parent))
 
 
 def _replace(
@@ -241,7 +241,7 @@ def _replace(
         _unique(parent, new_parent, moved, victim),
         ((parent.ino, entry.name), (new_parent.ino, new_entry.name)),
     )
-    return Result(0, (moved.attr(), victim.attr()), touched)
+    return Result(0, (moved.attr(), victim.attr()), touched, _attrs(parent, new_parent))
 
 
 def _exchange(
@@ -263,7 +263,7 @@ def _exchange(
         _unique(parent, new_parent, moved, other),
         ((parent.ino, entry.name), (new_parent.ino, new_entry.name)),
     )
-    return Result(0, (moved.attr(), other.attr()), touched)
+    return Result(0, (moved.attr(), other.attr()), touched, _attrs(parent, new_parent))
 
 
 def _arrive(store: Store, moved: Inode, parent: Inode, new_parent: Inode) -> None:
@@ -387,7 +387,8 @@ def _named(store: Store, parent: Inode, name: bytes, inode: Inode) -> Result:
     """``inode`` has the new name; the directory's times say so."""
     store.add_entry(parent.ino, name, inode.ino)
     store.touch_directory(parent)
-    return Result(0, inode.attr(), Touched((parent.ino,), ((parent.ino, name),)))
+    touched = Touched((parent.ino,), ((parent.ino, name),))
+    return Result(0, inode.attr(), touched, (parent.attr(),))
 
 
 def _lose_name(store: Store, victim: Inode) -> None:
@@ -407,6 +408,13 @@ def _lose_name(store: Store, victim: Inode) -> None:
 
 def _touched(inodes: tuple[Inode, ...], entry: Entry) -> Touched:
     return Touched(_unique(*inodes), ((entry.parent, entry.name),))
+
+
+def _attrs(parent: Inode, new_parent: Inode) -> tuple[Attr, ...]:
+    """Of one directory or two."""
+    if parent is new_parent:
+        return (parent.attr(),)
+    return (parent.attr(), new_parent.attr())
 
 
 def _unique(*inodes: Inode) -> tuple[Ino, ...]:

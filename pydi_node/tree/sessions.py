@@ -66,7 +66,7 @@ class Sessions:
         if serial > self._highest_of(client):
             self._highest[client] = serial
         self._used[client] = max(envelope.time_ns, self._used.get(client, envelope.time_ns))
-        self._results[client, serial] = (COMMAND_CODES[type(envelope.command)], result)
+        self._results[client, serial] = (COMMAND_CODES[type(envelope.command)], result.kept)
 
     def flush(self) -> None:
         """Everything remembered is in SQLite."""
@@ -120,7 +120,7 @@ class Sessions:
 
 def pack_result(result: Result) -> bytes:
     """The Result as table session_result keeps it."""
-    packed: bytes = msgpack.packb(result)
+    packed: bytes = msgpack.packb((result.errno, result.value, result.touched))
     return packed
 
 

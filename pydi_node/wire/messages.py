@@ -479,13 +479,15 @@ class RequestType(NamedTuple):
 
 def _result(value: Any) -> Result:
     """A Result whose value is still raw; ``decode_answer`` checks it against the command."""
-    if type(value) not in (list, tuple) or len(value) != 3:
-        raise ValueError("not (errno, value, touched)")
+    if type(value) not in (list, tuple) or len(value) not in (3, 4):
+        raise ValueError("not (errno, value, touched, directories)")
     errno_ = errnos.from_wire(_ERRNO(value[0]))
-    return Result(errno_, None if errno_ else value[1], _touched(value[2]))
+    directories = _DIRECTORIES(value[3]) if len(value) == 4 else ()  # a node of before sends none
+    return Result(errno_, None if errno_ else value[1], _touched(value[2]), directories)
 
 
 _ERRNO = integer(0, 4095)  # the kernel's MAX_ERRNO
+_DIRECTORIES = fields.array(Attr.from_wire, 2)  # a rename has two
 _ANYONE = frozenset(Role)
 _OWNERS = frozenset({Role.CLIENT, Role.NODE})
 _NODES = frozenset({Role.NODE})
@@ -597,7 +599,7 @@ def decode_answer(request: Request, value: Any) -> Any:
         answer = spec.decode_answer(value)
         if type(answer) is Result and answer.errno == 0:
             command: Command = request.command  # type: ignore[union-attr]  # only these have Result
-            return Result(0, RESULT_VALUES[type(command)](answer.value), answer.touched)
+            return answer._replace(value=RESULT_VALUES[type(command)](answer.value))
     except ValueError as exc:
         raise MessageError(f"answer to {spec.name}: {exc}") from exc
     return answer

@@ -13,9 +13,9 @@ import pytest
 from pydi_fs.client import Client, node_on_this_machine
 from pydi_fs.vfs import vfs as vfs_module
 from pydi_fs.vfs.vfs import Vfs, VfsConfig
-from pydi_node.commands import ROOT_CALLER
-from pydi_node.ids import ROOT_INO
-from pydi_node.wire.messages import Admin, Request, Role
+from pydi_node.commands import RENAME_EXCHANGE, ROOT_CALLER
+from pydi_node.ids import ROOT_INO, Ino
+from pydi_node.wire.messages import Admin, GetAttr, Request, Role
 from tests.harness.procs import NodeProcess
 
 DEADLINE_S = 60.0
@@ -86,6 +86,48 @@ def test_a_file_closed_at_once_costs_two_requests(
             assert await mount.opens() == 0
 
     asyncio.run(scenario())
+
+
+def test_a_change_of_a_directory_brings_its_attributes_along(
+    node: NodeProcess, tmp_path: Path
+) -> None:
+    """The kernel asks for a directory's attributes before each change in it, and the change before
+    made them stale: no change costs a second request for them, and they are the right ones."""
+    requests = {
+        "mkdir": lambda vfs, at: vfs.mkdir(ROOT_CALLER, at, b"sub", 0o755),
+        "symlink": lambda vfs, at: vfs.symlink(ROOT_CALLER, at, b"s", b"target"),
+        "mknod": lambda vfs, at: vfs.mknod(ROOT_CALLER, at, b"a", 0o100644, 0),
+        "link": lambda vfs, at: _link(vfs, at, b"a", b"b"),
+        "rename": lambda vfs, at: vfs.rename(ROOT_CALLER, at, b"a", at, b"c", 0),
+        "rename over": lambda vfs, at: vfs.rename(ROOT_CALLER, at, b"s", at, b"c", 0),
+        "exchange": lambda vfs, at: vfs.rename(ROOT_CALLER, at, b"b", at, b"c", RENAME_EXCHANGE),
+        "unlink": lambda vfs, at: vfs.unlink(ROOT_CALLER, at, b"c"),
+        "rmdir": lambda vfs, at: vfs.rmdir(ROOT_CALLER, at, b"sub"),
+    }
+
+    async def scenario() -> None:
+        async with Mount(node, tmp_path) as mount:
+            at = (await mount.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"d", 0o755)).ino
+            for name, request in requests.items():
+                mount.client.sent.clear()
+                await request(mount.vfs, at)
+                known = await mount.vfs.getattr(at)
+                assert mount.client.sent == ["Execute"], name
+                assert known == await mount.asker.call(GetAttr(at)), name
+            # Two directories at once.
+            other = (await mount.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"e", 0o755)).ino
+            mount.client.sent.clear()
+            await mount.vfs.rename(ROOT_CALLER, at, b"b", other, b"b", 0)
+            for directory in (at, other):
+                known = await mount.vfs.getattr(directory)
+                assert known == await mount.asker.call(GetAttr(directory))
+            assert mount.client.sent == ["Execute"]
+
+    asyncio.run(scenario())
+
+
+async def _link(vfs: Vfs, at: Ino, name: bytes, new_name: bytes) -> None:
+    await vfs.link(ROOT_CALLER, (await vfs.lookup(at, name)).ino, at, new_name)
 
 
 def test_a_file_that_stays_open_is_held(

@@ -180,10 +180,11 @@ class Watch:
             if envelope is None or envelope.client == 0 or not first_time:
                 continue
             key = (int(envelope.client), int(envelope.serial))
-            outcome = self.outcomes.setdefault(key, Outcome(index, result))
+            # A repetition is answered without the directories.
+            outcome = self.outcomes.setdefault(key, Outcome(index, result.kept))
             if outcome.log_index != index:
                 self.duplicates += 1
-                self.require(outcome.result == result, "executed twice", key, outcome, result)
+                self.require(outcome.result == result.kept, "executed twice", key, outcome, result)
 
     def on_membership(self, index: LogIndex, term: Term, data: bytes) -> None:
         if index and self._apply(index, term, data, None):
@@ -214,6 +215,7 @@ class Watch:
     def on_acknowledged(self, key: Key, result: Result, acknowledged_before: int) -> None:
         """Applied somewhere with this very result, and after all that was acknowledged before the
         command was sent for the first time (``acknowledged_before``: highest such index)."""
+        result = result.kept
         outcome = self.outcomes.get(key)
         self.require(outcome is not None, "acknowledged, but never applied", key)
         assert outcome is not None

@@ -86,7 +86,8 @@ def test_the_root_is_the_directory(driver: Driver) -> None:
     assert bounds.outward((attr, True))[0].ino == ROOT_INO
     assert bounds.outward([DirEntry(1, b"x", attr)])[0].attr.ino == ROOT_INO
     touched = Touched((own, Ino(99)), ((own, b"x"), (Ino(99), b"y")))
-    result = bounds.outward(Result(0, (attr, other), touched))
+    result = bounds.outward(Result(0, (attr, other), touched, (attr, other)))
+    assert [a.ino for a in result.directories] == [ROOT_INO, Ino(99)]
     assert [a.ino for a in result.value if isinstance(a, Attr)] == [ROOT_INO, Ino(99)]
     assert result.touched == Touched((ROOT_INO, Ino(99)), ((ROOT_INO, b"x"), (Ino(99), b"y")))
 

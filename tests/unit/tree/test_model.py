@@ -265,6 +265,9 @@ def run_sequence(choose: Chooser, kinds: list[str], length: int, batch_size: int
                 assert result == repeated, command
             else:
                 assert_touched(result.touched, before, model.state, command)
+                changed = {parent for parent, _ in result.touched.entries}
+                assert {attr.ino for attr in result.directories} == changed, command
+                assert all(tree.getattr(a.ino) == a for a in result.directories), command
             if index % 5 == 0 or index == len(PRELUDE) + length:
                 assert_same(tree, model.state, None)
         assert [info.blob for info in tree.garbage_blobs(99)] == model.garbage()

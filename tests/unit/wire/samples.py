@@ -85,7 +85,7 @@ RESULT_VALUES: dict[type[Any], Any] = {
 }  # fmt: skip
 
 FILE = FileVersion(ATTR, (Extent(0, 5, BLOB, 0),), (INFO,))
-RESULT = Result(0, (ATTR, True), Touched((Ino(1),), ((Ino(1), b"name"),)))
+RESULT = Result(0, (ATTR, True), Touched((Ino(1),), ((Ino(1), b"name"),)), (ATTR,))
 
 LOCK = m.SetLock(Ino(7), 1 << 63, LockKind.EXCLUSIVE, 0, INT64_MAX, False, True, 4711)
 
