@@ -34,6 +34,8 @@ def sentence(
     """
     known = {node.get("number"): node for node in nodes}
     for info in sorted(blobs):
+        if info.is_in_tree:
+            continue
         if not info.holders:
             return "not accessible: no node holds it any more"
         down = [known.get(number, {"state": "down"}) for number in info.holders]

@@ -81,6 +81,9 @@ def protection(blobs: Sequence[Blob]) -> str:
     """
     if not blobs:
         return "It has no content: every node keeps all there is of it."
+    blobs = [blob for blob in blobs if not blob.get("in_tree")]  # a node of before says nothing
+    if not blobs:
+        return "It is small: every node keeps its content with its name."
     good = [[h["node"] for h in blob["holders"] if h["state"] == "here"] for blob in blobs]
     worst = min(range(len(blobs)), key=lambda at: len(good[at]))
     blob, there = blobs[worst], good[worst]
@@ -107,7 +110,12 @@ async def _versions(session: Session, path: bytes) -> int:
 
 
 def _pieces(version: FileVersion, blobs: Sequence[Blob]) -> list[str]:
-    holders = {blob["blob"]: ", ".join(_holder(h) for h in blob["holders"]) for blob in blobs}
+    holders = {
+        blob["blob"]: "every node"
+        if blob.get("in_tree")
+        else ", ".join(_holder(h) for h in blob["holders"])
+        for blob in blobs
+    }
     lines = [
         f"  {extent.offset}+{extent.length}  blob {blob_name(extent.blob)}+{extent.blob_offset}:"
         f" {holders.get(blob_name(extent.blob), 'changed meanwhile')}"

@@ -36,6 +36,8 @@ SEALED_MAX_BYTES = 128  # a secret under a seal has 60
 GROUPS_MAX = 65536  # NGROUPS_MAX of Linux
 EXTENTS_PER_COMMAND_MAX = 65536  # 64 Ki extents of ~20 bytes keep a command near 1 MiB
 INOS_PER_COMMAND_MAX = 4096
+# What a command may carry of a file. The setting inline_max_bytes says how much it does.
+INLINE_WIRE_MAX_BYTES = 64 * 1024
 
 
 class CommandError(ValueError):
@@ -198,6 +200,8 @@ class Commit:
 
     blobs  every blob that ``extents`` names and the tree does not yet know, with its holders.
     mtime_ns  None: the command's time.
+    content  the bytes of the one blob among ``blobs`` whose holders are IN_TREE: the tree keeps
+             them. None: there is no such blob.
     """
 
     caller: Caller
@@ -209,6 +213,7 @@ class Commit:
     extents: tuple[Extent, ...]
     blobs: tuple[BlobInfo, ...]
     mtime_ns: TimeNs | None = None
+    content: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,12 +335,16 @@ class RetireSecret:
 @dataclass(frozen=True, slots=True)
 class Compact:
     """The same content in fewer extents: each range of ``extents`` was rewritten into a new blob.
-    Size, times and version stay. ESTALE when the inode's version is another one. Value: Attr."""
+    Size, times and version stay. ESTALE when the inode's version is another one. Value: Attr.
+
+    content  as in Commit.
+    """
 
     ino: Ino
     version: LogIndex
     extents: tuple[Extent, ...]
     blobs: tuple[BlobInfo, ...]
+    content: bytes | None = None
 
 
 Command = (
@@ -382,10 +391,19 @@ MAKES_ROOM = (
 )  # fmt: skip
 
 
+# Commands that got the field ``content`` after there were logs with them: it is left out when it is
+# not used, so a log of before is read, and one that needs nothing new can be read by a node of
+# before.
+_WITH_CONTENT = (Commit, Compact)
+
+
 def encode(command: Command) -> tuple[Any, ...]:
     """The command as a flat tuple of plain values, its code first; ``decode`` reverses it."""
     fields = _FIELDS[type(command)]
-    return (COMMAND_CODES[type(command)], *[getattr(command, name) for name, _ in fields])
+    values = (COMMAND_CODES[type(command)], *[getattr(command, name) for name, _ in fields])
+    if isinstance(command, _WITH_CONTENT) and command.content is None:
+        return values[:-1]
+    return values
 
 
 def decode(value: Any) -> Command:
@@ -396,6 +414,8 @@ def decode(value: Any) -> Command:
     if cls is None:
         raise CommandError(f"unknown command {value[0]!r:.40}")
     fields = _FIELDS[cls]
+    if len(value) == len(fields) and cls in _WITH_CONTENT:
+        value = (*value, None)
     if len(value) != len(fields) + 1:
         raise CommandError(f"{cls.__name__}: {len(value) - 1} fields instead of {len(fields)}")
     arguments = []
@@ -530,6 +550,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "version": _SIZE, "base_version": _optional(_SIZE), "cut": _optional(_SIZE),
     "extents": _array(_extent, EXTENTS_PER_COMMAND_MAX),
     "blobs": _array(BlobInfo.from_wire, EXTENTS_PER_COMMAND_MAX),
+    "content": _optional(_bytes(INLINE_WIRE_MAX_BYTES)),
     "source_offset": _SIZE, "target_offset": _SIZE, "length": _SIZE,
     "inos": _array(_INO, INOS_PER_COMMAND_MAX),
     "until": _SIZE, "limit": _integer(1, 1 << 20),

@@ -99,6 +99,10 @@ class Extent(NamedTuple):
 
 HOLE = BlobId(0)
 
+# Holders of a blob whose content is in the tree itself, and so wherever the tree is. No node has
+# the number 0.
+IN_TREE = (NodeNumber(0),)
+
 
 class BlobInfo(NamedTuple):
     """What the tree knows of a blob: enough to verify any copy and to find one."""
@@ -106,7 +110,11 @@ class BlobInfo(NamedTuple):
     blob: BlobId
     size: int  # bytes
     checksum: bytes  # BLAKE3 of the whole content, CHECKSUM_BYTES long
-    holders: tuple[NodeNumber, ...]  # ascending, each holds a durable copy
+    holders: tuple[NodeNumber, ...]  # ascending, each holds a durable copy; or IN_TREE
+
+    @property
+    def is_in_tree(self) -> bool:
+        return self.holders == IN_TREE
 
     @classmethod
     def from_wire(cls, value: Any) -> BlobInfo:
@@ -121,7 +129,9 @@ class BlobInfo(NamedTuple):
         blob, size = _integers((blob, size), 2, "blob")
         if not 1 <= blob <= BLOB_ID_MAX:
             raise ValueError("blob: id out of range")
-        if sorted(set(numbers)) != list(numbers) or any(n < 1 for n in numbers):
+        if numbers != IN_TREE and (
+            sorted(set(numbers)) != list(numbers) or any(n < 1 for n in numbers)
+        ):
             raise ValueError("blob: holders not ascending")
         return cls(BlobId(blob), size, checksum, tuple(NodeNumber(n) for n in numbers))
 
@@ -135,19 +145,30 @@ class FileVersion(NamedTuple):
     attr: Attr
     extents: tuple[Extent, ...]
     blobs: tuple[BlobInfo, ...]  # each blob named by an extent, once, ascending by id
+    # Of the first of those blobs that are in the tree, CONTENTS_MAX_BYTES at most.
+    contents: tuple[tuple[BlobId, bytes], ...] = ()
 
     @classmethod
     def from_wire(cls, value: Any) -> FileVersion:
-        if not isinstance(value, (list, tuple)) or len(value) != 3:
-            raise ValueError("file version: not a triple")
-        attr, extents, blobs = value
-        if not isinstance(extents, (list, tuple)) or not isinstance(blobs, (list, tuple)):
+        # A node of before sends no contents.
+        if not isinstance(value, (list, tuple)) or len(value) not in (3, 4):
+            raise ValueError("file version: not four fields")
+        attr, extents, blobs, contents = value if len(value) == 4 else (*value, ())
+        if not all(isinstance(field, (list, tuple)) for field in (extents, blobs, contents)):
             raise ValueError("file version: wrong types")
-        return cls(
+        version = cls(
             Attr.from_wire(attr),
             tuple(Extent.from_wire(e) for e in extents),
             tuple(BlobInfo.from_wire(b) for b in blobs),
+            tuple(_content(c) for c in contents),
         )
+        size_of = {info.blob: info.size for info in version.blobs}
+        if any(size_of.get(blob) != len(data) for blob, data in version.contents):
+            raise ValueError("file version: content of another blob")
+        return version
+
+
+CONTENTS_MAX_BYTES = 64 * 1024  # with each open of a file; the rest is read like any blob
 
 
 class Statfs(NamedTuple):
@@ -284,6 +305,15 @@ class Result(NamedTuple):
     def kept(self) -> Result:
         """What a repetition of the command gets."""
         return self._replace(directories=()) if self.directories else self
+
+
+def _content(value: Any) -> tuple[BlobId, bytes]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError("content: not a pair")
+    blob, data = value
+    if type(blob) is not int or not isinstance(data, bytes):
+        raise ValueError("content: wrong types")
+    return BlobId(blob), data
 
 
 def _integers(value: Any, count: int, what: str, low: int = 0) -> tuple[int, ...]:

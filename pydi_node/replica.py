@@ -126,9 +126,9 @@ class ReplicaConfig:
     # How often members ask for their place and the leader looks for vanished ones.
     members_period_s: float = 1.0
     # Entries applied between two checkpoints of the tree, behind which the log is cut. A checkpoint
-    # costs two fsyncs in the loop; 5,000 entries are about 1 MiB of log to replay after a crash,
-    # and with the trailing ones some 6 MB of memory.
+    # costs two fsyncs in the loop; 5,000 entries are 1 MiB to replay and some 6 MB of memory.
     cut_entries: int = 5_000
+    cut_bytes: int = 8 << 20  # and after so much of larger ones: they carry small files
     cut_idle_s: float = 60.0  # and after this time if anything was applied at all
     # Entries applied in one piece: about 50 ms in which nothing else runs.
     apply_batch_max: int = 1000
@@ -206,6 +206,7 @@ class Replica:
         self._disk_full = False
         self._cut_at_index = tree.applied_index
         self._cut_at_s = now.mono_s
+        self._uncut_bytes = 0  # of commands applied since
         self._taking_snapshot = False
 
         # Members.
@@ -581,9 +582,9 @@ class Replica:
             for _ in batch:
                 committed.popleft()
             self.raft.applied(batch[-1].index)
-            if self._committer.is_due(sum(len(entry.data) for entry in batch)) and (
-                not self._commit()
-            ):
+            size = sum(len(entry.data) for entry in batch)
+            self._uncut_bytes += size
+            if self._committer.is_due(size) and not self._commit():
                 return False
         return True
 
@@ -630,13 +631,13 @@ class Replica:
 
     def _maybe_cut(self) -> None:
         applied = self.raft.applied_index
-        fresh = applied - self._cut_at_index
-        idle = self._now.mono_s - self._cut_at_s >= self.config.cut_idle_s
-        if fresh < self.config.cut_entries and not (idle and fresh):
-            return
-        if self._taking_snapshot or self._tree_full:
+        fresh, config = applied - self._cut_at_index, self.config
+        is_much = fresh >= config.cut_entries or self._uncut_bytes >= config.cut_bytes
+        is_idle = self._now.mono_s - self._cut_at_s >= config.cut_idle_s
+        if not (is_much or (is_idle and fresh)) or self._taking_snapshot or self._tree_full:
             return
         self._cut_at_s = self._now.mono_s
+        self._uncut_bytes = 0
         try:
             durable = self.tree.checkpoint()
         except (NoSpaceError, UnavailableError):

@@ -15,6 +15,8 @@ import errno
 import logging
 from collections.abc import Callable, Collection
 
+from blake3 import blake3
+
 from pydi_fs.client import Client
 from pydi_fs.vfs.content import Content
 from pydi_fs.vfs.extents import Segment
@@ -57,6 +59,7 @@ class OpenFile:
         self._clock = clock
         self._content = Content(version)
         self._blobs: dict[BlobId, BlobInfo] = {info.blob: info for info in version.blobs}
+        self._contents = _sound(version)  # of the smallest of them
         self._stage: Stage | None = None  # where new writes go
         self._stages: dict[int, Stage] = {}  # by source: all that the content still needs
         self._caller: Caller = ROOT_CALLER  # who wrote last: a version is committed in that name
@@ -119,15 +122,15 @@ class OpenFile:
         segments = self._content.map.slices(offset, size)
         if len(segments) == 1 and segments[0].length == size:
             return await self._read_segment(segments[0], sequential)
-        # Staged bytes first and without waiting: a write that comes while blobs are fetched may
+        # Bytes at hand first and without waiting: a write that comes while blobs are fetched may
         # replace them, and a read must not mix the two.
         result = bytearray(size)
         waiting: list[tuple[Segment, BlobInfo]] = []
         for segment in segments:
-            if segment.source < 0:
+            data = self._in_memory(segment)
+            if data is not None:
                 at = segment.offset - offset
-                stage = self._stages[segment.source]
-                result[at : at + segment.length] = stage.read(segment.source_offset, segment.length)
+                result[at : at + segment.length] = data
             else:
                 # Before the first wait too: a newer version forgets the blobs of this one.
                 waiting.append((segment, self._blob_of(segment)))
@@ -139,7 +142,8 @@ class OpenFile:
         return bytes(result)
 
     def whole_blob(self) -> BlobInfo | None:
-        """The blob that is the whole content, for every reader here and elsewhere; else None.
+        """The blob that is the whole content, for every reader here and elsewhere, and a file
+        somewhere; else None.
 
         A file that was changed in place since its creation has several, so what is written on and
         on (logs, databases) never has one.
@@ -152,14 +156,27 @@ class OpenFile:
         info = self._blobs.get(BlobId(segment.source))
         if info is None or segment.source_offset or info.size != segment.length:
             return None
+        if info.is_in_tree:
+            return None  # nowhere a file
         return info if (segment.offset, segment.length) == (0, self._content.size) else None
 
     async def _read_segment(self, segment: Segment, sequential: bool) -> bytes:
-        if segment.source < 0:
-            return self._stages[segment.source].read(segment.source_offset, segment.length)
+        data = self._in_memory(segment)
+        if data is not None:
+            return data
         return await self._reader.read(
             self._blob_of(segment), segment.source_offset, segment.length, sequential
         )
+
+    def _in_memory(self, segment: Segment) -> bytes | None:
+        """The bytes of a segment that is staged, or came with the version; None: ask the reader."""
+        start, length = segment.source_offset, segment.length
+        if segment.source < 0:
+            return self._stages[segment.source].read(start, length)
+        content = self._contents.get(BlobId(segment.source))
+        if content is None:
+            return None
+        return content if length == len(content) else content[start : start + length]
 
     def _blob_of(self, segment: Segment) -> BlobInfo:
         info = self._blobs.get(BlobId(segment.source))
@@ -341,6 +358,8 @@ class OpenFile:
         self._blobs.update((info.blob, info) for info in version.blobs)
         needed = self._content.sources()
         self._blobs = {blob: info for blob, info in self._blobs.items() if blob in needed}
+        self._contents.update(_sound(version))
+        self._contents = {blob: data for blob, data in self._contents.items() if blob in needed}
 
     @property
     def busy(self) -> bool:
@@ -365,3 +384,12 @@ class OpenFile:
             if source not in needed and stage is not self._stage:
                 del self._stages[source]
                 await stage.discard()
+
+
+def _sound(version: FileVersion) -> dict[BlobId, bytes]:
+    """What came with a version and is what was written. A node whose tree is damaged says so when
+    it is asked for the rest."""
+    checksum_of = {info.blob: info.checksum for info in version.blobs}
+    return {
+        blob: data for blob, data in version.contents if blake3(data).digest() == checksum_of[blob]
+    }

@@ -56,9 +56,10 @@ class BlobReader:
         BlobError, UnavailableError  no holder could give it.
         """
         assert 0 < length <= info.size - offset, (offset, length, info.size)
-        data = await self._local.read(info, offset, length)
-        if data is not None:
-            return data
+        if not info.is_in_tree:
+            data = await self._local.read(info, offset, length)
+            if data is not None:
+                return data
         first, last = offset // CHUNK_BYTES, (offset + length - 1) // CHUNK_BYTES
         if not ahead and length <= DIRECT_BYTES_MAX and info.size > CHUNK_BYTES:
             key = (info.blob, first)
@@ -116,7 +117,7 @@ class BlobReader:
         data = task.result()
         self._cache[key] = data
         self._cache_bytes += len(data)
-        if self._cache_on_disk is not None:
+        if self._cache_on_disk is not None and not info.is_in_tree:
             self._cache_on_disk.offer(info, index, data)
         while self._cache_bytes > self._cache_bytes_max:
             self._cache_bytes -= len(self._cache.popitem(last=False)[1])

@@ -66,6 +66,12 @@ def can_take(node: NodeState, size: int) -> bool:
     return node.free_bytes - size > node.total_bytes * NEARLY_FULL_PERCENT // 100
 
 
+def any_is_full(nodes: Sequence[NodeState]) -> bool:
+    """Whether what every node keeps, names and small content, would take one to its reserve, which
+    is for deleting. A node of which nothing is known yet has a total of 0."""
+    return any(n.up and n.total_bytes and not n.free_bytes for n in nodes)
+
+
 def is_short(nodes: Sequence[NodeState], copies: int) -> bool:
     """Whether new blobs will soon not find room for all their copies, though nodes are there."""
     storing = [n for n in nodes if n.up and not n.draining and not n.witness]

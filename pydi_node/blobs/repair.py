@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from pydi_node.blobs.placement import NodeState, can_take, choose, emptiness
 from pydi_node.ids import BlobId, NodeNumber
-from pydi_node.records import BlobInfo, BlobTotal
+from pydi_node.records import IN_TREE, BlobInfo, BlobTotal
 
 Holders = tuple[NodeNumber, ...]  # ascending
 
@@ -129,6 +129,8 @@ def urgent(
     view = _View({node.number: node for node in nodes}, lost)
     found: list[tuple[int, Group]] = []
     for total in totals:
+        if total.holders == IN_TREE:
+            continue
         holders, factor = total.holders, total.factor or default
         can_copy = (
             view.missing(holders, factor) > 0 and view.sources(holders) and view.has_room(holders)
@@ -182,6 +184,9 @@ def health(
     """
     full = under = endangered = missing = 0
     for total in totals:
+        if total.holders == IN_TREE:
+            full += total.blobs  # wherever their names are
+            continue
         factor = total.factor or default
         copies = sum(number in up for number in total.holders)
         lost = total.blobs if copies == 0 else 0
@@ -197,8 +202,8 @@ def health(
 
 
 def factor_max(totals: Sequence[BlobTotal], default: int) -> int:
-    """The most copies that any blob should have."""
-    return max([default, *(total.factor for total in totals)])
+    """The most copies that nodes should hold of any blob."""
+    return max([default, *(total.factor for total in totals if total.holders != IN_TREE)])
 
 
 def _with_blob(node: NodeState, size: int) -> NodeState:

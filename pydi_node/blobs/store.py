@@ -214,7 +214,7 @@ class BlobStore:
 
         NoSpaceError  the disk is full.
         """
-        return self._writer(self._take_name(), None, received=False)
+        return self._writer(self.take_name(), None, received=False)
 
     def put(self, data: Data) -> tuple[BlobId, BlobSeal]:
         """Name and seal of a new blob with content ``data``: durable. For small content.
@@ -408,7 +408,20 @@ class BlobStore:
 
     # --- names ------------------------------------------------------------------------------------
 
-    def _take_name(self) -> BlobId:
+    def take_name_nowait(self) -> BlobId | None:
+        """``take_name`` if that does not need the disk, else None."""
+        if not self._names_lock.acquire(blocking=False):
+            return None
+        try:
+            if self._next >= self._reserved:
+                return None
+            self._next += 1
+            return blob_id(self._node, self._next - 1)
+        finally:
+            self._names_lock.release()
+
+    def take_name(self) -> BlobId:
+        """A name for a blob without a file, never given out before. NoSpaceError."""
         with self._names_lock:
             assert self._next > 0, "recover() comes first"
             if self._next >= self._reserved:

@@ -42,10 +42,10 @@ _INODES = ("ino", "parent", "new_parent", "source", "target")
 _HARMLESS = frozenset(
     {
         "after_cookie", "append", "at", "atime_ns", "base_version", "blobs", "caller", "checksum",
-        "client", "count", "cut", "end", "exclusive", "extents", "flags", "flock", "gid", "kind",
-        "length", "limit", "mode", "mtime_ns", "name", "new_name", "offset", "owner", "pid", "rdev",
-        "serial", "size", "source_offset", "start", "target_offset", "time_ns", "uid", "value",
-        "wait",
+        "client", "content", "count", "cut", "end", "exclusive", "extents", "flags", "flock", "gid",
+        "kind", "length", "limit", "mode", "mtime_ns", "name", "new_name", "offset", "owner", "pid",
+        "rdev", "serial", "size", "source_offset", "start", "target_offset", "time_ns", "uid",
+        "value", "wait",
     }
 )  # fmt: skip
 # They name a blob that this session is writing: the handlers know no other.

@@ -13,9 +13,10 @@ import asyncio
 import functools
 import logging
 import time
+from collections.abc import AsyncIterator
 
 from pydi_node.blobs.compaction import EXTENTS_MIN, plan
-from pydi_node.commands import Compact
+from pydi_node.commands import INLINE_WIRE_MAX_BYTES, Compact
 from pydi_node.errors import BlobError, PydiError
 from pydi_node.ids import Ino
 from pydi_node.records import BlobInfo, Extent, FileVersion
@@ -69,49 +70,63 @@ class Compacting:
             runs = plan(version.extents)
             if not runs:
                 return False
-            info = await self._rewrite(version, runs)
+            info, content = await self._rewrite(version, runs)
             extents, position = [], 0
             for run in runs:
                 length = sum(extent.length for extent in run)
                 extents.append(Extent(run[0].offset, length, info.blob, position))
                 position += length
-            command = Compact(ino, version.attr.version, tuple(extents), (info,))
+            command = Compact(ino, version.attr.version, tuple(extents), (info,), content)
             result = await self._service.housekeep(command, self._loop.time() + DEADLINE_S)
         except (PydiError, OSError) as exc:
             _log.info("ino=%d: stays in many pieces for now: %s", ino, exc)
             return False
         if result.errno:
             # Changed meanwhile. Nobody has heard of the blob but its holders: the others find it as
-            # a stray.
-            await self._service.in_pool(functools.partial(self._service.store.delete, info.blob))
+            # a stray. One for the tree never was.
+            if content is None:
+                await self._service.in_pool(
+                    functools.partial(self._service.store.delete, info.blob)
+                )
             return False
         before = sum(len(run) for run in runs)
         _log.info("ino=%d: %d pieces are %d now", ino, before, len(runs))
         return True
 
-    async def _rewrite(self, version: FileVersion, runs: list[list[Extent]]) -> BlobInfo:
-        """A new durable blob with the bytes of all runs, one after the other."""
+    async def _rewrite(
+        self, version: FileVersion, runs: list[list[Extent]]
+    ) -> tuple[BlobInfo, bytes | None]:
+        """A new durable blob with the bytes of all runs, one after the other; or, when they are
+        few, the bytes, and the blob that the command makes of them."""
         service, replication = self._service, self._service.replication
         ino = version.attr.ino
+        if sum(extent.length for run in runs for extent in run) <= INLINE_WIRE_MAX_BYTES:
+            content = b"".join([data async for data in self._bytes_of(runs)])
+            in_tree = await replication.inline(content)
+            if in_tree is not None:
+                return in_tree, content
         writer = await service.in_pool(service.store.create)
         copies = replication.copies_of(writer.blob, ino)
         position = 0
         try:
-            for extent in (extent for run in runs for extent in run):
-                for at in range(0, extent.length, READ_BYTES):
-                    length = min(READ_BYTES, extent.length - at)
-                    data = await replication.read(
-                        extent.blob, extent.blob_offset + at, length,
-                        self._loop.time() + DEADLINE_S,
-                    )  # fmt: skip
-                    if len(data) != length:
-                        raise BlobError(f"{len(data)} bytes instead of {length} were read")
-                    await service.in_pool(functools.partial(writer.write, position, data))
-                    await copies.write(position, data)
-                    position += length
+            async for data in self._bytes_of(runs):
+                await service.in_pool(functools.partial(writer.write, position, data))
+                await copies.write(position, data)
+                position += len(data)
             stored = asyncio.ensure_future(service.in_pool(writer.seal))
-            return await copies.seal(stored, position, None)
+            return await copies.seal(stored, position, None), None
         except BaseException:
             copies.abort()
             await asyncio.shield(service.in_pool(writer.abort))
             raise
+
+    async def _bytes_of(self, runs: list[list[Extent]]) -> AsyncIterator[bytes]:
+        for extent in (extent for run in runs for extent in run):
+            for at in range(0, extent.length, READ_BYTES):
+                length = min(READ_BYTES, extent.length - at)
+                data = await self._service.replication.read(
+                    extent.blob, extent.blob_offset + at, length, self._loop.time() + DEADLINE_S
+                )
+                if len(data) != length:
+                    raise BlobError(f"{len(data)} bytes instead of {length} were read")
+                yield data

@@ -179,12 +179,13 @@ class Housekeeping:
     async def _collect_garbage(self) -> None:
         tree = self._service.tree
         garbage = tree.garbage_blobs(GARBAGE_PER_ROUND)
-        self._candidates.update(info.blob for info in garbage)
+        self._candidates.update(info.blob for info in garbage if not info.is_in_tree)
         if garbage and self._service.driver.replica.is_leader:
             self._room_comes_s = self._loop.time() + ROOM_COMES_S
             await self._propose(ForgetBlobs(tuple(info.blob for info in garbage)))
         gone = [blob for blob in sorted(self._candidates) if not self._is_known(blob)]
-        self._candidates = {info.blob for info in tree.garbage_blobs(GARBAGE_PER_ROUND)}
+        garbage = tree.garbage_blobs(GARBAGE_PER_ROUND)
+        self._candidates = {info.blob for info in garbage if not info.is_in_tree}
         for blob in gone:
             await self._service.in_pool(functools.partial(self._store.delete, blob))
 

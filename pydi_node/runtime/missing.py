@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 
 from pydi_node.errors import FileError
 from pydi_node.ids import BlobId, Ino, LogIndex, NodeNumber
+from pydi_node.records import IN_TREE
 from pydi_node.tree.machine import Tree
 from pydi_node.tree.queries import inodes_naming, inodes_that_named
 
@@ -28,7 +29,7 @@ def missing_blobs(tree: Tree, reachable: Collection[NodeNumber]) -> list[BlobId]
     """Some of the blobs that no reachable node holds."""
     found: list[BlobId] = []
     for total in tree.blob_totals():
-        if not any(number in reachable for number in total.holders):
+        if total.holders != IN_TREE and not any(n in reachable for n in total.holders):
             room = BLOBS_MAX - len(found)
             infos = tree.blobs_held_by(total.holders, total.factor, room)
             found += [info.blob for info in infos]

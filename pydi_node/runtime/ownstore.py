@@ -159,6 +159,9 @@ class OwnStore:
 
     async def _settle_extra(self, info: BlobInfo) -> None:
         """A file that the books don't name: into the books when copies are short, else away."""
+        if info.is_in_tree:
+            await self.drop([info.blob])
+            return
         copies = sum(self._transfers.is_up(number) for number in info.holders)
         try:
             age_s = await self._service.in_pool(lambda: self._age_s(info.blob))

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from pydi_node.blobs.placement import choose
+from pydi_node.blobs.placement import any_is_full, choose
 from pydi_node.blobs.store import BlobSeal, BlobStore
 from pydi_node.errors import (
     BlobCorruptError,
@@ -37,7 +37,7 @@ from pydi_node.errors import (
     UnavailableError,
 )
 from pydi_node.ids import BlobId, Ino, NodeNumber, blob_name
-from pydi_node.records import BlobInfo
+from pydi_node.records import IN_TREE, BlobInfo
 from pydi_node.runtime.service import Service
 from pydi_node.runtime.transfers import STALL_S, Relay, Transfers
 from pydi_node.wire.messages import BlobCopy, BlobRead
@@ -56,6 +56,7 @@ SUBSTITUTE_MAX_BYTES = 64 << 20
 TELL_AGAIN_S = 60.0
 TOLD_MAX = 1024
 FETCHES_AT_ONCE = 8  # each holds a few chunks in memory
+INLINE_LOOK_S = 1.0  # between two looks at the setting and at how full the nodes are
 
 # inode, size, time of the last change of content and of anything: a file that has the same is the
 # one that was hashed.
@@ -70,6 +71,10 @@ def _identity_of(fd: int) -> _Identity:
 def _close_unwanted(opening: asyncio.Future[tuple[int, _Identity, bool]]) -> None:
     if not opening.cancelled() and opening.exception() is None:
         os.close(opening.result()[0])
+
+
+def _in_tree(name: BlobId, content: bytes) -> BlobInfo:
+    return BlobInfo(name, len(content), blake3(content).digest(), IN_TREE)
 
 
 class _Found(NamedTuple):
@@ -106,6 +111,8 @@ class Replication:
         self._fetching: dict[BlobId, asyncio.Task[None]] = {}
         self._fetch_slots = asyncio.Semaphore(FETCHES_AT_ONCE)
         self._told_until_s: dict[BlobId, float] = {}  # unreadable blobs that the log names
+        self._inline_max_bytes = -1
+        self._inline_until_s = 0.0  # when to look again
         self._throttle_free_s = 0.0  # when the next fetched byte may come
         # A copy that the tree counts on is not here, or damaged; repairing.py sees to it.
         self.on_lost: Callable[[BlobInfo], None] = lambda info: None
@@ -160,6 +167,31 @@ class Replication:
         (info,) = made
         info = info._replace(holders=tuple(sorted(holders)))
         return await self._without_here(info, places)
+
+    async def inline(self, payload: bytes) -> BlobInfo | None:
+        """A new blob of content so small that it goes with its command into the tree of every node;
+        None: it is for ``put``."""
+        if len(payload) > self._inline_max():
+            return None
+        return _in_tree(await self._service.in_pool(self._store.take_name), payload)
+
+    def inline_nowait(self, payload: bytes) -> BlobInfo | None:
+        """As ``inline``; None also when that would have to wait."""
+        if len(payload) > self._inline_max():
+            return None
+        name = self._store.take_name_nowait()
+        return None if name is None else _in_tree(name, payload)
+
+    def _inline_max(self) -> int:
+        """Bytes; nothing while some node is full: its disk holds every tree's content too, and what
+        is left of it is for deleting."""
+        now_s = self._loop.time()
+        if now_s >= self._inline_until_s:
+            self._inline_until_s = now_s + INLINE_LOOK_S
+            is_full = any_is_full(self.transfers.states())
+            settings = self._service.tree.settings()
+            self._inline_max_bytes = -1 if is_full else settings["inline_max_bytes"]
+        return self._inline_max_bytes
 
     def _store_new(self, payload: bytes, begin: Callable[[BlobInfo], None]) -> None:
         """In a thread: the blob is durable here. ``begin`` runs in the loop as soon as it has a
@@ -232,10 +264,12 @@ class Replication:
     async def read_here(
         self, blob: BlobId, info: BlobInfo | None, offset: int, length: int
     ) -> bytes:
-        """The same out of this node's own store. BlobMissingError, BlobCorruptError.
+        """The same out of this node's own store or tree. BlobMissingError, BlobCorruptError.
 
         info  what the tree says of it; None: nothing, so nobody can tell whether it is right.
         """
+        if info is not None and info.is_in_tree:
+            return self._content(info)[offset : offset + length]
         known = self._verified.get(blob)
         found: _Found = await self._service.in_pool(
             lambda: self._read_file(blob, info, known, offset, length)
@@ -247,6 +281,8 @@ class Replication:
     async def open_here(self, info: BlobInfo) -> int:
         """A read-only descriptor of this node's own copy, checked as for `read_here`. The caller
         closes it. BlobMissingError, BlobCorruptError; UnavailableError: ask again."""
+        if info.is_in_tree:
+            raise BlobMissingError(f"blob {blob_name(info.blob)} has no file")
         known = self._verified.get(info.blob)
 
         def open_file() -> tuple[int, _Identity, bool]:
@@ -274,6 +310,16 @@ class Replication:
             raise
         self._note_checked(info, known, identity, is_hashed)
         return int(fd)
+
+    def _content(self, info: BlobInfo) -> bytes:
+        """Of a blob in the tree. BlobMissingError: it has just been forgotten."""
+        try:
+            content = self._service.tree.content(info.blob)
+        except FileError as exc:
+            raise BlobMissingError(f"blob {blob_name(info.blob)} is not in the tree") from exc
+        if blake3(content).digest() != info.checksum:
+            raise BlobCorruptError(f"blob {blob_name(info.blob)}: its content in the tree is wrong")
+        return content
 
     def _read_file(
         self, blob: BlobId, info: BlobInfo | None, known: _Identity | None, offset: int, length: int
@@ -401,6 +447,9 @@ class Replication:
 
     async def verify(self, info: BlobInfo) -> None:
         """The copy here is sound. BlobMissingError, BlobCorruptError: it will be replaced."""
+        if info.is_in_tree:
+            self._content(info)
+            return
         try:
             await self._service.in_pool(
                 lambda: self._store.verify(info.blob, info.size, info.checksum)

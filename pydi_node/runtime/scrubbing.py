@@ -21,7 +21,14 @@ from typing import Any
 from pydi_node.blobs import scrub
 from pydi_node.blobs.files import OsFiles, load, save
 from pydi_node.blobs.scrub import Amount, Pass
-from pydi_node.errors import BlobError, FileError, PydiError, UnavailableError
+from pydi_node.errors import (
+    BlobCorruptError,
+    BlobError,
+    BlobMissingError,
+    FileError,
+    PydiError,
+    UnavailableError,
+)
 from pydi_node.ids import BlobId, NodeNumber, blob_name
 from pydi_node.records import BlobInfo
 from pydi_node.runtime.peers import Peers
@@ -90,6 +97,8 @@ class Scrubbing:
                     return False
                 self._progress = scrub.advance(self._progress, info.blob, info.size, sound)
             else:
+                if info.is_in_tree:
+                    await self._check_content(info)
                 self._skip(info.blob)
             if self._loop.time() >= self._next_save_s:
                 await asyncio.to_thread(self._save)
@@ -118,6 +127,17 @@ class Scrubbing:
         current = self._progress.current
         assert current is not None
         self._progress = self._progress._replace(current=current._replace(after=blob))
+
+    async def _check_content(self, info: BlobInfo) -> None:
+        """What the tree keeps is a few kilobytes, and read as often as its files are."""
+        try:
+            await self._service.replication.verify(info)
+        except BlobMissingError:
+            pass  # forgotten since the page was read
+        except BlobCorruptError as exc:
+            _log.warning(
+                "scrub: %s: stop this node, remove its tree, and it fetches it from the others", exc
+            )
 
     async def _is_sound(self, info: BlobInfo) -> bool | None:
         """Whether the copy here is what it should be; None when that can't be told now."""

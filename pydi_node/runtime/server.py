@@ -286,16 +286,15 @@ class Connection(asyncio.Protocol):
             self._commands[key] = request_id
             self._command_of[request_id] = key
         try:
-            if type(message) is messages.Execute:
-                if self._session.read_only:
-                    raise FileError(errno.EROFS, "this token may only read")
+            command = self._server.service.command_of(request)
+            if command is not None:
 
                 def answer_with(outcome: Any) -> None:
                     if bounds is not None:
                         bounds.made(message, outcome)
                     self._answer(request_id, outcome)
 
-                self._server.service.execute_nowait(request, answer_with)
+                self._server.service.execute_nowait(request, command, answer_with)
                 return
             answer = self._server.service.handle(request)
         except Exception as exc:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydi_node.blobs.store import BlobStore, Writer
-from pydi_node.commands import CLIENT_COMMANDS, COMMAND_CODES, Command, SetSetting
+from pydi_node.commands import CLIENT_COMMANDS, COMMAND_CODES, Command, Commit, SetSetting
 from pydi_node.errors import (
     BlobMissingError,
     FileError,
@@ -169,12 +169,31 @@ class Service:
             return NoSpaceError(sentence)
         return FileError(errno.EROFS, f"{sentence}: connect to another node")
 
-    def execute_nowait(self, request: Request, callback: Callable[[Outcome], None]) -> None:
-        """The hot path of Execute: no task, no future."""
+    def command_of(self, request: Request) -> Command | None:
+        """The command of a request that is nothing else, small content included. None: something
+        is to be done first, by ``handle``."""
         message = request.message
+        if type(message) is messages.Execute:
+            command: Command = message.command
+            return command
+        if type(message) is not messages.ExecutePut or self.witness:
+            return None
+        info = self.replication.inline_nowait(request.payload)
+        if info is None:
+            return None
+        assert isinstance(message.command, Commit), message  # checked when it was decoded
+        return messages.with_put_blob(message.command, info, request.payload)
+
+    def execute_nowait(
+        self, request: Request, command: Command, callback: Callable[[Outcome], None]
+    ) -> None:
+        """The hot path of ``command_of``: no task, no future."""
+        message = request.message
+        if request.session.read_only:
+            raise FileError(errno.EROFS, "this token may only read")
         self._check_command(request.session, message.command)
         deadline_s = min(request.deadline_s, self._loop.time() + COMMAND_WAIT_MAX_S)
-        self.driver.propose(message.client, message.serial, message.command, deadline_s, callback)
+        self.driver.propose(message.client, message.serial, command, deadline_s, callback)
 
     def next_serial(self) -> Serial:
         """A serial for the cluster's own commands (client 0) that no other node uses."""
@@ -251,6 +270,8 @@ class Service:
     def _check_command(self, session: Session, command: Command) -> None:
         if COMMAND_CODES[type(command)] not in CLIENT_COMMANDS and session.role is not Role.NODE:
             raise FileError(errno.EPERM, f"{type(command).__name__} is not a client's command")
+        if getattr(command, "content", None) is not None and session.role is not Role.NODE:
+            raise FileError(errno.EPERM, "content travels beside its command: ExecutePut")
 
     def _execute(self, request: Request) -> Awaitable[Result]:
         message = request.message
@@ -262,8 +283,12 @@ class Service:
     async def _execute_put(self, request: Request) -> Result:
         message = request.message
         self._check_command(request.session, message.command)
-        info = await self.replication.put(request.payload, message.command.ino)
-        command = messages.with_put_blob(message.command, info)
+        info = await self.replication.inline(request.payload)
+        if info is not None:
+            command = messages.with_put_blob(message.command, info, request.payload)
+        else:
+            info = await self.replication.put(request.payload, message.command.ino)
+            command = messages.with_put_blob(message.command, info)
         return await self.driver.execute(
             message.client, message.serial, command, request.deadline_s
         )

@@ -46,7 +46,7 @@ class Whereabouts:
         infos = [info for blob in blobs if (info := self._service.known_blob(blob)) is not None]
         asked: dict[NodeNumber, list[BlobId]] = {}
         for info in infos:
-            for number in info.holders:
+            for number in () if info.is_in_tree else info.holders:
                 asked.setdefault(number, []).append(info.blob)
         answers = await asyncio.gather(
             *[self._which_has(number, names, deadline_s) for number, names in asked.items()]
@@ -58,9 +58,11 @@ class Whereabouts:
                 "size": info.size,
                 "checksum": info.checksum.hex(),
                 "copies": self._service.tree.copies_of_blob(info.blob),
+                "in_tree": info.is_in_tree,
                 "holders": [
                     {"node": number, "state": _state(there[number], info.blob)}
                     for number in info.holders
+                    if not info.is_in_tree
                 ],
             }
             for info in infos

@@ -9,7 +9,10 @@ from __future__ import annotations
 import sqlite3
 import stat
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final, NamedTuple
+
+from blake3 import blake3
 
 from pydi_node.ids import ROOT_INO
 from pydi_node.records import CHECKSUM_BYTES, NAME_MAX_BYTES
@@ -262,6 +265,17 @@ _RULES: Final[tuple[Rule, ...]] = (
         " ORDER BY blob",
     ),
     Rule(
+        "blob {0}: in the tree, but its {1} bytes are not",
+        "SELECT blob.blob, size FROM blob LEFT JOIN content ON content.blob = blob.blob"
+        " WHERE holders = x'0000' AND (content.blob IS NULL OR length(bytes) <> size)"
+        " ORDER BY blob.blob",
+    ),
+    Rule(
+        "content of {0}: no such blob is in the tree",
+        "SELECT blob FROM content WHERE blob NOT IN"
+        " (SELECT blob FROM blob WHERE holders = x'0000') ORDER BY blob",
+    ),
+    Rule(
         "tally of holders {0}, factor {1}: {2} blobs with {3} bytes counted, {4} with {5} there",
         "SELECT hex(holders), factor, sum(c), sum(s), sum(n), sum(t) FROM (SELECT holders, factor,"
         " blobs AS c, bytes AS s, 0 AS n, 0 AS t FROM tally UNION ALL SELECT holders, factor, 0, 0,"
@@ -328,6 +342,7 @@ def check(connection: sqlite3.Connection) -> list[str]:
         findings.extend(rule.sentence.format(*row) for row in rows)
     findings.extend(_check_settings(connection))
     findings.extend(_check_holders(connection))
+    findings.extend(islice(_check_contents(connection), FINDINGS_PER_RULE_MAX))
     return findings
 
 
@@ -340,7 +355,17 @@ def _check_settings(connection: sqlite3.Connection) -> Iterator[str]:
 
 def _check_holders(connection: sqlite3.Connection) -> Iterator[str]:
     """Packed holders, which SQL can't look into: ascending, no node twice, none below 1."""
-    for blob, packed in connection.execute("SELECT blob, holders FROM blob ORDER BY blob"):
+    for blob, packed in connection.execute(
+        "SELECT blob, holders FROM blob WHERE holders <> x'0000' ORDER BY blob"
+    ):
         pairs = [packed[i : i + 2] for i in range(0, len(packed), 2)]
         if pairs != sorted(set(pairs)) or b"\0\0" in pairs:
             yield f"blob {blob}: holders {packed.hex()} are not ascending node numbers"
+
+
+def _check_contents(connection: sqlite3.Connection) -> Iterator[str]:
+    for blob, checksum, content in connection.execute(
+        "SELECT blob, checksum, bytes FROM blob JOIN content USING (blob) ORDER BY blob"
+    ):
+        if blake3(content).digest() != checksum:
+            yield f"blob {blob}: its content in the tree has another checksum"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
+from blake3 import blake3
+
 from pydi_node.commands import CloneRange, Commit, Compact
 from pydi_node.errors import FileError
 from pydi_node.records import FILE_SIZE_MAX, HOLE, Extent, Result, Touched
@@ -120,13 +122,23 @@ def _take_blobs(store: Store, inode: Inode, command: Commit | Compact) -> None:
     for blob in sorted({extent.blob for extent in command.extents if extent.blob != HOLE}):
         known = store.blob(blob)
         if known is None:
-            store.add_blob(described[blob], factor)
+            store.add_blob(described[blob], factor, command.content)
         else:
             store.share_blob(known, factor)
 
 
 def _check_blobs(store: Store, command: Commit | Compact) -> None:
-    """FileError(EINVAL) unless every blob is known or described, alike, and long enough."""
+    """FileError(EINVAL) unless every blob is known or described, alike, and long enough, and the
+    content that is given is that of the one that it is given for."""
+    in_tree = [info for info in command.blobs if info.is_in_tree]
+    content = command.content
+    if len(in_tree) != (content is not None):
+        raise FileError(errno.EINVAL)
+    if content is not None and (in_tree[0].size, in_tree[0].checksum) != (
+        len(content),
+        blake3(content).digest(),
+    ):
+        raise FileError(errno.EINVAL)
     described = {info.blob: info for info in command.blobs}
     named = {extent.blob for extent in command.extents if extent.blob != HOLE}
     if len(described) != len(command.blobs) or not described.keys() <= named:

@@ -23,7 +23,7 @@ from pydi_node.commands import (
 )
 from pydi_node.errors import FileError
 from pydi_node.ids import Ino, LogIndex
-from pydi_node.records import HOLDERS_MAX, Result, Touched
+from pydi_node.records import HOLDERS_MAX, IN_TREE, Result, Touched
 from pydi_node.tree.sessions import Sessions
 from pydi_node.tree.settings import NODE_STATES, parse_setting
 from pydi_node.tree.store import Store
@@ -76,6 +76,8 @@ def set_holders(store: Store, command: SetHolders) -> Result:
     blob = store.blob(command.blob)
     if blob is None:
         raise FileError(errno.ENOENT)
+    if blob.holders == IN_TREE:
+        raise FileError(errno.EINVAL)  # nobody needs to keep a copy
     holders = (set(blob.holders) | set(command.add)) - set(command.remove)
     if not holders and not command.lost:
         raise FileError(errno.EINVAL)

@@ -29,6 +29,7 @@ from pydi_node.ids import (
     blob_id,
 )
 from pydi_node.records import (
+    CONTENTS_MAX_BYTES,
     HOLE,
     Attr,
     BlobInfo,
@@ -199,7 +200,13 @@ class Queries(ABC):
             raise FileError(errno.EISDIR if attr.is_dir else errno.EINVAL)
         extents = tuple(Extent(*row) for row in self._select(_EXTENTS, {"ino": ino}, at))
         blobs = tuple(self.blob(blob) for blob in sorted({extent.blob for extent in extents}))
-        return FileVersion(attr, extents, blobs)
+        contents = []
+        room = CONTENTS_MAX_BYTES
+        for info in blobs:
+            if info.is_in_tree and info.size <= room:
+                contents.append((info.blob, self.content(info.blob)))
+                room -= info.size
+        return FileVersion(attr, extents, blobs, tuple(contents))
 
     def names_of(self, ino: Ino, at: LogIndex | None = None) -> list[tuple[Ino, bytes]]:
         """(parent, name) of every name, oldest cookie first; [] for the root, an orphan or an
@@ -292,6 +299,13 @@ class Queries(ABC):
         if row is None:
             raise FileError(errno.ENOENT)
         return _blob_info(row)
+
+    def content(self, blob: BlobId) -> bytes:
+        """The whole content of a blob that is in the tree. ENOENT: it is not."""
+        row = self._ask("SELECT bytes FROM content WHERE blob = ?", (blob,)).fetchone()
+        if row is None:
+            raise FileError(errno.ENOENT)
+        return bytes(row[0])
 
     def blobs(self, after: BlobId, limit: int) -> list[BlobInfo]:
         """All blobs, ascending after ``after``."""

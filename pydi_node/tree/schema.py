@@ -24,8 +24,8 @@ from pydi_node.records import FACTOR_XATTR
 
 APPLICATION_ID: Final = 0x50794469  # "PyDi" in the header of the file
 # 1: tally by number of copies. 2: by holders. 3: by holders and factor. 4: mount tokens.
-# 5: changes of the secret.
-SCHEMA_VERSION: Final = 5  # a change of any table is a new number and a migration
+# 5: changes of the secret. 6: small content.
+SCHEMA_VERSION: Final = 6  # a change of any table is a new number and a migration
 
 # The root is everybody's, like /tmp: a mount made by an ordinary user has to be able to begin, and
 # nobody there could chown it. Whoever mounts as root can restrict it.
@@ -176,12 +176,17 @@ CREATE TABLE blob (
     blob       INTEGER PRIMARY KEY,  -- node number << 48 | counter
     size       INTEGER NOT NULL,     -- bytes
     checksum   BLOB NOT NULL,        -- BLAKE3, 32 bytes
-    holders    BLOB NOT NULL,        -- node numbers, ascending, 2 bytes each, big-endian
+    holders    BLOB NOT NULL,        -- node numbers, ascending, 2 bytes each, big-endian; the
+                                     -- number 0 alone: its content is in table content
     refs       INTEGER NOT NULL,     -- rows of extent and extent_history that name it
     factor     INTEGER NOT NULL DEFAULT 0 -- copies that a directory asks for; 0: as the setting
 );
 CREATE INDEX blob_holders ON blob (holders, factor) WHERE refs > 0;
 CREATE INDEX blob_garbage ON blob (refs) WHERE refs = 0;
+CREATE TABLE content (               -- of blobs so small that they came with their command
+    blob       INTEGER PRIMARY KEY,  -- in table blob, with the holder 0
+    bytes      BLOB NOT NULL         -- as long as blob.size says, up to 64 KiB
+);
 -- Blobs with refs > 0, counted by who holds them and how many should: status and repair ask which
 -- of these groups are in trouble, some tens, instead of looking at every blob.
 CREATE TABLE tally (
@@ -255,6 +260,7 @@ TABLES: Final[dict[str, str]] = {
     "extent": "ino, file_offset",
     "extent_history": "ino, file_offset, until",
     "blob": "blob",
+    "content": "blob",
     "tally": "holders, factor",
     "refactor": "ino",
     "orphan": "ino",
@@ -380,6 +386,12 @@ CREATE TABLE secret (
     sealed_old BLOB NOT NULL,
     ends_s     INTEGER NOT NULL,
     old_tokens BLOB NOT NULL
+);
+""",
+    5: """
+CREATE TABLE content (
+    blob       INTEGER PRIMARY KEY,
+    bytes      BLOB NOT NULL
 );
 """,
 }

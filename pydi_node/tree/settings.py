@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from pydi_node.commands import INLINE_WIRE_MAX_BYTES
+
 _DAY_S = 24 * 3600
 
 
@@ -23,6 +25,9 @@ class Setting(NamedTuple):
 SETTINGS: Final[dict[str, Setting]] = {
     "grace_s": Setting(
         900, 10, 30 * _DAY_S, "a node away for longer counts as lost; its blobs are copied again"
+    ),
+    "inline_max_bytes": Setting(
+        4096, 0, INLINE_WIRE_MAX_BYTES, "content up to this is kept in the tree, on every node"
     ),
     "repair_bytes_per_s": Setting(64 << 20, 1 << 20, 1 << 40, "how fast repair may copy, per node"),
     "replicas": Setting(2, 1, 8, "copies of every blob"),

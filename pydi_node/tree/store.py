@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from pydi_node.ids import ROOT_INO, BlobId, Ino, LogIndex, NodeNumber, Term, TimeNs
-from pydi_node.records import Attr, BlobInfo, Extent
+from pydi_node.records import IN_TREE, Attr, BlobInfo, Extent
 from pydi_node.tree.schema import FACTOR_LITERAL
 from pydi_node.tree.settings import SETTINGS
 
@@ -534,11 +534,16 @@ class Store:
             self._blobs[blob_id] = blob
         return blob
 
-    def add_blob(self, info: BlobInfo, factor: int) -> None:
-        """A blob that the tree did not know, named by nothing yet."""
+    def add_blob(self, info: BlobInfo, factor: int, content: bytes | None) -> None:
+        """A blob that the tree did not know, named by nothing yet.
+
+        content  the whole of it when it is to be in the tree.
+        """
         blob = Blob(info.blob, info.size, info.checksum, info.holders, 0, factor, None)
         self._blobs[info.blob] = blob
         self._dirty_blobs[info.blob] = blob
+        if info.is_in_tree:
+            self._execute("INSERT INTO content (blob, bytes) VALUES (?, ?)", (info.blob, content))
         self.writes += 1
 
     def add_refs(self, blob_id: BlobId, count: int) -> None:
@@ -560,6 +565,8 @@ class Store:
         self._dirty_blobs.pop(blob.blob, None)
         self._move_tally([(blob.tallied, None, blob.size)])
         self._execute("DELETE FROM blob WHERE blob = ?", (blob.blob,))
+        if blob.holders == IN_TREE:
+            self._execute("DELETE FROM content WHERE blob = ?", (blob.blob,))
         self.writes += 1
 
     def _flush_blobs(self) -> None:

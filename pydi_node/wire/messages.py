@@ -252,10 +252,10 @@ class ExecutePut:
     """BlobPut of the payload and the Commit that names it, in one round trip: the close of a small
     file. The command is a Commit whose extents name the new blob PUT_BLOB and whose ``blobs`` leave
     it out; the node stores the payload, puts the blob's real id and holders in (``with_put_blob``)
-    and runs the command.
+    and runs the command. A payload that is small enough is not stored but goes with the command.
 
-    Sent again, it stores a second blob, and the tree answers with the first Result; the second blob
-    is in no version and is collected as garbage.
+    Sent again, it may store a second blob, and the tree answers with the first Result; the second
+    blob is in no version and is collected as garbage.
     """
 
     client: ClientId
@@ -624,13 +624,18 @@ def check_payload(request: Request, length: int) -> None:
                 raise MessageError("ExecutePut.command: an extent ends past the payload")
 
 
-def with_put_blob(command: Commit, info: BlobInfo) -> Commit:
-    """An ExecutePut's command with the stored payload's blob in the place of PUT_BLOB."""
+def with_put_blob(command: Commit, info: BlobInfo, content: bytes | None = None) -> Commit:
+    """An ExecutePut's command with the payload's blob in the place of PUT_BLOB.
+
+    content  the payload, when its blob is to be in the tree.
+    """
     extents = tuple(
         extent._replace(blob=info.blob) if extent.blob == PUT_BLOB else extent
         for extent in command.extents
     )
-    return dataclasses.replace(command, extents=extents, blobs=(*command.blobs, info))
+    return dataclasses.replace(
+        command, extents=extents, blobs=(*command.blobs, info), content=content
+    )
 
 
 def encode_push(push: Push) -> tuple[Any, ...]:

@@ -27,6 +27,8 @@ def blob(copies: int, **states: str) -> dict[str, Any]:
         ([blob(1, n1="here")], "each piece has the 1 copy"),
         ([blob(2, n1="here", n2="here"), blob(2, n3="here")], "The loss of node 3"),
         ([blob(2, n1="here", n2="here"), blob(2, n2="down")], "It can't be read now"),
+        ([{**blob(2), "in_tree": True}], "every node keeps its content with its name"),
+        ([{**blob(2), "in_tree": True}, blob(2, n1="here")], "The loss of node 1"),
     ],
 )
 def test_worst_piece_decides(blobs: list[dict[str, Any]], words: str) -> None:

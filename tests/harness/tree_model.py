@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from blake3 import blake3
+
 from pydi_node import commands as c
 from pydi_node.ids import BlobId, Ino, LogIndex, TimeNs
 from pydi_node.records import Attr, BlobInfo
@@ -438,7 +440,11 @@ class TreeModel:
         if info is None:
             raise Refused(errno.ENOENT)
         holders = sorted({*info.holders, *command.add} - {*command.remove})
-        if {*command.add} & {*command.remove} or (not holders and not command.lost):
+        if (
+            info.is_in_tree
+            or {*command.add} & {*command.remove}
+            or (not holders and not command.lost)
+        ):
             raise Refused(errno.EINVAL)
         self.state.blobs[command.blob] = info._replace(holders=tuple(holders))
         return self.state.blobs[command.blob]
@@ -572,18 +578,26 @@ class TreeModel:
         return node
 
     def _learn_blobs(self, command: c.Commit) -> None:
+        in_tree = [info for info in command.blobs if info.is_in_tree]
+        if len(in_tree) != (command.content is not None):
+            raise Refused(errno.EINVAL)
+        for info in in_tree:
+            assert command.content is not None
+            size, checksum = len(command.content), blake3(command.content).digest()
+            if (info.size, info.checksum) != (size, checksum):
+                raise Refused(errno.EINVAL)
         told = {info.blob: info for info in command.blobs}
         named = {extent.blob for extent in command.extents if extent.blob}
         if len(told) < len(command.blobs) or not set(told) <= named:
             raise Refused(errno.EINVAL)
         for blob in named:
             known = self.state.blobs.get(blob)
-            info = told.get(blob)
+            described = told.get(blob)
             if known is None:
-                if info is None or not info.holders:
+                if described is None or not described.holders:
                     raise Refused(errno.EINVAL)
-                self.state.blobs[blob] = info
-            elif info is not None and info[:3] != known[:3]:
+                self.state.blobs[blob] = described
+            elif described is not None and described[:3] != known[:3]:
                 raise Refused(errno.EINVAL)
         for extent in command.extents:
             if extent.blob:

@@ -9,7 +9,7 @@ from pydi_node.errors import EXIT_FAILED, EXIT_OK
 from tests.harness.procs import NodeProcess, wait_until
 from tests.node.test_cluster import create_until_done, start_cluster, status
 from tests.node.test_recover import assert_left_behind, assert_refused
-from tests.node.test_replication import holders, numbered, save, set_setting
+from tests.node.test_replication import holders, keep_in_files, numbered, save, set_setting
 
 MakeNode = Callable[..., NodeProcess]
 
@@ -30,6 +30,7 @@ def test_forgotten_nodes_are_gone_for_good(make_node: MakeNode) -> None:
     assert_refused(forget(through, "9"), EXIT_FAILED, "node 9 is no member")
     assert_refused(forget(through, str(leader), "--force"), EXIT_FAILED, "leads the cluster")
     set_setting(through, "replicas", 1)
+    keep_in_files(nodes)
     with by_number[lost].connect() as client:
         save(client, b"only there", b"content")
         assert holders(client, b"only there") == (lost,)

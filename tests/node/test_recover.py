@@ -13,7 +13,7 @@ from pydi_node.wire.messages import Lookup
 from tests.harness.procs import NodeProcess, pydi, wait_until
 from tests.node.test_cluster import create_until_done, names, start_cluster, status
 from tests.node.test_life import assert_tree_sound, get_file, put_file
-from tests.node.test_replication import save
+from tests.node.test_replication import keep_in_files, save
 
 MakeNode = Callable[..., NodeProcess]
 
@@ -118,6 +118,7 @@ def test_recovery_is_refused_where_nothing_is_lost(make_node: MakeNode, tmp_path
 def test_check_finds_what_is_wrong(node: NodeProcess) -> None:
     """A sound node has no findings, after a crash too; a damaged file, a missing one and a log that
     lost its middle are a line each. Nothing is moved away."""
+    keep_in_files([node])
     with node.connect() as client:
         for number in range(3):
             put_file(client, b"f%d" % number, b"content %d" % number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,21 @@ def storing_cluster(make_node: MakeNode, count: int) -> list[NodeProcess]:
     nodes = start_cluster(make_node, count)
     for node in nodes:
         wait_storing(node, count - 1)
+    keep_in_files(nodes)
     return nodes
+
+
+def keep_in_files(nodes: Sequence[NodeProcess]) -> None:
+    """From now on small content gets a file on its holders too."""
+    with nodes[0].connect() as client:
+        client.call(Admin("set", {"name": "inline_max_bytes", "value": 0}))
+
+    def knows(node: NodeProcess) -> bool:
+        with node.connect() as client:
+            return bool(client.call(Admin("settings"))["inline_max_bytes"]["value"] == 0)
+
+    for node in nodes:
+        wait_until(lambda node=node: knows(node), f"{node.data_dir} knows the setting", 60)
 
 
 def wait_storing(node: NodeProcess, others: int) -> None:
@@ -82,12 +96,17 @@ def save(client: WireClient, name: bytes, content: bytes) -> Ino:
     """A small file, as a mount closes it."""
     create_until_done(client, name)
     ino = Ino(client.call(Lookup(ROOT_INO, name)).ino)
-    size = len(content)
-    commit = Commit(ROOT_CALLER, ino, None, None, size, False, (Extent(0, size, PUT_BLOB, 0),), ())
-    client.serial += 1
-    put = ExecutePut(client.client, Serial(client.serial), commit)
-    assert patiently(client, put, content).errno == 0
+    put(client, ino, content)
     return ino
+
+
+def put(client: WireClient, ino: Ino, content: bytes) -> None:
+    """Small content in the place of what the file had."""
+    size = len(content)
+    commit = Commit(ROOT_CALLER, ino, None, 0, size, False, (Extent(0, size, PUT_BLOB, 0),), ())
+    client.serial += 1
+    request = ExecutePut(client.client, Serial(client.serial), commit)
+    assert patiently(client, request, content).errno == 0
 
 
 def save_stream(client: WireClient, name: bytes, content: bytes) -> BlobInfo:

@@ -12,7 +12,7 @@ from pydi_node.wire.messages import BlobCreate, BlobPut, Lookup
 from tests.harness.procs import NodeProcess, wait_until
 from tests.node.test_cluster import create_until_done, start_cluster, status
 from tests.node.test_life import assert_sentence, get_file, put_file, run_node
-from tests.node.test_replication import holders, save, set_setting, wait_storing
+from tests.node.test_replication import holders, keep_in_files, save, set_setting, wait_storing
 
 MakeNode = Callable[..., NodeProcess]
 
@@ -26,6 +26,7 @@ def cluster_with_witness(make_node: MakeNode) -> tuple[NodeProcess, NodeProcess,
     wait_until(lambda: role_of(witness, 3) == "witness", "the witness votes", 60)
     for node in (first, second):
         wait_storing(node, 2)
+    keep_in_files([first, second, witness])
     return first, second, witness
 
 
@@ -82,6 +83,7 @@ def test_only_a_node_without_content_becomes_a_witness(make_node: MakeNode) -> N
     holds none it gets into the cluster's books."""
     first = make_node("n1")
     first.start()
+    keep_in_files([first])
     with first.connect() as client:
         put_file(client, b"file", b"content")
     assert first.stop() == 0

@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from errno import EEXIST, ENOENT
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from blake3 import blake3
+
 from pydi_node.commands import (
     RENAME_EXCHANGE,
     ROOT_CALLER,
     Command,
     Commit,
     Create,
+    ForgetBlobs,
     Link,
     Mkdir,
     PurgeOrphans,
@@ -31,8 +34,8 @@ from pydi_node.commands import (
     Unlink,
 )
 from pydi_node.errors import FileError
-from pydi_node.ids import ROOT_INO, Ino
-from pydi_node.records import HOLE, Extent, Result
+from pydi_node.ids import ROOT_INO, BlobId, Ino, NodeNumber, blob_id
+from pydi_node.records import HOLE, IN_TREE, BlobInfo, Extent, Result
 from pydi_node.tree.machine import Tree
 from tests.simulation.linearize import FOREVER, Operation, is_linearizable
 from tests.simulation.process import Outcome, Process
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from tests.simulation.simulation import Simulation
 
 FILE = ("file",)  # action: make the file of the next counter
+SMALL_FILE = ("small file",)  # action: make the next small file
 HISTORY_MAX = 60  # operations on one subject; then another one takes its place
 ANSWER_US = 300  # from a node to a client on the same machine or nearby
 
@@ -177,12 +181,46 @@ class Counter(Subject):
         return (state + 1, state + 1) if action[0] == "append" else (state, state)
 
 
+@dataclass(slots=True, eq=False)
+class SmallFile(Subject):
+    """A file whose content goes with its commands: overwritten, and read as bytes."""
+
+    ino: Ino = ROOT_INO
+    initial: Any = b""
+    blobs: list[BlobId] = field(default_factory=list)  # that it was ever given
+
+    def plan(self, dice: Dice) -> Plan:
+        if dice.percent(50):
+            return self.read()
+        content = b"%x" % dice.bits(dice.pick([8, 800]))
+        blob = blob_id(NodeNumber(7), self.ino << 16 | len(self.blobs) + 1)
+        self.blobs.append(blob)
+        info = BlobInfo(blob, len(content), blake3(content).digest(), IN_TREE)
+        extents = (Extent(0, len(content), blob, 0),)
+        command = Commit(
+            ROOT_CALLER, self.ino, None, 0, len(content), False, extents, (info,), None, content
+        )
+        return Plan(("write", content), command, lambda r: r.errno)
+
+    def read(self) -> Plan:
+        def look(tree: Tree) -> bytes:
+            return b"".join(data for _, data in tree.file_version(self.ino).contents)
+
+        return Plan(("content",), None, look)
+
+    def apply(self, state: Any, action: tuple[Any, ...]) -> tuple[Any, Any]:
+        return (action[1], 0) if action[0] == "write" else (state, state)
+
+
 class Workload:
     """What clients find to do."""
 
-    def __init__(self, dice: Dice) -> None:
+    def __init__(self, dice: Dice, small_files: int) -> None:
+        """small_files: percent of what clients do that is about one of these."""
         self._dice = dice
         self._made = 0
+        self._small_files = small_files
+        self._small: SmallFile | None = None
         self.subjects: list[Subject] = []  # all that ever were
         self.active: list[Subject] = [self._new(Name), self._new(Name), self._new(Register)]
 
@@ -193,6 +231,11 @@ class Workload:
         return subject
 
     def subject(self) -> Subject:
+        small = self._small
+        if small is not None and self._dice.percent(self._small_files):
+            if len(small.history) >= HISTORY_MAX:
+                self._small = None
+            return small
         at = self._dice.below(len(self.active))
         subject = self.active[at]
         if len(subject.history) >= HISTORY_MAX:
@@ -208,11 +251,20 @@ class Workload:
         self.subjects.append(counter)
         self.active.append(counter)
 
+    def add_small_file(self, ino: Ino) -> None:
+        self._made += 1
+        self._small = SmallFile(b"small-%d" % self._made, ino=ino)
+        self.subjects.append(self._small)
+
+    @property
+    def wants_small_file(self) -> bool:
+        return self._small_files > 0 and self._small is None
+
     @property
     def wants_counter(self) -> bool:
         return not any(isinstance(subject, Counter) for subject in self.active)
 
-    def counter_file(self) -> Command:
+    def new_file(self) -> Command:
         self._made += 1
         return Create(ROOT_CALLER, ROOT_INO, b"file-%d" % self._made, 0o644, True)
 
@@ -233,6 +285,8 @@ class Workload:
             TrimHistory(dice.below(50), dice.pick([1, 100])),  # type: ignore[arg-type]  # plain
             SetSetting("grace_s", str(dice.pick([10, 15, 900]))),
         )
+        if self._small is not None and self._small.blobs:
+            commands += (ForgetBlobs(tuple(self._small.blobs)),)
         return dice.pick(commands)
 
 
@@ -271,7 +325,9 @@ class Client:
             subject = simulation.workload.subject()
             plan = subject.read()
         elif simulation.workload.wants_counter and dice.percent(30):
-            plan = Plan(FILE, simulation.workload.counter_file(), lambda r: r)
+            plan = Plan(FILE, simulation.workload.new_file(), lambda r: r)
+        elif simulation.workload.wants_small_file and dice.percent(30):
+            plan = Plan(SMALL_FILE, simulation.workload.new_file(), lambda r: r)
         elif dice.percent(30):
             plan = Plan(("other",), simulation.workload.other(), lambda r: r)
         else:
@@ -379,6 +435,8 @@ class _Errand:
             attempted.result = attempted.plan.value(result)
             if attempted.plan.action == FILE and result.errno == 0:
                 self._simulation.workload.add_counter(result.value[0].ino)
+            if attempted.plan.action == SMALL_FILE and result.errno == 0:
+                self._simulation.workload.add_small_file(result.value[0].ino)
         self._world.note(f"client {attempted.key} {attempted.plan.action} done")
         self._end()
 

@@ -7,13 +7,16 @@ the driver, the tree and the disk are here.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
+from pydi_node.commands import Envelope
 from pydi_node.consensus.raft import Raft
 from pydi_node.consensus.types import MembershipChange, SnapshotMeta
 from pydi_node.effects import Persist, Persisted, RoleChanged
-from pydi_node.ids import INT64_MAX, LogIndex
+from pydi_node.ids import INT64_MAX, LogIndex, Term
 from pydi_node.leases import Grant
+from pydi_node.records import Result
 from tests.harness.disk_sim import NoFdatasync
 from tests.simulation.machine import Machine
 from tests.simulation.process import Process
@@ -148,6 +151,23 @@ class ForgetsSessions(WatchedTree):
         self._connection.execute("DELETE FROM session")
 
 
+class ForgetsContent(WatchedTree):
+    """Small content is kept in memory only."""
+
+    def __init__(self, connection: sqlite3.Connection, machine: Machine) -> None:
+        super().__init__(connection, machine)
+        self._connection.execute("DELETE FROM content")
+
+
+class ForgetsOldContent(WatchedTree):
+    """Small content goes when it is replaced, whatever history says."""
+
+    def advance(self, entries: Sequence[tuple[LogIndex, Term, Envelope | None]]) -> list[Result]:
+        results = super().advance(entries)
+        self._connection.execute("DELETE FROM content WHERE blob NOT IN (SELECT blob FROM extent)")
+        return results
+
+
 class TrustsTheSilent(Raft):
     """A new leader takes a voter away without having heard of those that are left."""
 
@@ -184,6 +204,7 @@ _QUIET = {
 _CRASHES = {"voters": 3, "kill": 0, "power_cut": 5, "disk_us": 20 * MS, "fault_us": 100 * MS}
 _SNAPSHOTS = {"voters": 3, "trailing_entries": 0, "cut_entries": 3, "join": 4, "power_cut": 5}
 _SPLITS = {"voters": 3, "partition": 6, "pause": 3, "think_us": 5 * MS, "clients": 6}
+_SMALL_FILES = {"voters": 3, "power_cut": 2, "small_files": 60, "cut_entries": 20}
 _REPEATS = {"answers_lost": 30, "think_us": 5 * MS, "clients": 6}
 _LATE = _QUIET | {
     "voters": 3, "unrest": 5, "repeat": 20, "reorder": 60, "append_bytes_max": 512 * 1024,
@@ -228,9 +249,9 @@ INSTALLS = _SNAPSHOTS | {
 }  # fmt: skip
 LIVES = {
     "crashes": _CRASHES, "snapshots": _SNAPSHOTS, "splits": _SPLITS, "repeats": _REPEATS,
-    "late": _LATE, "one-entry": _ONE_ENTRY, "old-leaders": _OLD_LEADERS, "full-disks": FULL_DISKS,
-    "losses": LOSSES, "installs": INSTALLS, "readers": _READERS,
-    "late-readers": _LATE_READERS, "many-readers": _MANY_READERS,
+    "small-files": _SMALL_FILES, "late": _LATE, "one-entry": _ONE_ENTRY,
+    "old-leaders": _OLD_LEADERS, "full-disks": FULL_DISKS, "losses": LOSSES, "installs": INSTALLS,
+    "readers": _READERS, "late-readers": _LATE_READERS, "many-readers": _MANY_READERS,
 }  # fmt: skip
 
 MUTANTS = [
@@ -253,6 +274,8 @@ MUTANTS = [
     Mutant("cuts-log-too-far", {"tree_class": CutsTooFar}, _CRASHES, 6),
     Mutant("executes-twice", {"tree_class": ExecutesTwice}, _REPEATS, 2),
     Mutant("forgets-sessions", {"tree_class": ForgetsSessions}, _REPEATS, 2),
+    Mutant("forgets-content", {"tree_class": ForgetsContent}, _SMALL_FILES, 0),
+    Mutant("forgets-old-content", {"tree_class": ForgetsOldContent}, _SMALL_FILES, 0),
     Mutant("keeps-log-under-snapshot", {"process_class": KeepsLogUnderSnapshot}, _SNAPSHOTS, 0),
     Mutant("installs-unverified", {"process_class": InstallsUnverified}, _SNAPSHOTS, 20),
     Mutant("trusts-the-folder", {"process_class": TrustsTheFolder}, INSTALLS, 5, 6000),

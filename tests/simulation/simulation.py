@@ -108,6 +108,9 @@ class Simulation:
         self.world = World(seed, trace)
         self.dice = self.world.dice
         parameters = draw_parameters(self.dice)
+        # Out of dice of its own: known seeds go on living the lives for which they are known, with
+        # this at 0.
+        parameters["small_files"] = Dice(~seed).pick([0, 40])
         forced = forced or {}
         assert forced.keys() <= parameters.keys(), forced
         self.parameters = parameters | forced
@@ -139,7 +142,7 @@ class Simulation:
             self._add_machine(number, self._founding)
         for machine in self.machines.values():
             machine.start()
-        self.workload = Workload(self.dice)
+        self.workload = Workload(self.dice, self.parameters["small_files"])
         self.clients = [Client(self) for _ in range(self.parameters["clients"])]
         self._fault_later()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pydi_node.blobs.placement import NodeState, can_take, choose, is_short
+from pydi_node.blobs.placement import NodeState, any_is_full, can_take, choose, is_short
 from pydi_node.ids import NodeNumber
 
 GIB = 1 << 30
@@ -63,6 +63,14 @@ def test_short_when_not_all_copies_will_find_room() -> None:
     assert not is_short([node(1), node(2, up=False)], 2)
     assert is_short([node(1, **full)], 2)
     assert not is_short([], 2)
+
+
+def test_a_full_node_keeps_small_content_out_of_the_tree() -> None:
+    """Whoever is up and at its reserve; not one that is down or has said nothing yet."""
+    assert any_is_full([node(1), node(2, free_bytes=0)])
+    assert any_is_full([node(1), node(2, free_bytes=0)._replace(witness=True)])
+    assert not any_is_full([node(1), node(2, free_bytes=0)._replace(up=False)])
+    assert not any_is_full([node(1), node(2, free_bytes=0)._replace(total_bytes=0)])
 
 
 def test_a_blob_that_does_not_fit_is_not_placed() -> None:

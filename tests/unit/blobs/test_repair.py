@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pydi_node.blobs.placement import NodeState
-from pydi_node.blobs.repair import Group, Health, Plan, health, plan, urgent
+from pydi_node.blobs.repair import Group, Health, Plan, factor_max, health, plan, urgent
 from pydi_node.ids import BlobId, NodeNumber, blob_id
-from pydi_node.records import BlobInfo, BlobTotal
+from pydi_node.records import IN_TREE, BlobInfo, BlobTotal
 
 GIB = 1 << 30
 SIZE_BYTES = 1000
@@ -128,6 +128,18 @@ def test_nothing_to_copy_from_is_left_alone() -> None:
     for lost in (set[NodeNumber](), {NodeNumber(1)}):
         assert plan_all([blob(1, 1)], nodes, lost, 2, 99) == Plan([], [])
         assert urgent(totals_of([blob(1, 1)]), nodes, lost, 2) == []
+
+
+def test_what_is_in_the_tree_needs_no_copies() -> None:
+    """Whoever holds the tree holds it: nothing to copy, nothing to remove, never missing, whatever
+    number a directory asks for."""
+    nodes = [node(1), node(2, draining=True), node(3, up=False)]
+    total = BlobTotal(IN_TREE, 7, 70, 5)
+    assert urgent([total], nodes, {NodeNumber(3)}, 2) == []
+    info = BlobInfo(blob_id(NodeNumber(1), 1), 10, b"\0" * 32, IN_TREE)
+    assert plan_all([info], nodes, {NodeNumber(3)}, 2, 99) == Plan([], [])
+    assert health([total], {NodeNumber(1)}, 2) == Health(7, 7, 0, 0, 0)
+    assert factor_max([total], 2) == 2
 
 
 def test_copies_are_bounded_and_spread() -> None:

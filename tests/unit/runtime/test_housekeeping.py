@@ -12,10 +12,11 @@ import pytest
 
 from pydi_node.commands import ROOT_CALLER, ForgetBlobs, SetSetting, Unlink
 from pydi_node.errors import FileError, NoSpaceError
-from pydi_node.ids import ROOT_INO
+from pydi_node.ids import ROOT_INO, BlobId
 from pydi_node.runtime import housekeeping
 from pydi_node.wire.messages import Open, Release
 from tests.unit.runtime.inner import Inner
+from tests.unit.tree.driver import blob, put
 
 
 def run(path: Path, test: Callable[[Inner], Awaitable[None]]) -> None:
@@ -92,6 +93,32 @@ def test_garbage_goes_from_the_disk_after_the_tree_forgot_it(tmp_path: Path) -> 
             inner.service.tree.blob(gone.blob)
         assert inner.store.read(kept.blob, 0, 10) == b"kept"
         assert inner.service.tree.blob(kept.blob) == kept
+
+    run(tmp_path, scenario)
+
+
+def test_small_content_goes_with_the_last_version_that_names_it(tmp_path: Path) -> None:
+    """As long as history keeps a version its content is there; then it is nowhere, and no file was
+    looked for."""
+
+    async def scenario(inner: Inner) -> None:
+        tree = inner.service.tree
+        ino, _ = await inner.file(b"f", b"a file")
+        for counter, content in ((1001, b"first"), (1002, b"second")):
+            assert (await inner.execute(put(ino, counter, content))).errno == 0
+        for _ in range(3):
+            await inner.housekeeping.round()
+        assert (tree.content(blob(1001)), tree.content(blob(1002))) == (b"first", b"second")
+        await no_history(inner)
+        for _ in range(300):
+            await inner.housekeeping.round()
+            if not any(info.blob == blob(1001) for info in tree.blobs(BlobId(0), 10)):
+                break
+            await asyncio.sleep(0.02)
+        with pytest.raises(FileError):
+            tree.content(blob(1001))
+        assert tree.file_version(ino).contents == ((blob(1002), b"second"),)
+        assert tree.content(blob(1002)) == b"second"
 
     run(tmp_path, scenario)
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from pydi_node.commands import (
     Caller,
@@ -30,7 +31,7 @@ from pydi_node.ids import (
     TimeNs,
     blob_id,
 )
-from pydi_node.records import Attr, BlobInfo, Extent, Result
+from pydi_node.records import IN_TREE, Attr, BlobInfo, Extent, Result
 from pydi_node.tree import Tree, schema
 from pydi_node.tree.check import check
 
@@ -67,6 +68,18 @@ def blob(counter: int) -> BlobId:
 def blob_info(counter: int, size: int = 100, holders: Sequence[int] = (1, 2)) -> BlobInfo:
     nodes = tuple(NodeNumber(number) for number in holders)
     return BlobInfo(blob(counter), size, bytes([counter]) * 32, nodes)
+
+
+def info_in_tree(counter: int, content: bytes) -> BlobInfo:
+    return BlobInfo(blob(counter), len(content), blake3(content).digest(), IN_TREE)
+
+
+def put(ino: int, counter: int, content: bytes, append: bool = False) -> Commit:
+    """Small content that goes with its command: all of the file, or an append to it."""
+    return Commit(
+        ROOT, Ino(ino), None, None if append else 0, len(content), append,
+        (extent(0, len(content), counter),), (info_in_tree(counter, content),), None, content,
+    )  # fmt: skip
 
 
 def extent(offset: int, length: int, counter: int, blob_offset: int = 0) -> Extent:

@@ -14,7 +14,7 @@ from pydi_node.ids import ROOT_INO, NodeNumber, TimeNs
 from pydi_node.records import FACTOR_XATTR
 from pydi_node.tree import check as check_module
 from pydi_node.tree.check import check
-from tests.unit.tree.driver import ROOT, Driver, extent
+from tests.unit.tree.driver import ROOT, Driver, extent, put
 
 # One statement of damage (or several), and the beginning of what check has to say about it.
 # Inodes: 1 root, 2 directory d, 3 directory d/e, 4 file f (extents, xattr, history), 5 symlink s,
@@ -22,7 +22,7 @@ from tests.unit.tree.driver import ROOT, Driver, extent
 DAMAGE = [
     ("UPDATE meta SET files = 99", "meta: 99 inodes"),
     ("UPDATE meta SET bytes = 99", "meta: 99 bytes"),
-    ("UPDATE meta SET next_ino = 9", "meta: next inode number 9, but 9"),
+    ("UPDATE meta SET next_ino = 9", "meta: next inode number 9, but 10"),
     ("UPDATE meta SET next_cookie = 2", "meta: next cookie 2"),
     ("UPDATE meta SET history_floor = 999", "meta: history floor 999"),
     ("UPDATE meta SET membership_index = 999", "meta: history floor"),
@@ -84,6 +84,13 @@ DAMAGE = [
     ("UPDATE blob SET holders = x'00020001'", "blob 281474976710657: holders 00020001"),
     ("UPDATE blob SET holders = x'00010001'", "blob 281474976710657: holders 00010001"),
     ("UPDATE blob SET holders = x'00000001'", "blob 281474976710657: holders 00000001"),
+    ("DELETE FROM content", "blob 281474976710662: in the tree, but its 5 bytes"),
+    ("UPDATE content SET bytes = x'00'", "blob 281474976710662: in the tree, but its 5 bytes"),
+    ("UPDATE content SET blob = 7", "content of 7: no such blob is in the tree"),
+    (
+        "UPDATE content SET bytes = x'6a656c6c6f'",
+        "blob 281474976710662: its content in the tree has",
+    ),
     ("UPDATE tally SET blobs = 99", "tally of holders 00010002, factor 0: 99 blobs"),
     ("INSERT INTO tally VALUES (x'0007', 0, 0, 0)", "tally of holders 0007, factor 0: 0 blobs"),
     ("DELETE FROM tally", "tally of holders 00010002, factor 0: 0 blobs"),
@@ -170,6 +177,7 @@ def tree() -> Iterator[Driver]:
     fs.run(touch, client=5, serial=1)
     fs.run(touch, client=5, serial=2)
     fs.ok(c.SetXattr(ROOT, directory, FACTOR_XATTR, b"3", 0))
+    fs.ok(put(fs.create(b"t"), 6, b"hello"))
     yield fs
     fs.close()
 

@@ -48,7 +48,7 @@ def test_a_first_commit_is_the_whole_file(fs: Driver, file: Ino) -> None:
     assert attr.mtime_ns == attr.ctime_ns > attr.btime_ns
     assert result.touched == Touched((file,))
     version = fs.tree.file_version(file)
-    assert version == (attr, (extent(0, 100, 1),), (blob_info(1),))
+    assert version == (attr, (extent(0, 100, 1),), (blob_info(1),), ())
 
 
 def test_writers_of_disjoint_ranges_both_keep_their_bytes(fs: Driver, file: Ino) -> None:

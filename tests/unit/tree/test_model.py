@@ -21,7 +21,17 @@ from pydi_node.records import Attr, BlobInfo, Extent
 from pydi_node.tree import Tree, schema
 from pydi_node.tree.check import check
 from tests.harness.tree_model import Node, State, TreeModel
-from tests.unit.tree.driver import ALICE, BOB, EVE, KERNEL_EVE, ROOT, blob, blob_info, open_tree
+from tests.unit.tree.driver import (
+    ALICE,
+    BOB,
+    EVE,
+    KERNEL_EVE,
+    ROOT,
+    blob,
+    blob_info,
+    info_in_tree,
+    open_tree,
+)
 
 BLOB_COUNT = 6
 CALLERS = [ROOT, ROOT, ROOT, ALICE, ALICE, BOB, EVE, KERNEL_EVE]
@@ -34,8 +44,21 @@ TIMES = [None, None, c.TIME_NOW, -5, 10**18]
 FLAGS = [0, 0, 0, 0, c.RENAME_NOREPLACE, c.RENAME_EXCHANGE, c.RENAME_EXCHANGE, 3, 4]
 
 
+def content_of(number: int) -> bytes:
+    return bytes([number]) * (8 + 4 * number)
+
+
 def info_of(number: int) -> BlobInfo:
+    """Every other blob is in the tree."""
+    if number % 2:
+        return info_in_tree(number, content_of(number))
     return blob_info(number, size=8 + 4 * number, holders=(1, number + 1))
+
+
+def content_for(infos: Sequence[BlobInfo]) -> bytes | None:
+    """What goes with a command that describes these."""
+    in_tree = [info for info in infos if info.is_in_tree]
+    return content_of(in_tree[0].blob & 0xFF) if in_tree else None
 
 
 class Chooser:
@@ -107,6 +130,10 @@ class Chooser:
         ino = self.file()
         node = self.state.nodes.get(ino)
         base = node.version if node is not None and not self.rarely() else 3
+        infos = tuple(info_of(b & 0xFF) for b in described)
+        content = content_for(infos)
+        if self.rarely():
+            content = self.one([None, b"", content_of(1), content_of(2)])
         cut = self.one([None, None, 0, self.number(0, 30)])
         size = end + self.number(0, 9) - int(self.rarely())
         return Commit(
@@ -117,8 +144,9 @@ class Chooser:
             max(0, size, 0 if self.rarely() else (cut or 0)),
             self.one([True, False]),
             changes,
-            tuple(info_of(b & 0xFF) for b in described),
+            infos,
             self.one(TIMES),
+            content,
         )
 
     def setattr(self) -> Command:
@@ -212,7 +240,10 @@ PRELUDE: list[Command] = [
     c.Create(ALICE, Ino(1), b"c", 0o6755, True),
     c.Create(BOB, Ino(2), b"b", 0o644, True),
     c.Create(EVE, Ino(3), b"c", 0o600, True),
-    Commit(ALICE, Ino(5), None, 0, 20, False, (Extent(0, 20, blob(3), 0),), (info_of(3),)),
+    Commit(
+        ALICE, Ino(5), None, 0, 20, False, (Extent(0, 20, blob(3), 0),), (info_of(3),), None,
+        content_of(3),
+    ),
     c.Link(ALICE, Ino(5), Ino(3), b"a"),
 ]  # fmt: skip
 
@@ -316,6 +347,9 @@ def assert_same(tree: Tree, state: State, at: LogIndex | None) -> None:
             version = tree.file_version(Ino(ino), at)
             assert cells_of(version.extents, attr.size) == node.cells
             assert [b.blob for b in version.blobs] == sorted({e.blob for e in version.extents})
+            assert dict(version.contents) == {
+                b.blob: content_of(b.blob & 0xFF) for b in version.blobs if b.is_in_tree
+            }
         if node.target is not None:
             assert tree.readlink(Ino(ino), at) == node.target
     for info in state.blobs.values() if at is None else ():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pydi_node import commands
 from pydi_node.ids import BLOB_ID_MAX, INT64_MAX, BlobId, NodeNumber, blob_id, parse_blob_name
-from pydi_node.records import Extent, Result
+from pydi_node.records import IN_TREE, BlobInfo, Extent, FileVersion, Result
 from pydi_node.wire import codec, fields
 from pydi_node.wire import messages as m
 from pydi_node.wire.messages import MessageError, Payload, UnknownRequestError
@@ -285,6 +285,45 @@ def test_execute_put_names_the_stored_blob():
     assert resolved.extents == (Extent(0, 5, BLOB, 0), other)
     assert resolved.blobs == (samples.INFO,)
     assert commands.decode(commands.encode(resolved)) == resolved
+
+
+@pytest.mark.parametrize("kind", [commands.Commit, commands.Compact])
+def test_content_in_a_command_is_a_field_that_older_logs_lack(kind):
+    """Without content a command is written as it ever was; with it, it comes back; a larger one, or
+    one of another type, is nothing that an honest client sends."""
+    plain = COMMANDS[kind]
+    old = commands.encode(plain)
+    assert len(old) == len(dataclasses.fields(kind))  # the code, and all fields but the last
+    assert commands.decode(old) == plain
+    for content in (b"", b"x" * commands.INLINE_WIRE_MAX_BYTES):
+        small = dataclasses.replace(plain, content=content)
+        assert commands.decode(commands.encode(small)) == small
+    for wrong in (b"x" * (commands.INLINE_WIRE_MAX_BYTES + 1), "text", 5, [b"x"]):
+        with pytest.raises(commands.CommandError):
+            commands.decode((*old, wrong))
+
+
+def test_execute_put_takes_small_content_along():
+    """The blob has no holder, and the command its bytes."""
+    info = samples.INFO._replace(holders=IN_TREE)
+    resolved = m.with_put_blob(samples.COMMIT_PUT, info, b"hello")
+    assert (resolved.blobs, resolved.content) == ((info,), b"hello")
+    assert commands.decode(commands.encode(resolved)) == resolved
+
+
+def test_contents_belong_to_blobs_of_the_version():
+    """A file version with content of another blob, or of another length, is refused; one of a node
+    that knows no contents is not."""
+    info = samples.INFO._replace(holders=IN_TREE)
+    extents = (Extent(0, 5, BLOB, 0),)
+    right = FileVersion(samples.ATTR, extents, (info,), ((BLOB, b"hello"),))
+    assert FileVersion.from_wire(right) == right
+    assert FileVersion.from_wire(right[:3]) == right._replace(contents=())
+    for contents in ([(BLOB, b"hell")], [(BLOB + 1, b"hello")], [(BLOB, "hello")], [b"hello"], 5):
+        with pytest.raises(ValueError, match=r"content|types"):
+            FileVersion.from_wire((*right[:3], contents))
+    with pytest.raises(ValueError, match="holders"):
+        BlobInfo.from_wire(info._replace(holders=(NodeNumber(0), NodeNumber(1))))
 
 
 @pytest.mark.parametrize(
