@@ -8,12 +8,29 @@ data may be gone, and a second sync that succeeds proves nothing (fsync(2), "Err
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 Data = bytes | bytearray | memoryview
+
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
+
+
+def _find_sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    """sync_file_range(2), which Python has no name for; None where there is none (not Linux)."""
+    try:
+        found = ctypes.CDLL(None).sync_file_range
+    except (AttributeError, OSError, TypeError):
+        return None
+    found.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return cast(Callable[[int, int, int, int], int], found)
+
+
+_sync_file_range = _find_sync_file_range()
 
 
 class DirectoryEntry(NamedTuple):
@@ -64,6 +81,11 @@ class Files(Protocol):
 
     def fdatasync(self, fd: int) -> None:
         """Content and size are on disk when it returns. Never call it again after an error."""
+        ...
+
+    def begin_writeback(self, fd: int, offset: int, length: int) -> None:
+        """The range starts on its way to the disk, as far as the system allows; nothing is promised
+        of it. A disk's error shows at ``fdatasync``, as if this had not been called."""
         ...
 
     def forget_cache(self, fd: int) -> None:
@@ -149,6 +171,11 @@ class OsFiles:
 
     def fdatasync(self, fd: int) -> None:
         os.fdatasync(fd)
+
+    def begin_writeback(self, fd: int, offset: int, length: int) -> None:
+        if _sync_file_range is not None:
+            # What it returns says nothing of the disk: errors of writing stay for fdatasync.
+            _sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
 
     def forget_cache(self, fd: int) -> None:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

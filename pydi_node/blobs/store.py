@@ -65,6 +65,9 @@ RESERVE_BYTES = 512 * MIB  # room for the log and the tree to go on, and so for 
 RESERVE_PERCENT = 5  # of a small disk, where 512 MiB would be most of it
 
 HASH_CHUNK_BYTES = MIB  # buffer of a re-hash: past the size where hashing dominates the call
+# Written before the disk is told to begin with it: all at the end would make a sync wait for the
+# whole file. (512 MiB received over TLS and synced: 420 MiB/s without, 473 with.)
+WRITEBACK_BYTES = 8 * MIB
 SPACE_CHECK_BYTES = 64 * MIB  # written between two looks at the free space
 
 FANOUT_COUNT = 256
@@ -272,6 +275,21 @@ class BlobStore:
         fd = self.open(blob)
         try:
             return self._files.pread(fd, length, offset)
+        except OSError as exc:
+            raise self._unreadable(blob, exc) from exc
+        finally:
+            self._files.close(fd)
+
+    def chunks(self, blob: BlobId, offset: int, length: int) -> Iterator[bytes]:
+        """The content from ``offset`` to the end, ``length`` bytes at a time, of one open file.
+
+        Not verified, as for ``read``. BlobMissingError, BlobCorruptError.
+        """
+        fd = self.open(blob)
+        try:
+            while data := self._files.pread(fd, length, offset):
+                yield data
+                offset += len(data)
         except OSError as exc:
             raise self._unreadable(blob, exc) from exc
         finally:
@@ -567,6 +585,12 @@ class Writer:
         # The hasher covers [0, hashed); nothing below ``hashed`` has changed since.
         self._hasher = blake3()
         self._hashed = 0
+        self._begun = 0  # the disk was told to begin with what lies below
+
+    @property
+    def is_open(self) -> bool:
+        """Neither sealed nor aborted."""
+        return self._open
 
     @property
     def size(self) -> int:
@@ -605,6 +629,10 @@ class Writer:
             self._hashed += length
         elif offset < self._hashed:
             self._forget_hash()
+        if self._hashed >= self._begun + WRITEBACK_BYTES:
+            with self._abort_on_error():
+                self._files.begin_writeback(self._fd, self._begun, self._hashed - self._begun)
+            self._begun = self._hashed
 
     def truncate(self, size: int) -> None:
         """The content ends at ``size``: cut, or extended with a hole. NoSpaceError, OSError."""

@@ -53,6 +53,7 @@ from pydi_node.runtime.scrubbing import Scrubbing
 from pydi_node.runtime.server import Server
 from pydi_node.runtime.service import Service
 from pydi_node.runtime.status import Status
+from pydi_node.runtime.streams import Streams
 from pydi_node.runtime.tokens import Tokens
 from pydi_node.runtime.transfers import Transfers
 from pydi_node.runtime.treefiles import TreeFiles
@@ -300,12 +301,13 @@ class _Node:
         peers.driver = driver
         service = Service(driver, store, identity.number, identity.cluster, identity.witness)
         service.locking = Locking(peers, identity.number)
-        transfers = Transfers(peers, store, identity.number)
+        streams = Streams(store, keyring, lambda: server.context)
+        transfers = Transfers(peers, store, identity.number, streams)
         service.replication = Replication(service, transfers)
         own_store = OwnStore(service, transfers, service.replication)
         repairing = Repairing(service, transfers, own_store)
         admission = Admission(keyring, identity.number, service, peers)
-        server = Server(service, admission, peers.receive)
+        server = Server(service, admission, peers.receive, streams)
         descriptors = DescriptorServer(
             lambda request: service.tree.blob(request.blob), service.replication.open_here
         )
@@ -378,6 +380,7 @@ class _Node:
             await asyncio.gather(*background, return_exceptions=True)
             server.close()
             descriptors.close()
+            streams.stop()
             await service.close()
             await peers.close()
             await driver.stop()

@@ -44,6 +44,7 @@ from pydi_node.runtime.driver import Driver
 from pydi_node.runtime.histories import HISTORY_KEY, pack
 from pydi_node.runtime.server import Server
 from pydi_node.runtime.service import Request, Service, Session
+from pydi_node.runtime.streams import Way
 from pydi_node.wire import messages, tls
 from pydi_node.wire import session as wire
 from pydi_node.wire.events import (
@@ -399,6 +400,14 @@ class Peers:
 
     def server_context(self) -> ssl.SSLContext:
         return tls.server_context(*[leaf for _, leaf in self._leaves])
+
+    def way_of(self, link: Link, number: NodeNumber) -> Way:
+        """How one more connection gets to where ``link`` goes. DisconnectedError: not any more."""
+        address = self.address_of(number)
+        for credentials, leaf in self._leaves:
+            if address is not None and credentials.generation == link.generation:
+                return Way(address, credentials, leaf)
+        raise DisconnectedError(f"nobody knows how to get to node {number} now")
 
     def renew_certificates(self, server: Server) -> None:
         """Fresh ones, for new connections in both directions. Links under an older secret than the

@@ -26,6 +26,7 @@ from pydi_node.wire.messages import Admin, BlobCopy
 _log = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
+LOOK_PERIOD_S = 0.1  # whether there is anything new to plan from
 COPIES_AT_ONCE = 16  # small blobs wait for round trips and disks, not for bandwidth
 BLOBS_PER_ROUND = 256  # looked at in one turn of the loop: some 2 ms
 REMOVALS_PER_ROUND = 64
@@ -64,11 +65,20 @@ class Repairing:
                         self._copying, timeout=PERIOD_S, return_when=asyncio.FIRST_COMPLETED
                     )
                 else:
-                    await asyncio.sleep(PERIOD_S)
+                    await self._rest()
         finally:
             for task in self._copying:
                 task.cancel()
             await asyncio.gather(*self._copying, return_exceptions=True)
+
+    async def _rest(self) -> None:
+        """Until something changed in the tree, PERIOD_S at most."""
+        tree = self._service.tree
+        seen = tree.applied_index
+        until_s = self._loop.time() + PERIOD_S
+        # Not a signal of each change: a busy tree would set it thousands of times for one round.
+        while self._loop.time() < until_s and tree.applied_index == seen:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_PERIOD_S)
 
     async def _round(self) -> None:
         tree = self._service.tree

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from blake3 import blake3
 
 from pydi_node.blobs.placement import any_is_full, choose
-from pydi_node.blobs.store import BlobSeal, BlobStore
+from pydi_node.blobs.store import BlobSeal, BlobStore, Writer
 from pydi_node.errors import (
     BlobCorruptError,
     BlobError,
@@ -39,7 +39,8 @@ from pydi_node.errors import (
 from pydi_node.ids import BlobId, Ino, NodeNumber, blob_name
 from pydi_node.records import IN_TREE, BlobInfo
 from pydi_node.runtime.service import Service
-from pydi_node.runtime.transfers import STALL_S, Relay, Transfers
+from pydi_node.runtime.streams import PULLS_MAX, Throttle
+from pydi_node.runtime.transfers import STALL_S, WHOLE_MAX_BYTES, Relay, Transfers
 from pydi_node.wire.messages import BlobCopy, BlobRead
 
 _log = logging.getLogger(__name__)
@@ -55,8 +56,9 @@ VERIFIED_MAX = 1 << 16  # files remembered as hashed, some 200 bytes each
 SUBSTITUTE_MAX_BYTES = 64 << 20
 TELL_AGAIN_S = 60.0
 TOLD_MAX = 1024
-FETCHES_AT_ONCE = 8  # each holds a few chunks in memory
+FETCHES_AT_ONCE = PULLS_MAX  # each holds a small blob in memory, or a chunk of a large one
 INLINE_LOOK_S = 1.0  # between two looks at the setting and at how full the nodes are
+RATE_PERIOD_S = 1.0
 
 # inode, size, time of the last change of content and of anything: a file that has the same is the
 # one that was hashed.
@@ -113,7 +115,7 @@ class Replication:
         self._told_until_s: dict[BlobId, float] = {}  # unreadable blobs that the log names
         self._inline_max_bytes = -1
         self._inline_until_s = 0.0  # when to look again
-        self._throttle_free_s = 0.0  # when the next fetched byte may come
+        self._throttle = Throttle()  # of what is fetched
         # A copy that the tree counts on is not here, or damaged; repairing.py sees to it.
         self.on_lost: Callable[[BlobInfo], None] = lambda info: None
         self.on_doubt: Callable[[BlobInfo], None] = lambda info: None
@@ -484,12 +486,85 @@ class Replication:
         await asyncio.shield(task)
 
     async def _fetch(self, info: BlobInfo) -> None:
-        error: PydiError | None = None
-        can_wait = len(self.transfers.sources(info.holders)) < len(set(info.holders) - {self._node})
-        for source in self.transfers.sources(info.holders):
+        async with self._fetch_slots:
+            keeper = self._loop.create_task(self._keep_rate())
             try:
-                async with self._fetch_slots:
-                    await self.transfers.fetch(source, info, self._service.in_pool, self._throttle)
+                if info.size <= WHOLE_MAX_BYTES:
+                    await self._from_one_of(info, self._fetch_whole)
+                else:
+                    await self._fetch_stream(info)
+            finally:
+                keeper.cancel()
+
+    async def _fetch_whole(self, source: NodeNumber, info: BlobInfo) -> None:
+        await asyncio.sleep(self._throttle.take(info.size))
+        data = await self.transfers.fetch(source, info)
+
+        def store() -> None:
+            with self._store.receive(info.blob, info.size, info.checksum) as writer:
+                writer.write(0, data)
+                writer.seal()
+
+        try:
+            await self._service.in_pool(store)
+        except BlobCorruptError:
+            self.transfers.doubt(source, info.blob)
+            raise
+
+    async def _fetch_stream(self, info: BlobInfo) -> None:
+        """Goes on with the next source where one stopped, and with all of them again as long as
+        anything came: a link that breaks costs no gigabyte that is here already."""
+        growing = _Growing(
+            await self._service.in_pool(
+                lambda: self._store.receive(info.blob, info.size, info.checksum)
+            )
+        )
+
+        async def grow(source: NodeNumber, info: BlobInfo) -> None:
+            if not growing.writer.is_open:
+                growing.restart(
+                    await self._service.in_pool(
+                        lambda: self._store.receive(info.blob, info.size, info.checksum)
+                    )
+                )
+            before_bytes = growing.writer.size
+            try:
+                await self.transfers.stream(source, info, growing.writer, self._throttle)
+            except UnavailableError:
+                if growing.writer.size > before_bytes:
+                    growing.sources.add(source)
+                raise
+            except BlobCorruptError:
+                for doubtful in sorted(growing.sources | {source}):
+                    self.transfers.doubt(doubtful, info.blob)
+                if growing.sources <= {source}:
+                    raise
+                # Not to be said whose bytes were wrong: once more, all from one.
+                await grow(source, info)
+
+        try:
+            while True:
+                before_bytes = growing.writer.size
+                try:
+                    await self._from_one_of(info, grow)
+                    return
+                except DisconnectedError:
+                    if not growing.writer.is_open or growing.writer.size == before_bytes:
+                        raise
+                await self.transfers.wait_arrival(WAIT_HOLDER_S)
+        finally:
+            await self._service.in_pool(growing.writer.abort)
+
+    async def _from_one_of(
+        self, info: BlobInfo, fetch: Callable[[NodeNumber, BlobInfo], Awaitable[None]]
+    ) -> None:
+        """Done with the first source with which it succeeds. Errors as of `hold`."""
+        error: PydiError | None = None
+        sources = self.transfers.sources(info.holders)
+        can_wait = len(sources) < len(set(info.holders) - {self._node})
+        for source in sources:
+            try:
+                await fetch(source, info)
                 return
             except (UnavailableError, BlobError) as exc:
                 _log.info("blob %s from node %d: %s", blob_name(info.blob), source, exc)
@@ -498,14 +573,36 @@ class Replication:
         sentence = f"no holder of blob {blob_name(info.blob)} can give it"
         raise (DisconnectedError if can_wait else BlobMissingError)(sentence) from error
 
-    async def _throttle(self, length: int) -> None:
-        """Returns when that many bytes may be fetched."""
-        rate = self._service.tree.settings()["repair_bytes_per_s"]
-        now_s = self._loop.time()
-        start_s = max(self._throttle_free_s, now_s)
-        self._throttle_free_s = start_s + length / rate
-        if start_s > now_s:
-            await asyncio.sleep(start_s - now_s)
+    async def _keep_rate(self) -> None:
+        """The setting may change while a large blob is on its way."""
+        while True:
+            self._throttle.bytes_per_s = self._service.tree.settings()["repair_bytes_per_s"]
+            await asyncio.sleep(RATE_PERIOD_S)
+
+    async def offer(self, node: NodeNumber, blob: BlobId, size: int, offset: int) -> bytes:
+        """A ticket with which that node may stream this node's own copy. BlobMissingError,
+        BlobCorruptError, BusyError."""
+        try:
+            found = await self._service.in_pool(lambda: self._store.size(blob))
+        except BlobMissingError:
+            info = self._service.known_blob(blob)
+            if info is not None and self._node in info.holders:
+                self.on_lost(info)
+            raise
+        if found != size:
+            raise BlobCorruptError(f"blob {blob_name(blob)} has {found} bytes here, not {size}")
+        return self.transfers.streams.offer(node, blob, offset)
+
+
+class _Growing:
+    """A large copy that is being fetched."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.restart(writer)
+
+    def restart(self, writer: Writer) -> None:
+        self.writer = writer
+        self.sources: set[NodeNumber] = set()  # where its bytes came from
 
 
 class Copies:

@@ -34,6 +34,7 @@ from pydi_node.ids import ClientId, LogIndex, NodeNumber, Serial
 from pydi_node.records import Touched
 from pydi_node.runtime.coherence import Coherence
 from pydi_node.runtime.service import Content, Request, Service, Session
+from pydi_node.runtime.streams import Streams
 from pydi_node.wire import messages
 from pydi_node.wire import session as wire
 from pydi_node.wire.events import (
@@ -532,9 +533,14 @@ class Server:
         service: Service,
         admission: Admission,
         on_peer: Callable[[Session, tuple[Any, ...]], None],
+        streams: Streams,
     ) -> None:
-        """on_peer: gets each message that a node sends; RemoteProtocolError disconnects it."""
+        """on_peer: gets each message that a node sends; RemoteProtocolError disconnects it.
+
+        streams: gets the connections that are no sessions.
+        """
         self.service = service
+        self.streams = streams
         self.admission = admission
         self.on_peer = on_peer
         self.loop = asyncio.get_running_loop()
@@ -643,12 +649,21 @@ class Server:
             task.add_done_callback(self._handshakes.discard)
 
     async def _shake_hands(self, sock: socket.socket, place: object) -> None:
-        """One TLS handshake, HELLO_TIMEOUT_S at most; then the connection has its own life."""
+        """One TLS handshake, HELLO_TIMEOUT_S at most; then the connection has its own life. Or one
+        ticket, and it is a stream."""
+        until_s = self.loop.time() + HELLO_TIMEOUT_S
         try:
             _watch_for_vanishing(sock)
+            async with asyncio.timeout_at(until_s):
+                ticket = await self.streams.ticket_on(sock)
+            if ticket is not None:
+                if not self.streams.serve(sock, ticket):
+                    self.on_failure()
+                self.forget_stranger(place)
+                return
             await self.loop.connect_accepted_socket(
                 lambda: Connection(self, place), sock, ssl=self.context,
-                ssl_handshake_timeout=HELLO_TIMEOUT_S,
+                ssl_handshake_timeout=max(0.1, until_s - self.loop.time()),
             )  # fmt: skip
         except OSError as exc:
             _log.debug("no TLS with a stranger: %s", exc)

@@ -432,6 +432,11 @@ class Service:
     async def _blob_verify(self, request: Request) -> None:
         await self.replication.verify(self.tree.blob(request.message.blob))
 
+    def _blob_stream(self, request: Request) -> Awaitable[bytes]:
+        message, node = request.message, request.session.node
+        assert node is not None, "not a node's session"
+        return self.replication.offer(node, message.blob, message.size, message.offset)
+
     async def _blob_copy(self, request: Request) -> None:
         await self.replication.hold(request.message.info)
 
@@ -577,6 +582,7 @@ _HANDLERS: dict[type[Any], Handler] = {
     messages.Nodes: lambda service, _: service.tree.nodes(),
     messages.ReplicaPut: Service._replica_put,
     messages.ReplicaCreate: Service._replica_create,
+    messages.BlobStream: Service._blob_stream,
 }
 assert _HANDLERS.keys() == messages.REQUEST_OF_CLASS.keys()
 

@@ -14,27 +14,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from pydi_node.blobs.placement import NodeState
 from pydi_node.blobs.store import BlobStore, Usage, Writer
 from pydi_node.errors import (
-    BlobCorruptError,
     DeadlineError,
     DisconnectedError,
     PydiError,
     RemoteProtocolError,
+    UnavailableError,
 )
-from pydi_node.ids import BlobId, NodeNumber, blob_name
+from pydi_node.ids import BlobId, NodeNumber
 from pydi_node.records import BlobInfo
 from pydi_node.runtime.peers import Link, Peers
 from pydi_node.runtime.service import Request
+from pydi_node.runtime.streams import Streams, Throttle
 from pydi_node.wire.messages import (
+    CHUNK_MAX_BYTES,
     Admin,
     BlobAbort,
     BlobRead,
     BlobSeal,
+    BlobStream,
     BlobTruncate,
     BlobVerify,
     BlobWrite,
@@ -53,8 +56,9 @@ MEMBERS_PERIOD_S = 0.2  # how soon a new member is noticed
 RECONNECT_MIN_S = 0.1
 RECONNECT_MAX_S = 2.0
 REQUEST_DEADLINE_S = 300.0  # for the other side; who waits here looks at the progress
-CHUNK_BYTES = 1 << 20  # of a fetch
-FETCH_WINDOW = 4  # chunks on their way at once: hides the round trip, bounds memory
+# Up to here a blob is fetched with one request; from here on the connection of a stream, some 3 ms
+# of processor time on each side, is worth it.
+WHOLE_MAX_BYTES = CHUNK_MAX_BYTES
 RELAY_WINDOW_BYTES = 4 << 20  # of one growing copy, sent and not confirmed
 LINK_WINDOW_BYTES = 32 << 20  # of all on one link; beyond it each write waits for its own answer
 
@@ -73,8 +77,9 @@ class _Node:
 class Transfers:
     """See the module's text."""
 
-    def __init__(self, peers: Peers, store: BlobStore, node: NodeNumber) -> None:
+    def __init__(self, peers: Peers, store: BlobStore, node: NodeNumber, streams: Streams) -> None:
         self.node = node
+        self.streams = streams
         self._peers = peers
         self._store = store
         self._loop = asyncio.get_running_loop()
@@ -85,6 +90,7 @@ class Transfers:
         self.admin: dict[str, Callable[[Request, dict[str, Any]], Any]] = {
             "store-usage": lambda _, __: list(store.usage()),
             "content-links": lambda _, __: sorted(self._nodes),
+            "content-streams": lambda _, __: streams.counts(),
         }
 
     # --- what is known of the others --------------------------------------------------------------
@@ -174,7 +180,7 @@ class Transfers:
             taken_bytes = link.taken_bytes
             await asyncio.wait([answer], timeout=stall_s)
             if not answer.done() and link.taken_bytes == taken_bytes:
-                self._avoided_until_s[number] = self._loop.time() + AVOID_S
+                self._avoid(number)
                 raise DeadlineError(f"node {number} made no progress for {stall_s:.1f} s")
         return answer.result()
 
@@ -199,55 +205,41 @@ class Transfers:
                 stored=usage.stored + size, files=usage.files + 1, free=max(0, usage.free - size)
             )
 
-    async def fetch(
-        self,
-        source: NodeNumber,
-        info: BlobInfo,
-        in_pool: Callable[[Callable[[], Any]], Awaitable[Any]],
-        throttle: Callable[[int], Awaitable[None]],
-    ) -> None:
-        """This node holds a durable, verified copy, got from ``source``.
+    async def fetch(self, source: NodeNumber, info: BlobInfo) -> bytes:
+        """The whole of a blob of at most WHOLE_MAX_BYTES, not verified. Errors as of `stream`."""
+        _, answer = self.begin(source, BlobRead(info.blob, 0, info.size))
+        data: bytes = await self.answer(source, answer)
+        return data
 
-        BlobMissingError, BlobCorruptError  the source has no good copy; it looks at it again.
-        UnavailableError  it can't be asked. NoSpaceError.
+    async def stream(
+        self, source: NodeNumber, info: BlobInfo, writer: Writer, throttle: Throttle
+    ) -> None:
+        """What ``writer`` lacks of a blob comes from ``source``; then the blob is durable here.
+
+        BlobMissingError, BlobCorruptError  the source has no good copy.
+        UnavailableError  it can't be asked, or not any more. Whether ``writer`` is still open says
+                          if another source can go on with it. NoSpaceError, OSError.
         """
-        writer: Writer = await in_pool(
-            lambda: self._store.receive(info.blob, info.size, info.checksum)
-        )
+        request = BlobStream(info.blob, info.size, writer.size)
+        _, answer = self.begin(source, request)
+        ticket: bytes = await self.answer(source, answer)
+        way = self._peers.way_of(self.link(source), source)
         try:
-            await self._pull(source, info, writer, in_pool, throttle)
-            await in_pool(writer.seal)
-        except Exception as exc:
-            await in_pool(writer.abort)
-            if isinstance(exc, BlobCorruptError) and self.is_up(source):
-                self.begin(source, BlobVerify(info.blob))  # its disk is damaged there
+            await self.streams.pull(way, source, ticket, writer, info.size, throttle)
+        except DeadlineError:
+            self._avoid(source)
             raise
 
-    async def _pull(
-        self,
-        source: NodeNumber,
-        info: BlobInfo,
-        writer: Writer,
-        in_pool: Callable[[Callable[[], Any]], Awaitable[Any]],
-        throttle: Callable[[int], Awaitable[None]],
-    ) -> None:
-        coming: deque[tuple[int, int, asyncio.Future[Any]]] = deque()
-        asked = 0
-        while asked < info.size or coming:
-            while asked < info.size and len(coming) < FETCH_WINDOW:
-                length = min(CHUNK_BYTES, info.size - asked)
-                await throttle(length)
-                _, answer = self.begin(source, BlobRead(info.blob, asked, length))
-                coming.append((asked, length, answer))
-                asked += length
-            offset, length, answer = coming.popleft()
-            data: bytes = await self.answer(source, answer)
-            if len(data) != length:
-                raise BlobCorruptError(
-                    f"node {source} has {len(data)} bytes instead of {length}"
-                    f" of blob {blob_name(info.blob)} at {offset}"
-                )
-            await in_pool(lambda offset=offset, data=data: writer.write(offset, data))  # type: ignore[misc]  # bound now
+    def doubt(self, source: NodeNumber, blob: BlobId) -> None:
+        """What came from there was wrong: it looks at its copy again."""
+        if self.is_up(source):
+            try:
+                self.begin(source, BlobVerify(blob))
+            except UnavailableError:
+                pass  # its own scrub finds it as well
+
+    def _avoid(self, number: NodeNumber) -> None:
+        self._avoided_until_s[number] = self._loop.time() + AVOID_S
 
     # --- life -------------------------------------------------------------------------------------
 

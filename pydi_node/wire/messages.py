@@ -52,6 +52,7 @@ MIB = 1 << 20
 # One BlobRead or BlobWrite: large enough to keep a 10 Gbit/s link busy with two under way, small
 # enough that a request's memory is bounded.
 CHUNK_MAX_BYTES = 4 * MIB
+TICKET_BYTES = 16  # of a stream
 LEASE_MAX_MS = 60_000  # a silent mount holds up everyone's changes for so long
 READDIR_LIMIT_MAX = 4096  # entries of up to ~400 bytes: the answer stays below 2 MiB
 XATTR_LIST_MAX = 65536  # names; the list itself is bounded by the header
@@ -371,6 +372,17 @@ class ReplicaCreate:
     blob: BlobId
 
 
+@dataclass(frozen=True, slots=True)
+class BlobStream:
+    """A ticket with which the sender may open a stream: the blob's content from the offset to its
+    end over a connection of its own (runtime/streams.py). BlobMissingError, BlobCorruptError: this
+    node has no copy of that size; BusyError: ask again."""
+
+    blob: BlobId
+    size: int  # bytes of the whole blob
+    offset: int  # bytes
+
+
 # --- locks ----------------------------------------------------------------------------------------
 
 
@@ -433,6 +445,7 @@ Request = (
     | PathOf | Statfs | IndexAt | Open | Release | Execute | ExecutePut | Forward | BlobCreate
     | BlobWrite | BlobTruncate | BlobSeal | BlobAbort | BlobPut | BlobRead | BlobVerify | BlobCopy
     | SetLock | GetLock | Admin | Subscribe | Nodes | Lease | ReplicaPut | ReplicaCreate
+    | BlobStream
 )  # fmt: skip
 
 
@@ -538,6 +551,8 @@ REQUESTS: tuple[RequestType, ...] = (
     RequestType(32, ReplicaPut, _NODES, True, _CONTENT, "nil", fields.nothing),
     RequestType(33, ReplicaCreate, _NODES, True, _NONE, "nil", fields.nothing),
     RequestType(34, Lease, _ANYONE, False, _NONE, "ms", integer(0, LEASE_MAX_MS)),
+    RequestType(35, BlobStream, _NODES, False, _NONE, "ticket",
+                fields.data(TICKET_BYTES, TICKET_BYTES)),
 )  # fmt: skip
 
 REQUEST_OF_CLASS: dict[type[Any], RequestType] = {spec.cls: spec for spec in REQUESTS}

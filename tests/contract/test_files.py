@@ -162,6 +162,20 @@ def test_a_closed_descriptor_is_refused(place: Place) -> None:
         files.close(fd)
 
 
+def test_beginning_to_write_back_changes_nothing_that_can_be_seen(place: Place) -> None:
+    """A hint: content, size and what may follow are as before."""
+    files, root = place
+    fd = files.create(root / "a")
+    files.pwrite(fd, b"content", 0)
+    files.begin_writeback(fd, 0, 7)
+    files.begin_writeback(fd, 100, 50)  # nothing there
+    files.pwrite(fd, b"C", 0)
+    files.fdatasync(fd)
+    assert files.pread(fd, 100, 0) == b"Content"
+    assert files.size(fd) == 7
+    files.close(fd)
+
+
 def test_forgetting_the_cache_loses_nothing_that_is_intact(place: Place) -> None:
     """Neither what was synced nor what was not yet."""
     files, root = place

@@ -249,6 +249,11 @@ class SimulatedDisk:
             _apply(file.durable, step)
         file.pending.clear()
 
+    def begin_writeback(self, fd: int, offset: int, length: int) -> None:
+        """Nothing is durable by it, and nothing is less so: any order of writing is possible."""
+        self._call("begin_writeback")
+        self._file(fd)
+
     def forget_cache(self, fd: int) -> None:
         self._call("forget_cache")
         file = self._file(fd)

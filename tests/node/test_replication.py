@@ -447,3 +447,44 @@ def wait_healthy(node: NodeProcess) -> None:
         return not (blobs["under_replicated"] or blobs["missing"])
 
     wait_until(is_healthy, "every blob has all its copies", 90)
+
+
+def test_a_fetch_goes_on_from_another_holder_where_the_first_one_died(
+    make_node: MakeNode,
+) -> None:
+    """A third copy of a large blob is on its way, slowly, when the node that sends it is killed:
+    what has come is not fetched again, the file that grew becomes the copy."""
+    nodes = storing_cluster(make_node, 3)
+    content = random.Random(5).randbytes(12 * CHUNK_BYTES)
+    with nodes[0].connect() as client:
+        info = save_stream(client, b"large", content)
+        (target,) = (node for number, node in numbered(nodes).items() if number not in info.holders)
+        set_setting(nodes[0], "repair_bytes_per_s", 4 * CHUNK_BYTES)
+        set_setting(nodes[0], "replicas", 3)
+
+    def growing() -> Path | None:
+        return next((target.data_dir / "blobs" / "tmp").glob(f"{blob_name(info.blob)}.*"), None)
+
+    def has_begun() -> bool:
+        path = growing()
+        return path is not None and path.stat().st_size > CHUNK_BYTES
+
+    wait_until(has_begun, "the third copy has begun", 30)
+    path = growing()
+    assert path is not None
+    ino = path.stat().st_ino
+    (source,) = (node for node in nodes if streams_of(node)["sending"])
+    (other,) = (node for node in nodes if node not in (source, target))
+    source.kill()
+    copy = blob_file(target, info)
+    wait_until(copy.exists, "the third copy is whole", 30)
+    assert copy.stat().st_ino == ino
+    assert copy.read_bytes() == content
+    with other.connect() as client:
+        wait_until(lambda: len(holders(client, b"large")) == 3, "the books name it", 30)
+
+
+def streams_of(node: NodeProcess) -> dict[str, int]:
+    with node.connect() as client:
+        counts: dict[str, int] = client.call(Admin("content-streams"))
+    return counts

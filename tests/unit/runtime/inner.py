@@ -24,6 +24,7 @@ from pydi_node.runtime.logs import LogContext
 from pydi_node.runtime.node import SystemClock
 from pydi_node.runtime.peers import Peers
 from pydi_node.runtime.service import Request, Service, Session
+from pydi_node.runtime.streams import Streams
 from pydi_node.runtime.treefiles import TreeFiles
 from pydi_node.wire.keyring import Keyring
 from pydi_node.wire.messages import Role
@@ -57,7 +58,9 @@ class Inner:
         )
         replica = Replica(raft, self.tree_files.tree, ReplicaConfig(), clock.now())
         token = NodeToken.new(secrets.token_bytes(48))
-        self.peers = Peers(ONE, Keyring(token), ())
+        keyring = Keyring(token)
+        self.peers = Peers(ONE, keyring, ())
+        self.streams = Streams(self.store, keyring, self.peers.server_context)
         self.room = True
         self.driver = Driver(
             replica, self.log, clock, self.tree_files, LogContext(),
@@ -83,6 +86,7 @@ class Inner:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self.streams.stop()
         await self.service.close()
         await self.peers.close()
         await self.driver.stop()

@@ -52,7 +52,7 @@ async def in_pieces(inner: Inner, seed: int) -> tuple[Ino, bytes]:
 def run_with(path: Path, seed: int, changes: bool) -> None:
     async def main() -> None:
         async with Inner(path) as inner:
-            transfers = Transfers(inner.peers, inner.store, ONE)
+            transfers = Transfers(inner.peers, inner.store, ONE, inner.streams)
             inner.service.replication = Replication(inner.service, transfers)
             ino, content = await in_pieces(inner, seed)
             compacting_ = Compacting(inner.service)

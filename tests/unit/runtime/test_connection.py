@@ -89,7 +89,7 @@ def test_a_change_after_the_end_of_a_session_harms_nobody(tmp_path: Path, how: s
 
     async def main() -> None:
         async with Inner(tmp_path) as inner:
-            server = Server(inner.service, Admission(), lambda *_: None)
+            server = Server(inner.service, Admission(), lambda *_: None, inner.streams)
             peer = Peer(server)
             await peer.subscribe()
             connection = peer.connection
@@ -117,7 +117,7 @@ def test_after_a_snapshot_nothing_is_dropped_until_the_mount_says_so(tmp_path: P
 
     async def main() -> None:
         async with Inner(tmp_path) as inner:
-            server = Server(inner.service, Admission(), lambda *_: None)
+            server = Server(inner.service, Admission(), lambda *_: None, inner.streams)
             peer = Peer(server)
             await peer.subscribe()
             assert server.coherence.dropped(LogIndex(100)) == 100
@@ -162,7 +162,7 @@ def test_who_did_not_end_its_connection_is_waited_for(tmp_path: Path, end: str) 
 
     async def main() -> None:
         async with Inner(tmp_path) as inner:
-            server = Server(inner.service, Admission(), lambda *_: None)
+            server = Server(inner.service, Admission(), lambda *_: None, inner.streams)
             peer = Peer(server)
             peer.connection._is_unix = ENDS[end].is_unix
             await peer.subscribe()
@@ -180,7 +180,7 @@ def test_a_mistake_of_ours_ends_the_connection(tmp_path: Path, when: str) -> Non
 
     async def main() -> None:
         async with Inner(tmp_path) as inner:
-            server = Server(inner.service, Admission(), lambda *_: None)
+            server = Server(inner.service, Admission(), lambda *_: None, inner.streams)
             peer = Peer(server)
             await peer.subscribe()
 
@@ -210,7 +210,7 @@ def test_an_acknowledgement_is_read_whatever_waits(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with Inner(tmp_path) as inner:
-            server = Server(inner.service, Admission(), lambda *_: None)
+            server = Server(inner.service, Admission(), lambda *_: None, inner.streams)
             peer = Peer(server)
             await peer.subscribe()
             peer.connection._on_request = lambda *_: None  # type: ignore[method-assign]

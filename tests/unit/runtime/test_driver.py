@@ -73,13 +73,15 @@ def test_status_is_answered_by_a_node_that_is_behind(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with leading_behind(tmp_path) as (inner, _):
             service, peers = inner.service, inner.peers
-            transfers = Transfers(peers, inner.store, service.node)
+            transfers = Transfers(peers, inner.store, service.node, inner.streams)
             peers.address = Address("127.0.0.1", 1)
             service.replication = Replication(service, transfers)
             admission = Admission(
                 Keyring(NodeToken.new(secrets.token_bytes(48))), service.node, service, peers
             )
-            status = Status(service, Server(service, admission, peers.receive), peers)
+            status = Status(
+                service, Server(service, admission, peers.receive, inner.streams), peers
+            )
             deadline_s = asyncio.get_running_loop().time() + PATIENCE_S
             request = Request(inner.session, Admin("status"), b"", deadline_s)
             state = await status.admin["status"](request, {})

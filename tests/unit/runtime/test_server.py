@@ -58,7 +58,7 @@ def test_a_handshake_that_ends_after_the_node_does_reaches_nothing(
 
         async with Inner(tmp_path) as inner:
             admission = _Nobody()
-            server = Server(inner.service, admission, lambda session, message: None)
+            server = Server(inner.service, admission, lambda session, message: None, inner.streams)
             address = await server.listen_tcp(Address("127.0.0.1", 0), tls.server_context(leaf(1)))
             reader, writer = await asyncio.open_connection(address.host, address.port)
             # Accepted for certain: the server has answered the first bytes of a handshake.
@@ -101,7 +101,7 @@ def test_strangers_of_one_address_keep_nobody_else_out(tmp_path: Path) -> None:
         leaf = make_leaf(credentials, 1, int(time.time()), os.urandom(SEED_BYTES))
         async with Inner(tmp_path) as inner:
             admission = _Nobody()
-            server = Server(inner.service, admission, lambda session, message: None)
+            server = Server(inner.service, admission, lambda session, message: None, inner.streams)
             address = await server.listen_tcp(Address("127.0.0.1", 0), tls.server_context(leaf))
             silent = [
                 await asyncio.open_connection(address.host, address.port)
@@ -147,7 +147,7 @@ def test_strangers_of_the_network_keep_no_mount_of_this_machine_out(tmp_path: Pa
 
     async def scenario() -> None:
         async with Inner(tmp_path) as inner:
-            server = Server(inner.service, _Nobody(), lambda session, message: None)
+            server = Server(inner.service, _Nobody(), lambda session, message: None, inner.streams)
             for place in range(STRANGERS_MAX):
                 assert server.let_in(place, f"10.0.0.{place % 8}")
             assert not server.let_in("one more", "10.0.0.9")
@@ -170,7 +170,7 @@ def test_strangers_that_fail_are_let_in_at_a_pace(tmp_path: Path) -> None:
         leaf = make_leaf(credentials, 1, int(time.time()), os.urandom(SEED_BYTES))
         more = 20
         async with Inner(tmp_path) as inner:
-            server = Server(inner.service, _Nobody(), lambda session, message: None)
+            server = Server(inner.service, _Nobody(), lambda session, message: None, inner.streams)
             address = await server.listen_tcp(Address("127.0.0.1", 0), tls.server_context(leaf))
             assert server._pause_s() == 0.0
             began_s = time.monotonic()

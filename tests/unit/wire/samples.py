@@ -123,6 +123,7 @@ SAMPLES: list[tuple[Request, bytes, Any, bytes]] = [
     (m.Subscribe(), b"", None, b""),
     (m.ReplicaPut(INFO), b"hello", None, b""),
     (m.ReplicaCreate(BLOB), b"", None, b""),
+    (m.BlobStream(BLOB, 9 << 20, 1 << 20), b"", b"0123456789abcdef", b""),
     (m.Lease(), b"", 900, b""),
     (m.Nodes(), b"", (records.NodeInfo(NodeNumber(2), "10.0.0.2:7420", "up", False),), b""),
 ]  # fmt: skip

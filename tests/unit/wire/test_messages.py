@@ -40,7 +40,7 @@ def test_codes_are_unique_and_stay():
                 "Execute", "ExecutePut", "Forward", "BlobCreate", "BlobWrite", "BlobTruncate",
                 "BlobSeal", "BlobAbort", "BlobPut", "BlobRead", "BlobVerify", "BlobCopy",
                 "SetLock", "GetLock", "Admin", "Subscribe", "Nodes", "ReplicaPut",
-                "ReplicaCreate", "Lease",
+                "ReplicaCreate", "Lease", "BlobStream",
             ],
             start=1,
         )
