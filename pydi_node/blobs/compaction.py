@@ -9,13 +9,33 @@ Called by runtime/compacting.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from pydi_node.records import Extent
+from pydi_node.ids import NodeNumber
+from pydi_node.records import Extent, NodeInfo
 
 EXTENTS_MIN = 64  # a version with fewer is left alone
 SMALL_BYTES = 1 << 20  # a reader fetches a mebibyte at a time: longer pieces cost it nothing
 STEP_BYTES_MAX = 16 << 20  # rewritten at once; the rest of the file has its turn later
+
+
+def whose_turn(
+    leader: NodeNumber | None, nodes: Sequence[NodeInfo], up: Collection[NodeNumber]
+) -> NodeNumber | None:
+    """Who rewrites now, as a node sees it: the leader, or the first node within reach when the
+    leader is a witness and has no store to write to. None: nobody.
+
+    Two nodes may see it differently for a while; the command that puts a new blob into a file makes
+    that harmless.
+    nodes  the books. up: numbers of nodes that can be reached, the one that asks too.
+    """
+    books = {info.number: info for info in nodes}
+    if leader is None or leader not in books:
+        return None
+    if not books[leader].witness:
+        return leader
+    takers = [n for n in sorted(books) if not books[n].witness and books[n].state == "up"]
+    return next((number for number in takers if number in up), None)
 
 
 def plan(extents: Sequence[Extent]) -> list[list[Extent]]:

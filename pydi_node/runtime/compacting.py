@@ -1,10 +1,10 @@
 """Versions in many pieces are brought together, in the background, behind their commits.
 
-A task of node.py that works where the leader is. It looks through the tree a slice at a time, and
-rewrites small neighbours of a file that was left alone for a while into one new blob (the choice is
-blobs/compaction.py's). The command that puts it into the file names the version that was read: a
-change that came meanwhile wins, and the new blob is garbage. What the file had before stays history
-like every other version.
+A task of node.py that works where the leader is, or elsewhere when that is a witness. It looks
+through the tree a slice at a time, and rewrites small neighbours of a file that was left alone for
+a while into one new blob (the choices are blobs/compaction.py's). The command that puts it into the
+file names the version that was read: a change that came meanwhile wins, and the new blob is
+garbage. What the file had before stays history like every other version.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 
-from pydi_node.blobs.compaction import EXTENTS_MIN, plan
+from pydi_node.blobs.compaction import EXTENTS_MIN, plan, whose_turn
 from pydi_node.commands import INLINE_WIRE_MAX_BYTES, Compact
 from pydi_node.errors import BlobError, PydiError
 from pydi_node.ids import Ino
@@ -46,9 +46,15 @@ class Compacting:
         while True:
             await asyncio.sleep(pause_s)
             pause_s = SLICE_PERIOD_S
-            # A witness has no store to write to; another leader will see to it.
-            if self._service.driver.replica.is_leader and not self._service.witness:
+            if self._is_its_turn():
                 pause_s = SLICE_PERIOD_S if await self.slice() else SWEEP_PERIOD_S
+
+    def _is_its_turn(self) -> bool:
+        service, transfers = self._service, self._service.replication.transfers
+        books = service.tree.nodes()
+        up = {info.number for info in books if transfers.is_up(info.number)}
+        leader = service.driver.replica.raft.leader
+        return whose_turn(leader, books, up) == service.node
 
     async def slice(self) -> bool:
         """Looks at the next files; False at the end of the tree."""

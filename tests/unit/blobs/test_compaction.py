@@ -7,9 +7,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydi_node.blobs.compaction import EXTENTS_MIN, SMALL_BYTES, STEP_BYTES_MAX, plan
-from pydi_node.ids import BlobId
-from pydi_node.records import Extent
+from pydi_node.blobs.compaction import EXTENTS_MIN, SMALL_BYTES, STEP_BYTES_MAX, plan, whose_turn
+from pydi_node.ids import BlobId, NodeNumber
+from pydi_node.records import Extent, NodeInfo
 
 KIB = 1 << 10
 
@@ -61,3 +61,19 @@ def test_any_file_gains_until_there_is_nothing_to_gain(lengths: list[int]) -> No
         extents = sorted([e for e in extents if e not in gone] + new)
     assert not plan(extents)
     assert sum(extent.length for extent in extents) == covered
+
+
+def test_the_leader_rewrites_and_for_a_witness_the_first_that_can() -> None:
+    """Not one that is away, leaves, or was forgotten; and nobody while nobody leads."""
+
+    def info(number: int, state: str = "up", witness: bool = False) -> NodeInfo:
+        return NodeInfo(NodeNumber(number), "", state, witness)
+
+    books = [info(1, "draining"), info(2, witness=True), info(3), info(4), info(5, "forgotten")]
+    everybody = {info.number for info in books}
+    assert whose_turn(NodeNumber(4), books, everybody) == 4
+    assert whose_turn(NodeNumber(1), books, everybody) == 1
+    assert whose_turn(NodeNumber(2), books, everybody) == 3
+    assert whose_turn(NodeNumber(2), books, everybody - {NodeNumber(3)}) == 4
+    assert whose_turn(NodeNumber(2), books, {NodeNumber(2), NodeNumber(5)}) is None
+    assert whose_turn(None, books, everybody) is None
