@@ -12,6 +12,7 @@ can't survive two disks that lose the same blob. A file is damaged only where an
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ from tests.node.test_cluster import start_cluster, status
 from tests.node.test_replication import set_setting, wait_storing
 
 DEADLINE_S = 240.0  # for the cluster to be whole again: minutes, on a busy machine
+FILE_DEADLINE_S = 0.2  # more for each file of a tree that is copied or compared
 MOUNT_DEADLINE_S = 120  # the mount's own, in which a killed node must have been replaced
 DAMAGE_SHARE = 0.2  # of a victim's files, each way
 DAMAGE_FILES_MAX = 200
@@ -91,6 +93,8 @@ class Chaos:
         self._mounts: list[MountProcess] = []
         self._reader: subprocess.Popen[bytes] | None = None
         self._reads = directory / "reads"
+        files = sum(len(names) for _, _, names in os.walk(source))
+        self._tree_deadline_s = DEADLINE_S + files * FILE_DEADLINE_S
         self._trees = self._kills = self._deleted = self._flipped = 0
 
     def live(self, events: int, until_s: float = 0.0) -> Outcome:
@@ -105,7 +109,9 @@ class Chaos:
             done += 1
             self._require_reader()
         assert copying is not None
-        wait_until(lambda: self._is_copied(copying), "the last tree is copied", 10 * DEADLINE_S)
+        wait_until(
+            lambda: self._is_copied(copying), "the last tree is copied", self._tree_deadline_s
+        )
         self._require_reader()
         self._end_reader()
         reads = self._reads.stat().st_size
@@ -149,7 +155,7 @@ class Chaos:
         return mount
 
     def _copy_to(self, target: Path) -> None:
-        run("cp", "-r", self._source, target)
+        run("cp", "-r", self._source, target, deadline_s=self._tree_deadline_s)
 
     def _copy_again(self) -> subprocess.Popen[bytes]:
         target = self._mount.path / f"tree-{self._trees}"
@@ -276,7 +282,8 @@ class Chaos:
         assert found == 0, f"the scrub at the end found {found}"
         fresh = self._mount_through(self._nodes[1], "fresh")  # none of its caches know anything
         for number in range(self._trees):
-            run("diff", "-r", self._source, fresh.path / f"tree-{number}")
+            tree = fresh.path / f"tree-{number}"
+            run("diff", "-r", self._source, tree, deadline_s=self._tree_deadline_s)
         totals = {node["number"]: node["files"] for node in status(self._nodes[0])["nodes"]}
         self._say(f"blobs on each node: {totals}")
         for node in self._nodes:

@@ -151,11 +151,13 @@ def pydi_mount(
     )  # fmt: skip
 
 
-def run(*command: str | Path, cwd: Path | None = None) -> str:
+def run(
+    *command: str | Path, cwd: Path | None = None, deadline_s: float = COMMAND_DEADLINE_S
+) -> str:
     """Standard output of a program that must succeed."""
     done = subprocess.run(
         [str(part) for part in command], check=False, capture_output=True, cwd=cwd,
-        timeout=COMMAND_DEADLINE_S, env={**environment(), "LC_ALL": "C.UTF-8"},
+        timeout=deadline_s, env={**environment(), "LC_ALL": "C.UTF-8"},
     )  # fmt: skip
     output = done.stdout.decode("utf-8", "replace")
     errors = done.stderr.decode("utf-8", "replace")
