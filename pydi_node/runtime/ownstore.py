@@ -46,7 +46,7 @@ BLOBS_PER_SLICE = 500  # looked at in one turn of the loop: some 5 ms
 # A copy that the books don't name may be on its way into them.
 EXTRA_AGE_S = 600.0
 HEALS_AT_ONCE = 4
-LOST_MAX = 1 << 17  # blobs remembered as missing; the rest is found by the next comparison
+LOST_MAX = 1 << 17  # blobs remembered as missing; a comparison waits until there is room for more
 RETRY_S = 5.0
 DEADLINE_S = 10.0
 NAMES_PER_QUESTION_MAX = 4096
@@ -141,7 +141,14 @@ class OwnStore:
         at = 0
         after = HOLE
         missing = 0
+        full_until_s = self._loop.time() + COMPARE_PERIOD_S
         while page := self._service.tree.blobs(after, BLOBS_PER_SLICE):
+            # An emptied disk may lack a million: the next ones are named when there is room. Not
+            # for ever, where nobody has them: what lies behind them must be looked at as well.
+            while (  # noqa: ASYNC110 - a signal from each of thousands would say it no better
+                len(self._lost) > LOST_MAX - len(page) and self._loop.time() < full_until_s
+            ):
+                await asyncio.sleep(PERIOD_S)
             for info in page:
                 while at < len(files) and files[at] < info.blob:
                     at += 1  # the tree doesn't know it: strays are house-keeping's
