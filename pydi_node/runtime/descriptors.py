@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pydi_node.errors import BlobError, FileError, PydiError
 from pydi_node.records import BlobInfo
-from pydi_node.runtime.server import BACKLOG, bind_unix
+from pydi_node.runtime.sockets import BACKLOG, bind_unix
 from pydi_node.wire.descriptors import REQUEST_BYTES, FileAnswer, FileRequest, parse_request
 
 _log = logging.getLogger(__name__)

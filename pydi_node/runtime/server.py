@@ -34,6 +34,7 @@ from pydi_node.ids import ClientId, LogIndex, NodeNumber, Serial
 from pydi_node.records import Touched
 from pydi_node.runtime.coherence import Coherence
 from pydi_node.runtime.service import Content, Request, Service, Session
+from pydi_node.runtime.sockets import BACKLOG, bind_tcp, bind_unix, has_ipv6, watch_for_vanishing
 from pydi_node.runtime.streams import Streams
 from pydi_node.wire import messages
 from pydi_node.wire import session as wire
@@ -54,6 +55,7 @@ from pydi_node.wire.events import (
     Welcome,
 )
 from pydi_node.wire.messages import DropAll, Invalidate, Role
+from pydi_node.wire.trust import MountLimits
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +77,15 @@ STRANGERS_PER_ADDRESS_MAX = 32
 # those who have a token take four times as long; a handshake that fails costs 0.3 to 1 ms.
 FAILURES_PER_S = 100.0
 FAILURES_BURST = 64.0
+# Sessions under one mount token from one address: a machine has a few mounts, and each session may
+# hold PAYLOAD_OUTSTANDING_MAX_BYTES and one frame.
+SESSIONS_PER_TOKEN_MAX = 32
+# Content in all unanswered requests of the network's clients. Above it each of them has one request
+# answered before its next is read, whoever filled it; those of this machine go on as ever.
+HELD_MAX_BYTES = 256 << 20
+# From a frame's first byte to its last: 1 MiB takes as long at 9 KiB/s. Who sends less holds memory
+# with what never becomes a request.
+FRAME_TIMEOUT_S = 120.0
 # A refusal is logged once in this time: a mount whose token was revoked asks every second, and who
 # floods us must not fill the disk with it.
 TOLD_PERIOD_S = 60.0
@@ -83,20 +94,7 @@ WRITE_HIGH_BYTES = 8 << 20  # answers a slow peer hasn't taken: no more of its r
 # Pushes that a peer doesn't take would grow without end; past this it is disconnected, and when it
 # comes back it drops its caches.
 WRITE_MAX_BYTES = 64 << 20
-# A machine that vanished (its cable, its power) says no goodbye, and a node only listens to most of
-# its connections: the kernels ask each other, and after some 10 s without an answer it is gone, and
-# what its sessions held is free. As long as `locking` waits for a whole node.
-VANISHED_AFTER_MS = 10_000
-_TCP_OPTIONS = (
-    (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
-    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 4),
-    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 2),
-    (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
-    (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", VANISHED_AFTER_MS),
-)
-BACKLOG = 256
 ACCEPT_RETRY_S = 0.1
-PORTS_TRIED_MAX = 100
 
 
 class Admission(Protocol):
@@ -142,6 +140,8 @@ class Connection(asyncio.Protocol):
         self._read_paused = False
         self._closing = False
         self._hung_up = False  # the peer did
+        self._held_bytes = 0  # of unanswered requests, as the server counts them
+        self._partial_since_s: float | None = None  # the first bytes of an incomplete frame came
         self.subscribed = False
         # Commands that wait for their answer, and the request that asked for each.
         self._commands: dict[Key, int] = {}
@@ -189,6 +189,8 @@ class Connection(asyncio.Protocol):
         if self._session is None and not self._is_unix:
             self._server.on_failure()
         self._server.forget_stranger(self._place)
+        self._server.held_bytes -= self._held_bytes
+        self._held_bytes = 0
         if self._session is not None:
             self._server.service.end(self._session)
             _log.debug("session %d of %s ended", self._session.number, self._session.host)
@@ -209,7 +211,12 @@ class Connection(asyncio.Protocol):
             event = self._wire.next_event()
             if event is None:
                 break
+            self._partial_since_s = None
             self._on_event(event)
+        if self._wire.buffered_bytes == 0 or self._read_paused:
+            self._partial_since_s = None
+        elif self._partial_since_s is None:
+            self._partial_since_s = self._server.loop.time()
         self._adjust_reading()
 
     def _on_event(self, event: Event) -> None:
@@ -258,6 +265,16 @@ class Connection(asyncio.Protocol):
         admitted = server.admission.admit(hello, self._identity)
         if not isinstance(admitted, Session):
             self._refuse(*admitted, is_told=True)
+            return
+        if admitted.limits is not None and not server.has_room(
+            admitted.limits, self._identity.host
+        ):
+            self._refuse(
+                Refusal.BUSY,
+                f"there are {SESSIONS_PER_TOKEN_MAX} sessions under this mount token from one"
+                " machine already",
+                is_told=True,
+            )
             return
         self._session = admitted
         server.forget_stranger(self._place)
@@ -349,6 +366,7 @@ class Connection(asyncio.Protocol):
             self._answer_error(request_id, exc)
             return
         self._write(buffers)
+        self._count_held()
         if self._read_paused:
             self._server.loop.call_soon(self._resume)
 
@@ -367,6 +385,7 @@ class Connection(asyncio.Protocol):
         elif isinstance(error, LocalProtocolError):
             _log.error("an answer could not be sent: %s", error)
         self._write(self._wire.send_error(request_id, error))
+        self._count_held()
         if self._read_paused:
             self._server.loop.call_soon(self._resume)
 
@@ -439,9 +458,25 @@ class Connection(asyncio.Protocol):
     def _is_loaded(self) -> bool:
         # Not a number of requests, which the protocol limits: a mount's commands may wait for its
         # acknowledgement, which would wait here behind them.
+        held = self._count_held()
         return (
-            self._write_paused or self._wire.unanswered_bytes >= wire.PAYLOAD_OUTSTANDING_MAX_BYTES
+            self._write_paused
+            or held >= wire.PAYLOAD_OUTSTANDING_MAX_BYTES
+            or (
+                held > 0
+                and self._server.held_bytes >= HELD_MAX_BYTES
+                and not self._is_unix
+                and not self.is_node
+            )
         )
+
+    def _count_held(self) -> int:
+        """What its unanswered requests hold; the server knows it from here on."""
+        held = self._wire.unanswered_bytes
+        if not self._closing and held != self._held_bytes:
+            self._server.held_bytes += held - self._held_bytes
+            self._held_bytes = held
+        return held
 
     def _adjust_reading(self) -> None:
         if self._closing or self._transport is None:
@@ -496,6 +531,22 @@ class Connection(asyncio.Protocol):
         _log.error("internal error with %s: disconnected", self._identity.name, exc_info=error)
         self._abort()
 
+    def end_stalled(self, now_s: float) -> None:
+        """Ends it when a frame of its peer is under way for too long."""
+        since_s = self._partial_since_s
+        if since_s is not None and now_s - since_s > FRAME_TIMEOUT_S and not self._closing:
+            assert self._identity is not None
+            _log.info("%s never ended what it began to say: disconnected", self._identity.name)
+            self._abort()
+
+    def is_under(self, limits: MountLimits, host: str | None) -> bool:
+        """Whether it is a session under this mount token from this address."""
+        session, identity = self._session, self._identity
+        return (
+            session is not None and session.limits == limits
+            and identity is not None and identity.host == host
+        )  # fmt: skip
+
     def end_if(self, why: Callable[[Session], str | None]) -> None:
         """Ends the session when there is a reason to."""
         reason = None if self._session is None or self._closing else why(self._session)
@@ -549,6 +600,7 @@ class Server:
         self.coherence = Coherence(lambda: service.driver.clock.now().uptime_s)
         service.lease = self._lease
         self._connections: set[Connection] = set()
+        self.held_bytes = 0  # of all connections' unanswered requests
         self._strangers: dict[object, str | None] = {}  # places, and the address of who has it
         self._patience = FAILURES_BURST  # strangers that may fail now
         self._patience_s = self.loop.time()  # when it was that
@@ -571,12 +623,12 @@ class Server:
         """
         first = wanted.port or port_before or 0
         try:
-            self._tcp_socket = await _bind_tcp(Address(wanted.host, first))
+            self._tcp_socket = await bind_tcp(Address(wanted.host, first))
         except UserError:
-            if wanted.host != "::" or _has_ipv6():
+            if wanted.host != "::" or has_ipv6():
                 raise
             wanted = Address("0.0.0.0", wanted.port)
-            self._tcp_socket = await _bind_tcp(Address(wanted.host, first))
+            self._tcp_socket = await bind_tcp(Address(wanted.host, first))
         self.context = context
         self._accepting = self.loop.create_task(self._accept(self._tcp_socket))
         return Address(wanted.host, self._tcp_socket.getsockname()[1])
@@ -653,7 +705,7 @@ class Server:
         ticket, and it is a stream."""
         until_s = self.loop.time() + HELLO_TIMEOUT_S
         try:
-            _watch_for_vanishing(sock)
+            watch_for_vanishing(sock)
             async with asyncio.timeout_at(until_s):
                 ticket = await self.streams.ticket_on(sock)
             if ticket is not None:
@@ -756,10 +808,18 @@ class Server:
                 if sequence:
                     self.coherence.pushed(index, connection, sequence)
 
+    def has_room(self, limits: MountLimits, host: str | None) -> bool:
+        """Whether one more session under this mount token from this address is welcome."""
+        found = sum(connection.is_under(limits, host) for connection in self._connections)
+        return found < SESSIONS_PER_TOKEN_MAX
+
     def end_sessions(self, why: Callable[[Session], str | None]) -> None:
-        """Those for which ``why`` gives a reason end now, whatever they are about."""
+        """Those for which ``why`` gives a reason end now, whatever they are about; and those whose
+        peer never ends what it says."""
+        now_s = self.loop.time()
         for connection in list(self._connections):
             connection.end_if(why)
+            connection.end_stalled(now_s)
 
     def push_drop_all(self) -> None:
         """The tree is about to be another one, and nobody here has seen it yet."""
@@ -798,71 +858,3 @@ def _host(peer: Sequence[Any]) -> str:
     """The address in a peer's name; a socket for both families shows those of IPv4 in the clothes
     of IPv6."""
     return str(peer[0]).removeprefix("::ffff:")
-
-
-def _watch_for_vanishing(sock: socket.socket) -> None:
-    for level, option, value in _TCP_OPTIONS:
-        if hasattr(socket, option):  # not every platform has all of them
-            sock.setsockopt(level, getattr(socket, option), value)
-
-
-def _has_ipv6() -> bool:
-    """Whether the kernel lets anybody use IPv6 here."""
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
-            probe.bind(("::", 0))
-    except OSError:
-        return False
-    return True
-
-
-async def _bind_tcp(wanted: Address) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    try:
-        infos = await loop.getaddrinfo(wanted.host, wanted.port, type=socket.SOCK_STREAM)
-    except OSError as exc:
-        raise UserError(f"--listen {wanted}: {exc.strerror}") from exc
-    family, kind, protocol, _, sockaddr = infos[0]
-    last = min(wanted.port + PORTS_TRIED_MAX, 65536) if wanted.port else 1
-    for port in range(wanted.port, last):
-        sock = socket.socket(family, kind, protocol)
-        # Without it a restart within a minute would find its own old connections in the way.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            # "::" is every address of the machine, also those of IPv4.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        try:
-            sock.bind((sockaddr[0], port, *sockaddr[2:]))
-            # Two processes can bind one port with SO_REUSEADDR; only one of them can listen.
-            sock.listen(BACKLOG)
-        except OSError as exc:
-            sock.close()
-            if exc.errno != errno.EADDRINUSE:
-                raise UserError(f"--listen {wanted}: {exc.strerror}") from exc
-            continue
-        sock.setblocking(False)
-        if port != wanted.port:
-            _log.info("port %d is taken, serving on %d", wanted.port, port)
-        return sock
-    raise UserError(f"--listen {wanted}: no free port from there to {last - 1}")
-
-
-def bind_unix(path: Path, kind: int = socket.SOCK_STREAM) -> socket.socket:
-    """A bound and listening socket that nobody else could use for a moment."""
-    if len(os.fsencode(path)) > 107:  # sun_path of Linux, less its NUL
-        raise UserError(f"{path} is too long for a unix socket: use a shorter data directory")
-    if path.exists() and not path.is_socket():
-        raise UserError(f"{path} is in the way of the node's socket: move it elsewhere")
-    path.unlink(missing_ok=True)  # a killed node's; the lock says that it isn't running
-    sock = socket.socket(socket.AF_UNIX, kind)
-    mask = os.umask(0o177)
-    try:
-        sock.bind(str(path))
-        sock.listen(BACKLOG)
-    except OSError as exc:
-        sock.close()
-        raise UserError(f"{path}: {exc.strerror}") from exc
-    finally:
-        os.umask(mask)
-    sock.setblocking(False)
-    return sock

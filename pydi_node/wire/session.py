@@ -251,6 +251,11 @@ class Session:
         return self._unanswered_bytes
 
     @property
+    def buffered_bytes(self) -> int:
+        """Of a frame that the peer has not sent whole, or that nobody has asked for yet."""
+        return self._parser.buffered_bytes
+
+    @property
     def push_sequence(self) -> int:
         """Number of the last push sent; the next one has this plus 1."""
         return self._push_sent

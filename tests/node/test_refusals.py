@@ -211,3 +211,42 @@ def test_a_token_of_another_cluster(make_node: MakeNode) -> None:
         with pytest.raises((OSError, Refused)):
             node.connect_tls(token, role)
     assert voters(node) == [1]
+
+
+def memory_bytes(node: NodeProcess) -> int:
+    assert node.process is not None
+    status = Path(f"/proc/{node.process.pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) << 10
+
+
+@pytest.mark.slow
+def test_who_says_half_of_something(node: NodeProcess, bystander: WireClient) -> None:
+    """Half a TLS record, half a hello behind a finished handshake, half of the largest frame behind
+    a welcome: each holds what it has sent and little more, and strangers are hung up on in time."""
+    host, _, port = node.address.rpartition(":")
+    before = memory_bytes(node)
+    strangers: list[socket.socket] = []
+    for _ in range(10):
+        plain = socket.create_connection((host, int(port)), CALL_DEADLINE_S)
+        plain.sendall(bytes.fromhex("1603014000") + bytes(8000))
+        strangers.append(plain)
+        sock = tls_socket(node, node.token)
+        limit = LIMITS_BEFORE_WELCOME.header_max_bytes
+        sock.sendall(limit.to_bytes(4, "big") + bytes(4) + bytes(limit - 1))
+        strangers.append(sock)
+    bystander.call(GetAttr(ROOT_INO))
+    assert memory_bytes(node) - before < len(strangers) << 20
+    token = make_token(node)
+    guests = [mount(node, token) for _ in range(4)]
+    header, payload = LIMITS_AFTER_WELCOME
+    data = header.to_bytes(4, "big") + payload.to_bytes(4, "big") + bytes(header + payload - 1)
+    try:
+        for guest in guests:
+            guest.sock.sendall(data)
+        bystander.call(GetAttr(ROOT_INO))
+        room = len(strangers) + len(guests) * (2 * len(data) >> 20) + 16
+        assert memory_bytes(node) - before < room << 20
+        assert all(map(is_hung_up, strangers))
+    finally:
+        for each in (*guests, *strangers):
+            each.close()

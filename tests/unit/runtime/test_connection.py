@@ -9,13 +9,20 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 
-from pydi_node.ids import ClientId, Ino, LogIndex, Serial
+from pydi_node.ids import BlobId, ClientId, Ino, LogIndex, Serial
 from pydi_node.records import Touched
-from pydi_node.runtime.server import Connection, PeerIdentity, Server
+from pydi_node.runtime.server import (
+    FRAME_TIMEOUT_S,
+    SESSIONS_PER_TOKEN_MAX,
+    Connection,
+    PeerIdentity,
+    Server,
+)
 from pydi_node.runtime.service import Session
 from pydi_node.wire import session as wire
 from pydi_node.wire.events import Hello, WelcomeReceived
-from pydi_node.wire.messages import Nodes, Role, Subscribe
+from pydi_node.wire.messages import BlobWrite, Nodes, Role, Subscribe
+from pydi_node.wire.trust import MountLimits
 from tests.unit.runtime.inner import Inner
 
 
@@ -55,11 +62,11 @@ class Transport:
 class Peer:
     """A mount that has subscribed and holds a lease, as the server sees it."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, host: str | None = None) -> None:
         self.connection = Connection(server, object())
         self.transport = Transport()
         self.connection._transport = cast(asyncio.Transport, self.transport)
-        self.connection._identity = PeerIdentity("a mount", None, None, None)
+        self.connection._identity = PeerIdentity("a mount", host, None, None)
         assert server.add(self.connection)
         self.wire = wire.Session.connecting(
             Hello(wire.PROTOCOL_VERSIONS, Role.MOUNT, "", 0, "host", {})
@@ -220,5 +227,105 @@ def test_an_acknowledgement_is_read_whatever_waits(tmp_path: Path) -> None:
             assert server.coherence.dropped(LogIndex(7)) == 6
             await peer.exchange(peer.wire.send_acknowledge(1))
             assert server.coherence.dropped(LogIndex(7)) == 7
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+class AdmissionByToken(Admission):
+    """Takes everybody as a holder of one mount token."""
+
+    limits = MountLimits(token_id=b"12345678")
+
+    def admit(self, hello: Hello, peer: PeerIdentity) -> Session:
+        session = super().admit(hello, peer)
+        session.limits = self.limits
+        return session
+
+
+@pytest.mark.expects_log("refused a mount: there are .* sessions under this mount token")
+def test_one_machine_has_so_many_sessions_under_one_token(tmp_path: Path) -> None:
+    """Another machine, and another token, are welcome meanwhile; when one ends, there is room."""
+
+    async def main() -> None:
+        async with Inner(tmp_path) as inner:
+            admission = AdmissionByToken()
+            server = Server(inner.service, admission, lambda *_: None, inner.streams)
+
+            async def welcome(host: str) -> tuple[Peer, bool]:
+                peer = Peer(server, host)
+                (event,) = await peer.exchange(peer.wire.send_hello())
+                return peer, isinstance(event, WelcomeReceived)
+
+            peers = [await welcome("10.0.0.1") for _ in range(SESSIONS_PER_TOKEN_MAX)]
+            assert all(welcomed for _, welcomed in peers)
+            assert not (await welcome("10.0.0.1"))[1]
+            assert (await welcome("10.0.0.2"))[1]
+            admission.limits = MountLimits(token_id=b"another ")
+            assert (await welcome("10.0.0.1"))[1]
+            admission.limits = AdmissionByToken.limits
+            peers[0][0].connection.connection_lost(None)
+            assert (await welcome("10.0.0.1"))[1]
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_all_clients_together_hold_so_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When their unanswered requests fill what there is, each client of the network is read again
+    after its own answer, and one that holds nothing is read as ever."""
+    monkeypatch.setattr("pydi_node.runtime.server.HELD_MAX_BYTES", 1000)
+
+    async def main() -> None:
+        async with Inner(tmp_path) as inner:
+            server = Server(inner.service, Admission(), lambda *_: None, inner.streams)
+            peers = [Peer(server, "10.0.0.1") for _ in range(3)]
+            for peer in peers:
+                await peer.subscribe()
+                peer.connection._on_request = lambda *_: None  # type: ignore[method-assign]
+
+            async def write(peer: Peer, size: int) -> int:
+                request_id, buffers = peer.wire.send_request(
+                    BlobWrite(BlobId(1 << 48 | 1), 0), bytes(size), deadline_ms=1000
+                )
+                await peer.exchange(buffers)
+                return request_id
+
+            first = await write(peers[0], 600)
+            assert not any(peer.connection._read_paused for peer in peers)
+            await write(peers[1], 600)
+            assert server.held_bytes == 1200
+            assert [peer.connection._read_paused for peer in peers] == [False, True, False]
+            await write(peers[0], 1)
+            assert peers[0].connection._read_paused
+            await write(peers[2], 0)
+            assert not peers[2].connection._read_paused
+            peers[0].connection._answer(first, None)
+            await asyncio.sleep(0)
+            assert not peers[0].connection._read_paused
+            peers[1].connection.connection_lost(None)
+            assert server.held_bytes == 1
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_who_never_ends_a_frame_is_hung_up_on(tmp_path: Path) -> None:
+    """However slowly the bytes come; who ends each frame stays, however long he is silent."""
+
+    async def main() -> None:
+        async with Inner(tmp_path) as inner:
+            server = Server(inner.service, Admission(), lambda *_: None, inner.streams)
+            slow, silent = Peer(server), Peer(server)
+            for peer in (slow, silent):
+                await peer.subscribe()
+            _, buffers = slow.wire.send_request(Nodes(), b"", deadline_ms=1000)
+            data = b"".join(buffers)
+            began_s = server.loop.time()
+            for byte in data[:-1]:
+                await slow.exchange([bytes([byte])])
+            for peer in (slow, silent):
+                peer.connection.end_stalled(began_s + FRAME_TIMEOUT_S - 1)
+                assert not peer.transport.aborted
+                peer.connection.end_stalled(began_s + FRAME_TIMEOUT_S + 60)
+            assert slow.transport.aborted
+            assert not silent.transport.aborted
 
     asyncio.run(asyncio.wait_for(main(), 60))
