@@ -244,13 +244,17 @@ class Connection(asyncio.Protocol):
         self._writable.set()
         self._slot.set()
         lost = DisconnectedError(f"{self.endpoint} went away")
-        if not self.welcome.done():
-            self.welcome.set_exception(lost)
+        self._fail_welcome(lost)
         for waiting in list(self._waiting.values()):
             if not waiting.future.done():
                 waiting.future.set_exception(lost)
         self._waiting.clear()
         self._on_lost(self)
+
+    def _fail_welcome(self, error: PydiError) -> None:
+        if not self.welcome.done():
+            self.welcome.set_exception(error)
+            self.welcome.exception()  # whoever waits gets it; nobody waiting is no trouble
 
     # --- what the node said --------------------------------------------------------------------
 
@@ -281,8 +285,7 @@ class Connection(asyncio.Protocol):
                 if not self.welcome.done():
                     self.welcome.set_result(event.welcome)
             case RefuseReceived():
-                if not self.welcome.done():
-                    self.welcome.set_exception(UserError(event.sentence))
+                self._fail_welcome(UserError(event.sentence))
                 self.close()
             case GoodbyeReceived():
                 self.leaving = True
