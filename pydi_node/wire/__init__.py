@@ -10,6 +10,7 @@ numbers. docs/protocol.md describes the format.
     failures.py  the table between our exceptions and error answers, both ways
     document.py  the tables of docs/protocol.md, made from those of the code
     trust.py     tokens, keys, certificates; tls.py makes ssl.SSLContext of them (the only IO here)
+    keyring.py   a node's secrets: one, or two while a new one takes the old one's place
 
     fields.py, codec.py    checks of single fields; msgpack with its strict settings
 
@@ -78,7 +79,8 @@ Tokens, certificates and TLS (trust.py, tls.py; randomness and time are argument
     parse_mount_token(text, now_s); parse_token(text, now_s)     TokenError is a UserError
     credentials = credentials_of(token)
     leaf = make_leaf(credentials, number, now_s, 32 random bytes)     again at leaf.renew_at_s
-    tls.server_context(leaf), tls.client_context(leaf) -> ssl.SSLContext
+    tls.server_context(leaf, ...), tls.client_context(leaf) -> ssl.SSLContext
+    server_hostname=credentials.server_name       says which certificates are believed
     tls.identity_of(ssl_object, credentials, now_s) -> PeerIdentity   TrustError: close
     identity.may_be(hello.role, hello.number)     False: send_refuse(Refusal.ROLE, ...)
     credentials.beacon_key                        HMAC key of discovery's beacons
