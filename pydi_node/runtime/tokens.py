@@ -96,8 +96,16 @@ class Tokens:
             False,
         )  # fmt: skip
         limits = MountLimits(read_only, directory, expires_s, info.token_id)
-        text = mount_token(self._keyring.newest, limits).text()
+        made_from = self._keyring.newest
+        text = mount_token(made_from, limits).text()
         await self._service.housekeep(SetToken(*info), request.deadline_s)
+        change = tree.secret_change()
+        if made_from.generation != (0 if change is None else change.generation):
+            # It came into the list behind those that end with the old secret.
+            await self._service.housekeep(
+                SetToken(*info._replace(revoked=True)), request.deadline_s
+            )
+            raise UserError("the cluster's secret is just being changed: make the token again")
         return {"token": text, **_shown(info)}
 
     def _require_directory(self, directory: bytes) -> None:
