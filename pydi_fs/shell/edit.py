@@ -66,6 +66,10 @@ class Edited:
             if theirs == text:
                 self._adopt(attr, text)
                 return f"{show(self.path)}: saved"
+            if attr is not None and theirs == self.text:
+                # A new version of what was edited: none of another's work would be lost.
+                self._adopt(attr, theirs)
+                continue
             choice = await decide(text, theirs)
             if choice == MINE:
                 # Over the version that was shown, and over no later one.

@@ -78,6 +78,17 @@ def test_conflict_without_a_person(
     assert kept.read_text() == "mine\n"
 
 
+def test_the_same_text_stored_meanwhile_is_no_conflict(
+    pydi: Run, editor: Callable[..., Mapping[str, str]]
+) -> None:
+    """A new version with the text that one began with: nothing of another's would be lost."""
+    pydi("put", "-", "/touched.txt", input=b"before\n")
+    script = 'echo before | eval "$PYDI put - /touched.txt"; echo mine >"$1"'
+    run = pydi("edit", "/touched.txt", env=editor(script))
+    assert (run.returncode, run.stdout) == (EXIT_OK, b"/touched.txt: saved\n"), run
+    assert pydi("cat", "/touched.txt").stdout == b"mine\n"
+
+
 @pytest.mark.parametrize(
     ("answer", "content", "beside"),
     [("b", "theirs\n", "mine\n"), ("m", "mine\n", None), ("t", "theirs\n", None)],
