@@ -471,6 +471,8 @@ def connection_config(
 
 def run_offline(arguments: argparse.Namespace) -> int:
     """Runs a command on a stopped node's data directory; the exit code."""
+    if portable.IS_WINDOWS:
+        raise UserError(f"{arguments.command} works on a node's files: run it on its machine")
     given = {k: v for k, v in vars(arguments).items() if k not in ("token", "token_file")}
     if "node" in given:
         raise UserError(

@@ -161,6 +161,14 @@ def test_no_node_on_this_machine(poor: Run, data_dir: Path) -> None:
     assert finished.stderr.count(b"\n") == 1
 
 
+def test_files_of_a_node_are_on_its_machine(poor: Run) -> None:
+    """Commands that need a node's own code are refused in a sentence."""
+    finished = poor("check", "somewhere")
+    assert finished.returncode == EXIT_FAILED
+    assert finished.stderr.count(b"\n") == 1
+    assert b"run it on its machine" in finished.stderr
+
+
 def test_errors_keep_their_meaning(poor: Run) -> None:
     """What a node refuses is told in the same words."""
     assert poor("mkdir", "-p", "/full/x").returncode == EXIT_OK
