@@ -139,15 +139,16 @@ def test_names_that_windows_cannot_have(pydi: Run, poor: Run, tmp_path: Path) ->
     """get -r leaves them out, says which and why, takes the others, and ends with 1; nothing is
     written under another name."""
     wrong = [b"a:b", b"..\\up", b"dot.", b"blank ", b"nul.txt", b"what?", b"raw\xff", b"line\nend"]
-    for name in (*wrong, b"right"):
+    for name in (*wrong, b"README", b"readme"):
         (tmp_path / "made").mkdir(exist_ok=True)
         (tmp_path / "made" / os.fsdecode(name)).write_text("x")
     assert pydi("put", "-r", "made", "/names").returncode == EXIT_OK
     finished = poor("get", "-r", "/names", "names")
     assert finished.returncode == EXIT_FAILED
-    assert finished.stderr.count(b"left out") == len(wrong), finished.stderr
-    assert os.listdir(tmp_path / "names") == ["right"]
-    assert poor("ls", "/names").stdout.count(b"\n") == len(wrong) + 2
+    assert finished.stderr.count(b"left out") == len(wrong) + 1, finished.stderr
+    assert b"readme: left out: this disk takes it for README" in finished.stderr
+    assert os.listdir(tmp_path / "names") == ["README"]
+    assert poor("ls", "/names").stdout.count(b"\n") == len(wrong) + 3
     finished = poor("get", "/names/a:b", ".")
     assert (finished.returncode, finished.stderr.count(b"\n")) == (EXIT_FAILED, 1)
     assert poor("get", "/names/a:b", "other").returncode == EXIT_OK

@@ -122,6 +122,15 @@ def _utime(path: Any, *arguments: Any, **options: Any) -> None:
     _real_utime(path, *arguments, **options)
 
 
+def _lexists(path: Any) -> bool:
+    """Names that differ in case only are one name."""
+    directory, name = os.path.split(os.fsencode(path))
+    try:
+        return name.lower() in map(bytes.lower, os.listdir(directory or b"."))
+    except OSError:
+        return False
+
+
 for _name in MODULES:
     sys.modules.pop(_name, None)
 sys.meta_path.insert(0, _Missing())
@@ -140,6 +149,7 @@ os.O_BINARY, os.O_NOINHERIT, os.O_TEMPORARY = (  # type: ignore[attr-defined]
 )  # fmt: skip
 tempfile._bin_openflags |= O_BINARY  # type: ignore[attr-defined]
 shutil._use_fd_functions = False  # type: ignore[attr-defined]
+os.path.lexists = _lexists
 os.open = _open
 os.utime = _utime
 os.supports_fd = os.supports_follow_symlinks = os.supports_dir_fd = set()
