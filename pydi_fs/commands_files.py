@@ -105,7 +105,8 @@ def _size(attr: Attr) -> str:
 def _when(time_ns: int) -> str:
     moment = time.localtime(time_ns // 10**9)
     recent = 0 <= time.time_ns() - time_ns < _RECENT_NS
-    return time.strftime("%b %e %H:%M" if recent else "%b %e  %Y", moment)
+    rest = time.strftime("%H:%M" if recent else " %Y", moment)
+    return f"{time.strftime('%b', moment)} {moment.tm_mday:>2} {rest}"
 
 
 async def show_tree(session: Session, arguments: argparse.Namespace) -> None:

@@ -113,9 +113,10 @@ async def undelete(session: Session, arguments: argparse.Namespace) -> None:
         for version in versions
     )
     if then.is_dir and was_filled and not await _entries(session, then.ino, at):
+        when = _clock((await _times(session, [last]))[last.until])
         raise UserError(
-            f"{show(path)}: was empty when it was removed, as rm -r leaves it: pydi restore"
-            f" {show(path)} --at TIME, a time before that, brings back what it held"
+            f"{show(path)}: was empty when it was removed at {when}, as rm -r leaves it: pydi"
+            f" restore {show(path)} --at TIME, a time before rm -r began, brings back what it held"
         )
     await _bring_back(session, path, then, at, parent, name)
     await _report(session, path, at)

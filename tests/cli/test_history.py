@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -113,6 +114,7 @@ def test_undelete(pydi: Run, tmp_path: Path) -> None:
     assert (refused.returncode, b"bring that back" in refused.stderr) == (EXIT_FAILED, True)
     refused = pydi("undelete", "/gone")
     assert (refused.returncode, b"restore /gone --at" in refused.stderr) == (EXIT_FAILED, True)
+    assert re.search(rb"removed at 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d, as rm -r", refused.stderr)
     assert pydi("undelete", "/empty").returncode == EXIT_OK
     done = pydi("restore", "/gone", "--at", str(index))
     assert (done.returncode, done.stderr) == (EXIT_OK, b"")

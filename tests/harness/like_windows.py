@@ -14,6 +14,7 @@ import importlib.abc
 import importlib.machinery
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -122,6 +123,13 @@ def _utime(path: Any, *arguments: Any, **options: Any) -> None:
     _real_utime(path, *arguments, **options)
 
 
+def _strftime(text: str, *moment: Any) -> str:
+    """The directives of C's standard, and no other."""
+    if unknown := set(re.findall(r"%(.)", text)) - set("aAbBcdfHIjmMpSUwWxXyYzZ%"):
+        raise ValueError(f"Invalid format string: {unknown}")
+    return _real_strftime(text, *moment)
+
+
 def _lexists(path: Any) -> bool:
     """Names that differ in case only are one name."""
     directory, name = os.path.split(os.fsencode(path))
@@ -140,6 +148,8 @@ socket.socketpair = (lambda make, family: lambda *_: make(family))(
     socket.socketpair, socket.AF_UNIX
 )
 _real_open, _real_unlink, _real_utime = os.open, os.unlink, os.utime
+_real_strftime = time.strftime
+time.strftime = _strftime
 _take_away(os, OS_NAMES)
 _take_away(socket, SOCKET_NAMES)
 _take_away(signal, SIGNAL_NAMES)
