@@ -40,6 +40,11 @@ ORPHAN_DELAY_S = 30.0
 TRIM_ROWS = 2000  # of one command: some 50 ms of applying
 TRIMS_PER_ROUND = 20
 GARBAGE_PER_ROUND = 1000
+# From when a leader sees garbage until the tree forgets it: each node has looked at the tree
+# meanwhile, and knows which files of its own to delete then. Who did not (it was away) finds them
+# as strays.
+GARBAGE_DELAY_S = 2 * PERIOD_S
+GARBAGE_SEEN_MAX = 4 * GARBAGE_PER_ROUND  # as much as comes up within the delay, and one round more
 SPREAD_ENTRIES = 500  # of one command: some 20 ms of applying
 SPREADS_PER_ROUND = 100
 DEADLINE_S = 10.0
@@ -50,7 +55,7 @@ STRAY_PERIOD_S = 3600.0
 EXPIRE_PERIOD_S = 600.0
 STRAYS_PER_SLICE = 500  # looked up in one turn of the loop: some 5 ms
 # Every node has deleted what was forgotten, and told how full it is, within this.
-ROOM_COMES_S = 3 * PERIOD_S
+ROOM_COMES_S = GARBAGE_DELAY_S + 3 * PERIOD_S
 
 
 class Housekeeping:
@@ -70,7 +75,7 @@ class Housekeeping:
         self._states = states
         self._loop = asyncio.get_running_loop()
         self._orphans_seen: dict[Ino, float] = {}  # when this leader saw it first
-        self._candidates: set[BlobId] = set()  # garbage with a file here, until forgotten
+        self._garbage_seen: dict[BlobId, float] = {}  # until it is forgotten; when it was new
         self._room_comes_s = 0.0  # until then garbage that was just forgotten may still be deleted
         self._next_strays_s = self._loop.time() + STRAY_PERIOD_S
         self._next_expiry_s = self._loop.time() + EXPIRE_PERIOD_S
@@ -178,14 +183,24 @@ class Housekeeping:
 
     async def _collect_garbage(self) -> None:
         tree = self._service.tree
-        garbage = tree.garbage_blobs(GARBAGE_PER_ROUND)
-        self._candidates.update(info.blob for info in garbage if not info.is_in_tree)
+        now_s = self._loop.time()
+        garbage = tree.garbage_blobs(GARBAGE_SEEN_MAX)
+        seen = self._garbage_seen
         if garbage and self._service.driver.replica.is_leader:
-            self._room_comes_s = self._loop.time() + ROOM_COMES_S
-            await self._propose(ForgetBlobs(tuple(info.blob for info in garbage)))
-        gone = [blob for blob in sorted(self._candidates) if not self._is_known(blob)]
-        garbage = tree.garbage_blobs(GARBAGE_PER_ROUND)
-        self._candidates = {info.blob for info in garbage if not info.is_in_tree}
+            self._room_comes_s = now_s + ROOM_COMES_S
+            # What is in the tree goes with its row: no node has to know of it before.
+            due = [
+                info.blob for info in garbage
+                if info.is_in_tree or now_s - seen.get(info.blob, now_s) >= GARBAGE_DELAY_S
+            ]  # fmt: skip
+            if due:
+                await self._propose(ForgetBlobs(tuple(due[:GARBAGE_PER_ROUND])))
+        files = {info.blob for info in garbage if not info.is_in_tree}
+        gone = [blob for blob in sorted(seen.keys() | files) if not self._is_known(blob)]
+        still = tree.garbage_blobs(GARBAGE_SEEN_MAX)
+        self._garbage_seen = {
+            info.blob: seen.get(info.blob, now_s) for info in still if not info.is_in_tree
+        }
         for blob in gone:
             await self._service.in_pool(functools.partial(self._store.delete, blob))
 

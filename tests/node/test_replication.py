@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from pydi_node.commands import ROOT_CALLER, Commit
+from pydi_node.commands import ROOT_CALLER, Commit, Unlink
 from pydi_node.errors import BlobMissingError, PydiError
 from pydi_node.ids import ROOT_INO, Ino, Serial, blob_name
 from pydi_node.records import BlobInfo, Extent, FileVersion
@@ -482,6 +482,25 @@ def test_a_fetch_goes_on_from_another_holder_where_the_first_one_died(
     assert copy.read_bytes() == content
     with other.connect() as client:
         wait_until(lambda: len(holders(client, b"large")) == 3, "the books name it", 30)
+
+
+def test_garbage_goes_from_every_node(make_node: MakeNode) -> None:
+    """A file is deleted and its history over: soon no node has its blob, the leader or another."""
+    nodes = storing_cluster(make_node, 3)
+    set_setting(nodes[0], "replicas", 3)
+    with nodes[0].connect() as client:
+        save(client, b"kept", b"content")
+        save(client, b"gone", b"other content")
+        (kept,), (gone,) = (version(client, name).blobs for name in (b"kept", b"gone"))
+        client.serial += 1
+        unlink = Unlink(ROOT_CALLER, ROOT_INO, b"gone")
+        assert client.call(Execute(client.client, Serial(client.serial), unlink)).errno == 0
+    wait_until(lambda: all(blob_file(node, gone).exists() for node in nodes), "each has it")
+    set_setting(nodes[0], "retention_s", 0)
+    wait_until(
+        lambda: not any(blob_file(node, gone).exists() for node in nodes), "all deleted it", 60
+    )
+    assert all(blob_file(node, kept).exists() for node in nodes)
 
 
 def streams_of(node: NodeProcess) -> dict[str, int]:

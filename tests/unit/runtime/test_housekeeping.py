@@ -73,9 +73,12 @@ def test_end_of_a_session_releases_what_it_held(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-def test_garbage_goes_from_the_disk_after_the_tree_forgot_it(tmp_path: Path) -> None:
+def test_garbage_goes_from_the_disk_after_the_tree_forgot_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without history a deleted file's blob is garbage: first the row goes, then the file; a blob
     that is still named stays."""
+    monkeypatch.setattr(housekeeping, "GARBAGE_DELAY_S", 0.0)
 
     async def scenario(inner: Inner) -> None:
         await no_history(inner)
@@ -135,6 +138,7 @@ def test_garbage_that_the_tree_still_knows_keeps_its_file(
             return 0 if isinstance(command, ForgetBlobs) else await propose(command)
 
         monkeypatch.setattr(inner.housekeeping, "_propose", not_yet)
+        monkeypatch.setattr(housekeeping, "GARBAGE_DELAY_S", 0.0)
         await no_history(inner)
         _, gone = await inner.file(b"gone", b"gone")
         await inner.execute(Unlink(ROOT_CALLER, ROOT_INO, b"gone"))
@@ -145,6 +149,31 @@ def test_garbage_that_the_tree_still_knows_keeps_its_file(
             await inner.housekeeping.round()
         assert inner.store.has(gone.blob)
         monkeypatch.undo()
+
+    run(tmp_path, scenario)
+
+
+def test_garbage_is_seen_by_all_before_it_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What other nodes have of it they delete when it goes from the tree, if they knew it before:
+    so it stays known for longer than the time between two looks of each of them."""
+    assert housekeeping.GARBAGE_DELAY_S >= 2 * housekeeping.PERIOD_S
+
+    async def scenario(inner: Inner) -> None:
+        await no_history(inner)
+        _, gone = await inner.file(b"gone", b"gone")
+        await inner.execute(Unlink(ROOT_CALLER, ROOT_INO, b"gone"))
+        while not inner.service.tree.garbage_blobs(10):
+            await inner.housekeeping.round()
+            await asyncio.sleep(0.02)
+        for _ in range(3):
+            await inner.housekeeping.round()
+        assert inner.service.tree.blob(gone.blob)
+        monkeypatch.setattr(housekeeping, "GARBAGE_DELAY_S", 0.0)
+        await inner.housekeeping.round()
+        assert inner.service.tree.garbage_blobs(10) == []
+        assert not inner.store.has(gone.blob)
 
     run(tmp_path, scenario)
 
@@ -164,9 +193,12 @@ def test_history_within_retention_is_kept(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-def test_history_makes_room_before_its_time(tmp_path: Path) -> None:
+def test_history_makes_room_before_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When space runs out the oldest history goes first, whatever its age, until its content is
     deleted; what is present stays, and nothing goes while there is room."""
+    monkeypatch.setattr(housekeeping, "GARBAGE_DELAY_S", 0.0)
 
     async def scenario(inner: Inner) -> None:
         _, old = await inner.file(b"old", b"old")
