@@ -147,6 +147,8 @@ class Client:
                 task.cancel()
                 await asyncio.wait([task])
         if self._connection is not None:
+            self._connection.leave()
+            await asyncio.sleep(0)  # lets the goodbye go out
             self._connection.close()
         await asyncio.sleep(0)  # lets the transport finish closing before the loop may end
 

@@ -194,6 +194,13 @@ class Connection(asyncio.Protocol):
         if last and not self.closed:
             self._write(self._session.send_acknowledge(last))
 
+    def leave(self) -> None:
+        """Say that this side ends by its own will: the node need keep nothing for it."""
+        welcome = self.welcome
+        is_open = welcome.done() and not welcome.cancelled() and welcome.exception() is None
+        if is_open and not self.closed and not self.leaving:
+            self._write(self._session.send_goodbye("the client ends"))
+
     def close(self) -> None:
         """End it now; whoever still waits gets DisconnectedError."""
         if self._transport is not None and not self.closed:

@@ -185,7 +185,12 @@ class Connection(asyncio.Protocol):
         # An error may be the network's, or a firewall's towards this node only: the peer may not
         # know. Its own end comes without one (and with uvloop's TLS without an eof_received), and
         # between two processes of a machine there is nothing else that ends a connection.
-        self._server.remove(self, knows=self._hung_up or exc is None or self._is_unix)
+        knows = self._hung_up or exc is None or self._is_unix
+        if self._session is not None and self._session.key:
+            # Its kernel goes on while one process of the mount follows the other.
+            self._session.said_goodbye = self._wire.goodbye_received
+            knows = self._session.said_goodbye
+        self._server.remove(self, knows=knows)
         if self._session is None and not self._is_unix:
             self._server.on_failure()
         self._server.forget_stranger(self._place)

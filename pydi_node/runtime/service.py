@@ -42,6 +42,12 @@ _log = logging.getLogger(__name__)
 
 BLOB_THREADS = 4  # fdatasync and hashing release the interpreter; a disk likes a short queue
 WRITERS_PER_SESSION_MAX = 1024  # open files being written by one mount; each costs a descriptor
+# A mount whose process ends without a goodbye may go on in another one, which says the same key in
+# its hello. For so long nobody else gets its locks, and what it has open is not purged: a successor
+# comes within a second, on a loaded machine within a few.
+RESUME_GRACE_S = 10.0
+RESUME_KEY = "resume"  # in Hello.about
+RESUME_KEY_BYTES = 16
 OPENS_PER_SESSION_MAX = 1 << 20
 # No caller of a command waits longer; a client that went away would leave its command waiting.
 COMMAND_WAIT_MAX_S = 120.0
@@ -78,6 +84,12 @@ class Session:
         self.node: NodeNumber | None = None  # when the peer is a node
         self.opens: dict[Ino, int] = {}
         self.writers: dict[int, _BlobWriter] = {}
+        # Under which another process may go on with what this one holds; b"": there is none.
+        key = about.get(RESUME_KEY)
+        self.key = key if isinstance(key, bytes) and len(key) == RESUME_KEY_BYTES else b""
+        self.holder = number  # the session in whose name locks are held: the first with this key
+        self.has_successor = False
+        self.said_goodbye = False
 
     @property
     def read_only(self) -> bool:
@@ -121,6 +133,7 @@ class Service:
         # this machine, or its kernel by passthrough, no node hears of.
         self.reads = 0
         self.read_bytes = 0
+        self._resumable: dict[bytes, Session] = {}  # the latest with each key
         self.holds: dict[Ino, int] = {}  # opens of all sessions together
         self.admin: dict[str, Callable[[Request, dict[str, Any]], Any]] = {
             "settings": self._admin_settings,
@@ -139,19 +152,33 @@ class Service:
 
     def begin(self, session: Session) -> None:
         self.sessions[session.number] = session
+        if session.key:
+            before = self._resumable.get(session.key)
+            if before is not None:
+                before.has_successor = True
+                session.holder = before.holder
+            self._resumable[session.key] = session
 
     def end(self, session: Session) -> None:
-        """Nothing is held for this session any more."""
+        """Nothing is held for this session any more, unless it may go on in another process."""
         self.sessions.pop(session.number, None)
-        for ino, count in session.opens.items():
-            self._drop_holds(ino, count)
-        session.opens.clear()
-        self.locking.end_session(session.number)
+        if session.key and not session.said_goodbye:
+            self._loop.call_later(RESUME_GRACE_S, self._let_go, session)
+        else:
+            self._let_go(session)
         writers, session.writers = session.writers, {}
         for writer in writers.values():
             task = self._loop.create_task(self._abort(writer))
             # Kept alive by the loop's pool work; a failing abort is found by the store's recovery.
             task.add_done_callback(_report)
+
+    def _let_go(self, session: Session) -> None:
+        for ino, count in session.opens.items():
+            self._drop_holds(ino, count)
+        session.opens.clear()
+        if not session.has_successor:
+            self._resumable.pop(session.key, None)
+            self.locking.end_session(session.holder)
 
     def handle(self, request: Request) -> Any:
         """The answer's value, or an awaitable of it. Raises the error that is the answer."""
@@ -443,10 +470,10 @@ class Service:
     # --- locks ------------------------------------------------------------------------------------
 
     def _set_lock(self, request: Request) -> Awaitable[bool]:
-        return self.locking.set_lock(request.session.number, request.message, request.deadline_s)
+        return self.locking.set_lock(request.session.holder, request.message, request.deadline_s)
 
     def _get_lock(self, request: Request) -> Awaitable[LockHolder | None]:
-        return self.locking.get_lock(request.session.number, request.message, request.deadline_s)
+        return self.locking.get_lock(request.session.holder, request.message, request.deadline_s)
 
     # --- administration ---------------------------------------------------------------------------
 

@@ -58,6 +58,7 @@ class Status:
                     "host": session.host,
                     "driver": str(session.about.get("driver", "unknown")),
                     "passthrough": bool(session.about.get("passthrough", False)),
+                    "supervised": bool(session.key),
                     "read_only": session.read_only,
                     "opens": sum(session.opens.values()),
                 }
