@@ -40,7 +40,11 @@ async def connected(
     client = Client(*ways_of(config), role=Role.CLIENT, deadline_s=config.deadline_s)
     await client.connect()
     try:
-        with tempfile.TemporaryDirectory(prefix="pydi-", dir=_staging_parent()) as staging:
+        with tempfile.TemporaryDirectory(
+            prefix="pydi-", dir=_staging_parent(),
+            # After an exception files in it are still open, and it must not be hidden by another.
+            ignore_cleanup_errors=portable.IS_WINDOWS,
+        ) as staging:  # fmt: skip
             vfs = PastVfs(client, VfsConfig(Path(staging), rereads=False))
             await vfs.start()
             caller = Caller(*portable.identity())

@@ -221,6 +221,7 @@ class Shell:
             )
             if is_local:
                 word = word.at_home(os.path.expanduser("~"))
+                word = word.with_slashes() if portable.IS_WINDOWS else word
             if word.has_wildcards:
                 arguments += await self._fitting(word, is_local)
             else:
@@ -230,7 +231,9 @@ class Shell:
     async def _fitting(self, word: Word, is_local: bool) -> list[str]:
         try:
             found = await wildcards.expand(
-                word.pattern(), list_local if is_local else self.list_remote
+                word.pattern(),
+                list_local if is_local else self.list_remote,
+                has_drives=is_local and portable.IS_WINDOWS,
             )
         except wildcards.TooManyError as exc:
             raise UserError(str(exc)) from exc

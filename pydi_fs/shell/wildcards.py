@@ -20,13 +20,16 @@ class TooManyError(ValueError):
     """The pattern fits more than a command should get."""
 
 
-async def expand(pattern: str, entries_of: List) -> list[str]:
+async def expand(pattern: str, entries_of: List, has_drives: bool = False) -> list[str]:
     """Paths that the pattern fits, sorted; empty when there is none.
 
-    pattern  with a backslash before each special character that is meant literally.
+    pattern     with a backslash before each special character that is meant literally.
+    has_drives  ``C:/`` is where paths begin, and no directory.
     """
+    drive = pattern[:2] if has_drives and pattern[1:3] == ":/" else ""
+    pattern = pattern.removeprefix(drive)
     parts = _split(pattern)
-    found = ["/"] if pattern.startswith("/") else [""]
+    found = [f"{drive}/"] if pattern.startswith("/") else [""]
     wants_directory = pattern.endswith("/")
     for number, part in enumerate(parts):
         is_last = number == len(parts) - 1

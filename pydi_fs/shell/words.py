@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 WILDCARDS = "*?["
 _BLANK = " \t"
 _SPECIAL = frozenset(" \t\n'\"\\&;#*?[]$`|<>(){}~!")
+_SPECIAL_IN_PATHS = _SPECIAL - frozenset("\\*?[]")  # what a backslash quotes on Windows
 
 
 class LineError(ValueError):
@@ -48,6 +49,10 @@ class Word:
             return self
         return Word(home + self.text[1:], [True] * len(home) + self.literal[1:], self.start)
 
+    def with_slashes(self) -> Word:
+        """As a path whose parts are separated by slashes, which Windows takes as well."""
+        return Word(self.text.replace("\\", "/"), self.literal, self.start, self.open)
+
     def pattern(self) -> str:
         """For `wildcards`: the text, with a backslash before each special character that was
         quoted."""
@@ -72,8 +77,8 @@ class Line:
 def split(text: str, keeps_backslashes: bool = False) -> list[Line]:
     """The commands of a line. LineError for a quote that is not closed, or an ``&`` alone.
 
-    keeps_backslashes  those before an ordinary character are part of the word, as between double
-                       quotes: for Windows, where people type C:\\photos.
+    keeps_backslashes  those before an ordinary character, a wildcard or another backslash are part
+                       of the word: for Windows, where people type C:\\photos\\*.jpg.
     """
     lines: list[Line] = []
     words: list[Word] = []
@@ -152,7 +157,9 @@ def _tokens(text: str, partial: bool, keeps_backslashes: bool = False) -> list[W
             word = Word(start=position)
         if char in "'\"":
             position = _quoted(text, position, word, partial)
-        elif char == "\\" and keeps_backslashes and text[position + 1 :][:1] not in _SPECIAL:
+        elif (
+            char == "\\" and keeps_backslashes and text[position + 1 :][:1] not in _SPECIAL_IN_PATHS
+        ):
             word.add(char, literal=True)
             position += 1
         elif char == "\\":

@@ -114,14 +114,18 @@ def test_shell(poor: Run, tmp_path: Path) -> None:
     """A script of the shell: both sides' directories, wildcards, jobs; backslashes stay."""
     for name in ("1.txt", "2.txt"):
         (tmp_path / name).write_text(name)
+    # Here a drive is a folder of that name; what is seen is how its paths are read.
+    (tmp_path / "C:/sub").mkdir(parents=True)
+    (tmp_path / "C:/sub/deep.txt").write_text("deep")
     script = (
         "mkdir /s\ncd /s\nput *.txt . &\nwait\nls *.txt\nlcd .\nget 1.txt copy.txt\n"
-        "put - x\nput C:\\no\\such /s\nexit\n"
+        "put - x\nput C:\\no\\such /s\nmkdir /c\nput C:\\sub\\*.txt /c\nls /c\nexit\n"
     )
     finished = poor("shell", input=script.encode())
     assert b"1.txt\n2.txt\n" in finished.stdout, finished
     assert (tmp_path / "copy.txt").read_text() == "1.txt"
-    assert b"C:\\no\\such: No such file" in finished.stderr
+    assert finished.stdout.endswith(b"deep.txt\n")
+    assert b"C:/no/such: No such file" in finished.stderr
 
 
 def test_a_console_that_lacks_characters(poor: Run, tmp_path: Path) -> None:

@@ -187,5 +187,23 @@ def test_backslashes_of_windows_paths_stay() -> None:
     """Where they are asked to: before what needs no quoting; a blank can still be typed."""
     (line,) = words.split("put C:\\photos\\2026\\ march /x", keeps_backslashes=True)
     assert line.texts == ["put", "C:\\photos\\2026 march", "/x"]
+    (line,) = words.split("put C:\\a\\*.jpg \\\\host\\share /x", keeps_backslashes=True)
+    assert line.words[1].has_wildcards
+    assert line.words[1].with_slashes().pattern() == "C:/a/*.jpg"
+    assert line.texts[2] == "\\\\host\\share"
     (line,) = words.split("put C:\\photos /x")
     assert line.texts == ["put", "C:photos", "/x"]
+
+
+def test_wildcards_behind_a_drive() -> None:
+    """The drive is listed by no directory; where there are no drives it is a name like others."""
+
+    async def entries_of(path: str) -> Sequence[tuple[str, bool]]:
+        return {"C:/": [("photos", True)], "C:/photos/": [("a.jpg", False)]}.get(path, [])
+
+    async def scenario() -> None:
+        for pattern in ("C:/photos/*.jpg", "C:/p*/a.jpg"):
+            assert await wildcards.expand(pattern, entries_of, True) == ["C:/photos/a.jpg"]
+            assert await wildcards.expand(pattern, entries_of) == []
+
+    asyncio.run(scenario())
