@@ -78,6 +78,24 @@ class Create:
 
 
 @dataclass(frozen=True, slots=True)
+class PutFile:
+    """New regular file with all of its content; EEXIST when there is the name. Value: Attr.
+
+    size, extents, blobs, mtime_ns, content  as in a Commit with a cut at 0.
+    """
+
+    caller: Caller
+    parent: Ino
+    name: bytes
+    mode: int  # 12 permission bits
+    size: int  # bytes
+    extents: tuple[Extent, ...]
+    blobs: tuple[BlobInfo, ...]
+    mtime_ns: TimeNs | None = None
+    content: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Mknod:
     """New fifo, socket, device or empty regular file. Value: Attr."""
 
@@ -351,7 +369,7 @@ Command = (
     Mkdir | Create | Mknod | Symlink | Tmpfile | Link | Unlink | Rmdir | Rename | SetAttr
     | SetXattr | RemoveXattr | Commit | CloneRange | PurgeOrphans | TrimHistory | SetSetting
     | SetHolders | ForgetBlobs | ExpireSessions | SetNode | SpreadFactors | SetToken
-    | Compact | SetSecret | RetireSecret
+    | Compact | SetSecret | RetireSecret | PutFile
 )  # fmt: skip
 
 
@@ -374,14 +392,14 @@ COMMAND_CODES: dict[type[Any], int] = {
     Rename: 9, SetAttr: 10, SetXattr: 11, RemoveXattr: 12, Commit: 13, CloneRange: 14,
     PurgeOrphans: 15, TrimHistory: 16, SetSetting: 17, SetHolders: 18, ForgetBlobs: 19,
     ExpireSessions: 20, SetNode: 21, SpreadFactors: 22, Compact: 23,
-    SetToken: 25, SetSecret: 26, RetireSecret: 27,
+    SetToken: 25, SetSecret: 26, RetireSecret: 27, PutFile: 28,
 }  # fmt: skip
 
 # Codes that a client may send; the others come from the nodes themselves.
 CLIENT_COMMANDS = frozenset(
     COMMAND_CODES[c]
     for c in (Mkdir, Create, Mknod, Symlink, Tmpfile, Link, Unlink, Rmdir, Rename, SetAttr,
-              SetXattr, RemoveXattr, Commit, CloneRange)
+              SetXattr, RemoveXattr, Commit, CloneRange, PutFile)
 )  # fmt: skip
 
 # What may enter the log when the disk is nearly full: it makes room, or keeps the books that do.

@@ -1,7 +1,7 @@
 """Local files into the tree.
 
 Called by `pydi_fs.commands_copy`. A name of the tree shows its old content until the new one is
-whole and on disk. A small file is one new version in one request. A large one grows in an inode of
+whole and on disk. A small file is one command in one request. A large one grows in an inode of
 its own, nameless or a part (see `plan`), and is then linked to its name, or becomes a new version
 of the file that has the name:
 
@@ -243,7 +243,8 @@ class Upload:
         if existing is not None:
             await session.vfs.access(session.caller, existing.ino, os.W_OK)
         # From here on it happens as a whole, or a Ctrl-C would leave an empty file.
-        task = asyncio.ensure_future(_store_small(session, content, status, parent, name))
+        is_new = existing is None
+        task = asyncio.ensure_future(_store_small(session, content, status, parent, name, is_new))
         try:
             attr = await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -397,10 +398,26 @@ class _Target:
 
 
 async def _store_small(
-    session: Session, content: bytes, status: os.stat_result, parent: Ino, name: bytes
+    session: Session,
+    content: bytes,
+    status: os.stat_result,
+    parent: Ino,
+    name: bytes,
+    is_new: bool,
 ) -> Attr:
-    """A new file, or a new version of the file that has this name, in one commit."""
+    """A new file, in one command; or a new version of the file that has this name, in one commit.
+
+    is_new  as far as anybody knows here.
+    """
     vfs, mode = session.vfs, portable.mode_of(status)
+    if is_new:
+        try:
+            return await vfs.put_file(
+                session.caller, parent, name, mode, content, status.st_mtime_ns
+            )
+        except FileError as exc:
+            if exc.errno != errno.EEXIST:
+                raise
     attr, fh = await vfs.create(session.caller, parent, name, mode, os.O_WRONLY | os.O_TRUNC)
     try:
         # Nothing waits between the opening, this and the beginning of the flush, so that two

@@ -171,7 +171,10 @@ class PastVfs(Vfs):
     # --- inside -----------------------------------------------------------------------------------
 
     async def _execute(
-        self, command: Command, arrived: Callable[[Any], Any] = lambda answer: answer
+        self,
+        command: Command,
+        arrived: Callable[[Any], Any] = lambda answer: answer,
+        payload: bytes | None = None,
     ) -> Any:
         values = [getattr(command, field, 0) for field in _INO_FIELDS]
         if any(isinstance(value, int) and is_past(value) for value in values):
@@ -179,7 +182,7 @@ class PastVfs(Vfs):
         for parent, name in (("parent", "name"), ("new_parent", "new_name")):
             if getattr(command, parent, 0) == ROOT_INO and getattr(command, name, b"") == DOOR:
                 raise FileError(errno.EROFS)  # nobody could reach it
-        return await super()._execute(command, arrived)
+        return await super()._execute(command, arrived, payload)
 
     def _reset(self) -> asyncio.Future[None] | None:
         told = super()._reset()

@@ -36,6 +36,7 @@ from pydi_node.commands import (
     Link,
     Mkdir,
     Mknod,
+    PutFile,
     RemoveXattr,
     Rename,
     Rmdir,
@@ -53,12 +54,14 @@ from pydi_node.records import (
     Attr,
     BlobInfo,
     DirEntry,
+    Extent,
     FileVersion,
     Result,
     Statfs,
 )
 from pydi_node.wire import messages
 from pydi_node.wire.messages import (
+    PUT_BLOB,
     GetAttr,
     GetLock,
     GetXattr,
@@ -510,6 +513,19 @@ class Vfs:
         self._tell_later(fh)
         return attr, fh
 
+    async def put_file(
+        self, caller: Caller, parent: Ino, name: bytes, mode: int, content: bytes, mtime_ns: int
+    ) -> Attr:
+        """A new file with all of its content, at once for everybody. EEXIST."""
+        extents = (Extent(0, len(content), PUT_BLOB, 0),) if content else ()
+        command = PutFile(caller, parent, name, mode, len(content), extents, (), TimeNs(mtime_ns))
+
+        def arrived(answer: Any) -> Attr:
+            return self._arrived_entry(parent, name, answer)
+
+        attr: Attr = await self._execute(command, arrived, content or None)
+        return attr
+
     async def tmpfile(self, caller: Caller, parent: Ino, mode: int, flags: int) -> tuple[Attr, int]:
         """open(2) with O_TMPFILE."""
         command = Tmpfile(caller, parent, mode & 0o7777)
@@ -792,7 +808,10 @@ class Vfs:
         return attr
 
     async def _execute(
-        self, command: Command, arrived: Callable[[Any], Any] = lambda answer: answer
+        self,
+        command: Command,
+        arrived: Callable[[Any], Any] = lambda answer: answer,
+        payload: bytes | None = None,
     ) -> Any:
         """Run a command; what it touched leaves the caches before its answer enters them."""
 
@@ -805,7 +824,7 @@ class Vfs:
             finally:
                 self._cache.note(*result.touched)  # whoever asked before this knew less
 
-        return await self.client.execute(command, arrived=handed_over)
+        return await self.client.execute(command, payload, arrived=handed_over)
 
     def _arrived_attr(self, answer: Any) -> Attr:
         attr = answer if isinstance(answer, Attr) else Attr.from_wire(answer)

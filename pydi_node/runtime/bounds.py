@@ -21,7 +21,7 @@ import errno
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from pydi_node.commands import Commit, Tmpfile
+from pydi_node.commands import Commit, PutFile, Tmpfile
 from pydi_node.errors import BlobMissingError, FileError
 from pydi_node.ids import ROOT_INO, BlobId, Ino, LogIndex
 from pydi_node.records import HOLE, Attr, BlobInfo, DirEntry, FileVersion, Result, Touched, Version
@@ -76,7 +76,7 @@ class Bounds:
         match message:
             case messages.Execute() | messages.ExecutePut():
                 command = self._inner(message.command, None)
-                if isinstance(command, Commit):
+                if isinstance(command, (Commit, PutFile)):
                     self._check_content(command)
                 return dataclasses.replace(message, command=command)
             case messages.BlobRead(blob=blob):
@@ -128,7 +128,7 @@ class Bounds:
                     above.append(parent)
         return False
 
-    def _check_content(self, command: Commit) -> None:
+    def _check_content(self, command: Commit | PutFile) -> None:
         given = {info.blob: info for info in command.blobs}
         for blob, info in given.items():
             if self._written.get(blob) != info:

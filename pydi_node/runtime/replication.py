@@ -123,14 +123,14 @@ class Replication:
 
     # --- writing ----------------------------------------------------------------------------------
 
-    async def put(self, payload: bytes, ino: Ino | None) -> BlobInfo:
+    async def put(self, payload: bytes, ino: Ino | None, parent: Ino | None = None) -> BlobInfo:
         """A new blob, durable on all the holders it names: this node and as many as it should have,
         or fewer when the others can't in time.
 
-        ino  of the file that it is for; None when nobody knows.
+        ino  of the file that it is for; None when nobody knows. parent: of one yet to be made.
         NoSpaceError  no node has room. OSError  the disk of this node failed.
         """
-        places = self._places(len(payload), ino)
+        places = self._places(len(payload), ino, parent)
         nodes = places.others
         copies: list[asyncio.Task[NodeNumber | None]] = []
         made: list[BlobInfo] = []
@@ -209,13 +209,13 @@ class Replication:
         """The copies of a blob that is about to be written here for that file, if known."""
         return Copies(self, blob, ino)
 
-    def _places(self, size: int, ino: Ino | None) -> _Places:
+    def _places(self, size: int, ino: Ino | None, parent: Ino | None = None) -> _Places:
         """Where a new blob of that size (0 while it is not known) for that file should go."""
         states = self.transfers.states()
         tree = self._service.tree
         return _Places(
             deque(choose(states, len(states), exclude={self._node}, size=size)),
-            tree.settings()["replicas"] if ino is None else tree.copies_of(ino),
+            tree.copies_of(ino, parent) if ino or parent else tree.settings()["replicas"],
             stays=not any(s.number == self._node and s.draining for s in states),
         )
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydi_node.blobs.store import BlobStore, Writer
-from pydi_node.commands import CLIENT_COMMANDS, COMMAND_CODES, Command, Commit, SetSetting
+from pydi_node.commands import CLIENT_COMMANDS, COMMAND_CODES, Command, Commit, PutFile, SetSetting
 from pydi_node.errors import (
     BlobMissingError,
     FileError,
@@ -208,8 +208,9 @@ class Service:
         info = self.replication.inline_nowait(request.payload)
         if info is None:
             return None
-        assert isinstance(message.command, Commit), message  # checked when it was decoded
-        return messages.with_put_blob(message.command, info, request.payload)
+        given = message.command
+        assert isinstance(given, (Commit, PutFile)), given  # checked when it was decoded
+        return messages.with_put_blob(given, info, request.payload)
 
     def execute_nowait(
         self, request: Request, command: Command, callback: Callable[[Outcome], None]
@@ -314,8 +315,12 @@ class Service:
         if info is not None:
             command = messages.with_put_blob(message.command, info, request.payload)
         else:
-            info = await self.replication.put(request.payload, message.command.ino)
-            command = messages.with_put_blob(message.command, info)
+            given = message.command
+            if isinstance(given, PutFile):
+                info = await self.replication.put(request.payload, None, given.parent)
+            else:
+                info = await self.replication.put(request.payload, given.ino)
+            command = messages.with_put_blob(given, info)
         return await self.driver.execute(
             message.client, message.serial, command, request.deadline_s
         )

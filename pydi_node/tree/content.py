@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from blake3 import blake3
 
-from pydi_node.commands import CloneRange, Commit, Compact
+from pydi_node.commands import CloneRange, Commit, Compact, PutFile
 from pydi_node.errors import FileError
 from pydi_node.records import FILE_SIZE_MAX, HOLE, Extent, Result, Touched
 from pydi_node.tree import extents
@@ -26,12 +26,12 @@ def commit(store: Store, command: Commit) -> Result:
     if command.base_version is not None and command.base_version != inode.version:
         raise FileError(errno.ESTALE)
     changes, size = _placed(inode, command)
-    _check_blobs(store, command)
+    check_blobs(store, command)
 
-    _take_blobs(store, inode, command)
+    take_blobs(store, inode, command)
     store.amend(inode)
     cut = command.cut if command.cut is not None and command.cut < inode.size else None
-    _rewrite(store, inode, changes, cut)
+    rewrite(store, inode, changes, cut)
     inode.size = size
     inode.version = store.index
     inode.ctime_ns = store.now_ns
@@ -49,10 +49,10 @@ def compact(store: Store, command: Compact) -> Result:
         raise FileError(errno.ESTALE)
     if any(e.blob == HOLE or e.offset + e.length > inode.size for e in command.extents):
         raise FileError(errno.EINVAL)
-    _check_blobs(store, command)
-    _take_blobs(store, inode, command)
+    check_blobs(store, command)
+    take_blobs(store, inode, command)
     store.amend(inode)
-    _rewrite(store, inode, command.extents, None)
+    rewrite(store, inode, command.extents, None)
     return Result(0, inode.attr(), Touched((inode.ino,)))
 
 
@@ -81,7 +81,7 @@ def clone_range(store: Store, command: CloneRange) -> Result:
         assert known is not None, blob
         store.share_blob(known, factor)
     store.amend(target)
-    _rewrite(store, target, changes, None)
+    rewrite(store, target, changes, None)
     target.size = max(target.size, end)
     target.version = store.index
     target.ctime_ns = target.mtime_ns = store.now_ns
@@ -115,7 +115,7 @@ def _placed(inode: Inode, command: Commit) -> tuple[Sequence[Extent], int]:
     return (extents.shift(changes, base) if base else changes), size
 
 
-def _take_blobs(store: Store, inode: Inode, command: Commit | Compact) -> None:
+def take_blobs(store: Store, inode: Inode, command: Commit | Compact | PutFile) -> None:
     """The tree knows the blobs that the command names, and how many copies the file asks for."""
     factor = store.factor_of(inode)
     described = {info.blob: info for info in command.blobs}
@@ -127,7 +127,7 @@ def _take_blobs(store: Store, inode: Inode, command: Commit | Compact) -> None:
             store.share_blob(known, factor)
 
 
-def _check_blobs(store: Store, command: Commit | Compact) -> None:
+def check_blobs(store: Store, command: Commit | Compact | PutFile) -> None:
     """FileError(EINVAL) unless every blob is known or described, alike, and long enough, and the
     content that is given is that of the one that it is given for."""
     in_tree = [info for info in command.blobs if info.is_in_tree]
@@ -162,7 +162,7 @@ def _check_blobs(store: Store, command: Commit | Compact) -> None:
             raise FileError(errno.EINVAL)
 
 
-def _rewrite(store: Store, inode: Inode, changes: Sequence[Extent], cut: int | None) -> None:
+def rewrite(store: Store, inode: Inode, changes: Sequence[Extent], cut: int | None) -> None:
     """The amended file's rows after the cut, if any, and the changes. Reads and writes only rows
     that these can meet or join, so that a small change of a long file stays small."""
     if not changes and cut is None:

@@ -27,6 +27,7 @@ from pydi_node.tree.store import Store
 _HANDLERS: Final[dict[type[Any], Callable[[Store, Any], Result]]] = {
     commands.Mkdir: names.mkdir,
     commands.Create: names.create,
+    commands.PutFile: names.put_file,
     commands.Mknod: names.mknod,
     commands.Symlink: names.symlink,
     commands.Tmpfile: names.tmpfile,

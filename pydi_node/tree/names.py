@@ -20,6 +20,7 @@ from pydi_node.commands import (
     Link,
     Mkdir,
     Mknod,
+    PutFile,
     Rename,
     Rmdir,
     Symlink,
@@ -29,6 +30,8 @@ from pydi_node.commands import (
 from pydi_node.errors import FileError
 from pydi_node.ids import ROOT_INO, Ino
 from pydi_node.records import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, Attr, Result, Touched
+from pydi_node.tree import content
+from pydi_node.tree.inodes import time_or_now
 from pydi_node.tree.permissions import (
     SEARCH,
     WRITE,
@@ -74,6 +77,22 @@ def create(store: Store, command: Create) -> Result:
     inode = _new_node(store, parent, caller, stat.S_IFREG | command.mode)
     result = _named(store, parent, command.name, inode)
     return result._replace(value=(result.value, True))
+
+
+def put_file(store: Store, command: PutFile) -> Result:
+    caller = command.caller
+    parent = _directory_for_new_name(store, command.parent, command.name, caller)
+    if any(extent.offset + extent.length > command.size for extent in command.extents):
+        raise FileError(errno.EINVAL)
+    content.check_blobs(store, command)
+    inode = _new_node(store, parent, caller, stat.S_IFREG | command.mode)
+    result = _named(store, parent, command.name, inode)
+    content.take_blobs(store, inode, command)
+    content.rewrite(store, inode, command.extents, None)
+    inode.size = command.size
+    if command.mtime_ns is not None:
+        inode.mtime_ns = time_or_now(command.mtime_ns, store.now_ns)
+    return result._replace(value=inode.attr())
 
 
 def mknod(store: Store, command: Mknod) -> Result:

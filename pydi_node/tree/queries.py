@@ -103,7 +103,8 @@ _ANY_FACTOR: Final = f"SELECT 1 FROM xattr WHERE name = {FACTOR_LITERAL} LIMIT 1
 # The directories above a file, through its oldest name; a directory's parent is in its own row.
 _FACTOR_ABOVE: Final = f"""
 WITH RECURSIVE above (ino, depth) AS (
-    SELECT coalesce((SELECT parent FROM entry WHERE entry.ino = :ino ORDER BY cookie LIMIT 1), 0), 0
+    SELECT coalesce(:parent, (SELECT parent FROM entry WHERE entry.ino = :ino
+        ORDER BY cookie LIMIT 1), 0), 0
     UNION ALL
     SELECT inode.parent, depth + 1 FROM above JOIN inode ON inode.ino = above.ino
     WHERE inode.parent <> 0 AND inode.parent <> inode.ino
@@ -362,11 +363,14 @@ class Queries(ABC):
             raise FileError(errno.ENOENT)
         return row[0] or self.settings()["replicas"]
 
-    def copies_of(self, ino: Ino) -> int:
+    def copies_of(self, ino: Ino | None, parent: Ino | None = None) -> int:
         """How many copies new content of a file should have, by the nearest directory above that
-        asks for a number; the setting for what is not known."""
+        asks for a number; the setting for what is not known.
+
+        parent  of a file that is yet to be made.
+        """
         if self._ask(_ANY_FACTOR).fetchone() is not None:
-            row = self._ask(_FACTOR_ABOVE, {"ino": ino}).fetchone()
+            row = self._ask(_FACTOR_ABOVE, {"ino": ino, "parent": parent}).fetchone()
             if row is not None:
                 return int(row[0])
         return self.settings()["replicas"]

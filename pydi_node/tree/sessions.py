@@ -156,6 +156,7 @@ _VALUE_OF: Final = {
     for command, restore in (
         (commands.Mkdir, _attr),
         (commands.Create, _attr_and_plain),
+        (commands.PutFile, _attr),
         (commands.Mknod, _attr),
         (commands.Symlink, _attr),
         (commands.Tmpfile, _attr),

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pydi_node import commands, records
-from pydi_node.commands import Command, Commit
+from pydi_node.commands import Command, Commit, PutFile
 from pydi_node.ids import (
     BLOB_ID_MAX,
     INT64_MAX,
@@ -250,10 +250,11 @@ class Execute:
 
 @dataclass(frozen=True, slots=True)
 class ExecutePut:
-    """BlobPut of the payload and the Commit that names it, in one round trip: the close of a small
-    file. The command is a Commit whose extents name the new blob PUT_BLOB and whose ``blobs`` leave
-    it out; the node stores the payload, puts the blob's real id and holders in (``with_put_blob``)
-    and runs the command. A payload that is small enough is not stored but goes with the command.
+    """BlobPut of the payload and the command that names it, in one round trip: the close of a small
+    file by a Commit, or all of a new one by a PutFile. Its extents name the new blob PUT_BLOB, and
+    its ``blobs`` leave it out; the node stores the payload, puts the blob's real id and holders in
+    (``with_put_blob``) and runs the command. A payload that is small enough is not stored but goes
+    with the command.
 
     Sent again, it may store a second blob, and the tree answers with the first Result; the second
     blob is in no version and is collected as garbage.
@@ -633,13 +634,15 @@ def check_payload(request: Request, length: int) -> None:
         if request.info.size != length:
             raise MessageError(f"ReplicaPut: {length} bytes instead of {request.info.size}")
     elif type(request) is ExecutePut:
-        assert isinstance(request.command, Commit), request.command
+        assert isinstance(request.command, (Commit, PutFile)), request.command
         for extent in request.command.extents:
             if extent.blob == PUT_BLOB and extent.blob_offset + extent.length > length:
                 raise MessageError("ExecutePut.command: an extent ends past the payload")
 
 
-def with_put_blob(command: Commit, info: BlobInfo, content: bytes | None = None) -> Commit:
+def with_put_blob(
+    command: Commit | PutFile, info: BlobInfo, content: bytes | None = None
+) -> Commit | PutFile:
     """An ExecutePut's command with the payload's blob in the place of PUT_BLOB.
 
     content  the payload, when its blob is to be in the tree.
@@ -708,8 +711,8 @@ def _lock_kind(value: Any) -> LockKind:
 
 def _check_put(request: ExecutePut) -> None:
     command = request.command
-    if not isinstance(command, Commit):
-        raise MessageError("ExecutePut.command: not a Commit")
+    if not isinstance(command, (Commit, PutFile)):
+        raise MessageError("ExecutePut.command: neither a Commit nor a PutFile")
     if all(extent.blob != PUT_BLOB for extent in command.extents):
         raise MessageError("ExecutePut.command: no extent names the payload")
 
@@ -783,6 +786,7 @@ _ENCODERS: dict[type[Any], tuple[int, tuple[str, ...], tuple[tuple[int, Any], ..
 RESULT_VALUES: dict[type[Any], Check] = {
     commands.Mkdir: Attr.from_wire,
     commands.Create: fields.pair(Attr.from_wire, fields.boolean),
+    commands.PutFile: Attr.from_wire,
     commands.Mknod: Attr.from_wire,
     commands.Symlink: Attr.from_wire,
     commands.Tmpfile: Attr.from_wire,

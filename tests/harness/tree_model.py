@@ -396,6 +396,23 @@ class TreeModel:
         self._written(command.caller, node)
         return self.state.attr(command.ino)
 
+    def put_file(self, command: c.PutFile) -> Attr:
+        parent = self._place(command.caller, command.parent, command.name)
+        if any(e.offset + e.length > command.size for e in command.extents):
+            raise Refused(errno.EINVAL)
+        self._learn_blobs(command)
+        mode = stat.S_IFREG | command.mode
+        node = self._make(parent, command.caller, mode)
+        node.cells = [None] * command.size
+        for extent in command.extents:
+            for i in range(extent.length):
+                node.cells[extent.offset + i] = (
+                    (extent.blob, extent.blob_offset + i) if extent.blob else None
+                )
+        if command.mtime_ns is not None:
+            node.mtime = self._time(command.mtime_ns)
+        return self._enter(command.parent, command.name, node)
+
     def clone_range(self, command: c.CloneRange) -> tuple[Attr, int]:
         source, target = self._node(command.source), self._node(command.target)
         self._content(source)
@@ -577,7 +594,7 @@ class TreeModel:
         self._access(caller, node, 2)
         return node
 
-    def _learn_blobs(self, command: c.Commit) -> None:
+    def _learn_blobs(self, command: c.Commit | c.PutFile) -> None:
         in_tree = [info for info in command.blobs if info.is_in_tree]
         if len(in_tree) != (command.content is not None):
             raise Refused(errno.EINVAL)
@@ -623,6 +640,7 @@ _COMMANDS: dict[type[Any], Callable[[TreeModel, Any], Any]] = {
     c.Mkdir: TreeModel.mkdir,
     c.Create: TreeModel.create,
     c.Mknod: TreeModel.mknod,
+    c.PutFile: TreeModel.put_file,
     c.Symlink: TreeModel.symlink,
     c.Tmpfile: TreeModel.tmpfile,
     c.Link: TreeModel.link,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections import Counter
 from pathlib import Path
@@ -15,8 +16,9 @@ from pydi_fs.vfs import vfs as vfs_module
 from pydi_fs.vfs.vfs import Vfs, VfsConfig
 from pydi_node.commands import RENAME_EXCHANGE, ROOT_CALLER
 from pydi_node.ids import ROOT_INO, Ino
-from pydi_node.wire.messages import Admin, GetAttr, Request, Role
+from pydi_node.wire.messages import Admin, GetAttr, Lookup, Request, Role
 from tests.harness.procs import NodeProcess
+from tests.unit.tree.driver import file_error
 
 DEADLINE_S = 60.0
 
@@ -84,6 +86,30 @@ def test_a_file_closed_at_once_costs_two_requests(
                 await mount.vfs.release(fh)
             assert Counter(mount.client.sent) == {"Execute": 10, "ExecutePut": 10}
             assert await mount.opens() == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_file_whose_content_is_known_is_one_request(node: NodeProcess, tmp_path: Path) -> None:
+    """`pydi put` of a new small file: one command, one round of the log; a name that is there is
+    EEXIST and stays as it is."""
+
+    async def scenario() -> None:
+        async with Mount(node, tmp_path) as mount:
+            vfs, sent = mount.vfs, mount.client.sent
+            for name, content in ((b"small", b"content"), (b"empty", b""), (b"large", b"x" * 9000)):
+                sent.clear()
+                attr = await vfs.put_file(ROOT_CALLER, ROOT_INO, name, 0o640, content, 5)
+                told = [name for name in sent if name != "Release"]  # of the file before
+                assert told == ["ExecutePut" if content else "Execute"]
+                assert (attr.size, attr.mtime_ns, attr.mode & 0o7777) == (len(content), 5, 0o640)
+                assert await mount.asker.call(Lookup(ROOT_INO, name)) == attr
+                fh = await vfs.open(ROOT_CALLER, attr.ino, os.O_RDONLY)
+                assert await vfs.read(fh, 0, 10_000) == content
+                await vfs.release(fh)
+            with file_error(errno.EEXIST):
+                await vfs.put_file(ROOT_CALLER, ROOT_INO, b"small", 0o640, b"other", 5)
+            assert (await mount.asker.call(Lookup(ROOT_INO, b"small"))).size == 7
 
     asyncio.run(scenario())
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pydi_node.commands import CLIENT_COMMANDS, COMMAND_CODES
+from pydi_node.commands import CLIENT_COMMANDS, COMMAND_CODES, Commit, PutFile
 from pydi_node.errors import BlobError, FileError
 from pydi_node.ids import ROOT_INO, ClientId, Ino, Serial
 from pydi_node.records import Attr, DirEntry, Result, Touched
@@ -16,7 +16,7 @@ from pydi_node.runtime.bounds import _INODES, Bounds
 from pydi_node.wire import messages as m
 from pydi_node.wire.messages import Role
 from tests.unit.tree.driver import Driver
-from tests.unit.wire.samples import ATTR, COMMANDS, SAMPLES
+from tests.unit.wire.samples import ATTR, COMMANDS, INFO, SAMPLES
 
 # Requests of a mount that name nothing in the tree, or only a blob that the session writes itself.
 NAME_NOTHING = {
@@ -72,6 +72,18 @@ def test_every_command_of_a_client_is_decided(driver: Driver, command: Any) -> N
     with pytest.raises(FileError) as refused:
         bounds.inward(m.Execute(ClientId(1), Serial(1), command))
     assert refused.value.errno == errno.ESTALE
+
+
+@pytest.mark.parametrize("kind", [Commit, PutFile])
+def test_content_of_others_is_not_to_be_named(driver: Driver, kind: type[Any]) -> None:
+    """In its own directory too: a blob that the session was neither shown nor has written."""
+    bounds = bounds_of(driver)
+    own = driver.tree.resolve(b"/own").ino
+    place = {"ino": driver.create(b"f", own)} if kind is Commit else {"parent": own}
+    for blobs in ((INFO,), ()):
+        command = dataclasses.replace(COMMANDS[kind], **place, blobs=blobs)  # type: ignore[arg-type]
+        with pytest.raises(BlobError):
+            bounds.inward(m.Execute(ClientId(1), Serial(1), command))
 
 
 def test_the_root_is_the_directory(driver: Driver) -> None:

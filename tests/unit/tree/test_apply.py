@@ -51,6 +51,7 @@ def everything() -> list[Entry]:
         c.Link(ROOT, Ino(6), Ino(2), b"t"),
         c.Create(ROOT, ROOT_INO, b"g", 0o644, True),
         c.Compact(Ino(7), LogIndex(8), (), ()),
+        c.PutFile(ROOT, ROOT_INO, b"q", 0o644, 0, (), ()),
         None,
         c.Commit(ROOT, Ino(3), None, None, 30, False, (extent(0, 30, 1),), (blob_info(1),)),
         c.CloneRange(ROOT, Ino(3), 10, Ino(6), 0, 99),

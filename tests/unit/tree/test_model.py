@@ -149,6 +149,14 @@ class Chooser:
             content,
         )
 
+    def put_file(self) -> Command:
+        commit = self.commit()
+        assert isinstance(commit, Commit)
+        return c.PutFile(
+            commit.caller, *self.place(), self.one(MODES), commit.size, commit.extents,
+            commit.blobs, commit.mtime_ns, commit.content,
+        )  # fmt: skip
+
     def setattr(self) -> Command:
         field = self.one(["mode", "owner", "size", "times", "all"])
         size = self.one([0, self.number(0, 40)]) if field in ("size", "all") else None
@@ -226,9 +234,9 @@ class Chooser:
 EVERYTHING = [
     "mkdir", "mkdir", "create", "create", "mknod", "symlink", "tmpfile", "link", "unlink", "rmdir",
     "setxattr", "removexattr", "commit", "commit", "commit", "setattr", "setattr", "clone",
-    "rename", "rename", "rename", "house",
+    "rename", "rename", "rename", "house", "put_file", "put_file",
 ]  # fmt: skip
-CONTENT = ["commit", "commit", "clone", "setattr", "house"]
+CONTENT = ["put_file", "commit", "commit", "clone", "setattr", "house"]
 MOVES = ["rename", "rename", "rename", "rename", "mkdir", "rmdir", "unlink", "create"]
 
 # Directories 2, 3 (in 2), 4 and files 5, 6, 7 with content: something for every command to meet.

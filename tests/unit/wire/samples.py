@@ -55,6 +55,9 @@ COMMANDS: dict[type[Any], commands.Command] = {
             ROOT_CALLER, Ino(7), LogIndex(3), None, 5, False, (Extent(0, 5, BLOB, 0),), (INFO,)
         ),
         commands.CloneRange(ROOT_CALLER, Ino(7), 0, Ino(8), 0, 4096),
+        commands.PutFile(
+            ROOT_CALLER, Ino(1), b"p", 0o644, 5, (Extent(0, 5, BLOB, 0),), (INFO,), TimeNs(3)
+        ),
         commands.PurgeOrphans((Ino(7), Ino(8))),
         commands.TrimHistory(LogIndex(3), 100),
         commands.SetSetting("replicas", "2"),
@@ -82,6 +85,7 @@ RESULT_VALUES: dict[type[Any], Any] = {
     commands.SpreadFactors: (100, True),
     commands.SetToken: None, commands.SetSecret: None, commands.RetireSecret: None,
     commands.Compact: ATTR,
+    commands.PutFile: ATTR,
 }  # fmt: skip
 
 FILE = FileVersion(ATTR, (Extent(0, 5, BLOB, 0),), (INFO,))
