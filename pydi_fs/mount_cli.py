@@ -1,9 +1,11 @@
 """``pydi-mount``: parse, go to the background, mount, wait, unmount; one sentence when it can't.
 
-Two processes. The one a person starts runs a second one of itself in a session of its own
+Three processes. The one a person starts runs a second one of itself in a session of its own
 (``--foreground --report-fd N``) and waits on a pipe until that says "usable" or why not; then it
 exits with 0, or with the sentence and the exit code. A new process rather than a fork, because
 nothing that was loaded or opened before (an event loop, threads, libfuse) survives a fork whole.
+That second one is the `supervisor` of a third, which serves the mount, where the kernel lets
+another process go on with a mount; otherwise it serves the mount itself.
 
 libfuse is loaded only when the fusepy driver is chosen, and nothing of a driver before the mount
 point has been looked at.
@@ -17,12 +19,14 @@ import contextlib
 import errno
 import faulthandler
 import fcntl
+import functools
 import gc
 import importlib
 import json
 import logging
 import os
 import resource
+import secrets
 import signal
 import stat
 import subprocess
@@ -33,7 +37,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from pydi_fs import mount_config
 from pydi_fs.client import Client
@@ -42,7 +46,11 @@ from pydi_fs.commands_connect import ways_of
 from pydi_fs.mount_config import CONFIG_FILE_NAME, OPTIONS, MountConfig
 from pydi_fs.mount_options import MountOptions
 from pydi_fs.mountpoints import Mounted, mounted_at, unmount
+from pydi_fs.restart_policy import BEAT_S
+from pydi_fs.supervisor import DEVICE, Link, Supervisor, ask_for_upgrade, is_possible
 from pydi_fs.vfs.blob_cache import BlobCache
+from pydi_fs.vfs.journal import FORMAT, State
+from pydi_fs.vfs.journalling import STAGE_PREFIX, Journal, KeptJournal
 from pydi_fs.vfs.local_blobs import BlobSource
 from pydi_fs.vfs.past import PastVfs
 from pydi_fs.vfs.vfs import Vfs, VfsConfig
@@ -55,6 +63,7 @@ from pydi_node.errors import (
     PydiError,
     UserError,
 )
+from pydi_node.ids import ClientId
 from pydi_node.wire.messages import Role
 
 log = logging.getLogger("pydi.mount")
@@ -74,9 +83,10 @@ GC_THRESHOLDS = (50_000, 20, 50)
 
 
 class Binding(Protocol):
-    """What `KernelBinding` and `FusepyBinding` have in common."""
+    """What `KernelBinding` and `FusepyBinding` have in common, but for `take_over`."""
 
     async def mount(self) -> None: ...
+    def take_over(self, fd: int) -> None: ...
     async def wait_unmounted(self) -> None: ...
     async def unmount(self) -> None: ...
 
@@ -100,6 +110,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pydi {__version__}")
     parser.add_argument("--config", metavar="FILE", help="read options from this file")
     parser.add_argument("--report-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--resume", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--upgrade", action="store_true",
+        help="let the mount at MOUNTPOINT go on with the version installed now; programs with open"
+        " files notice nothing",
+    )  # fmt: skip
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an existing directory")
     for option in OPTIONS:
         names = [option.flag] if option.flag else [f"--{option.name}"]
@@ -118,14 +134,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_config(arguments: Sequence[str]) -> tuple[MountConfig, int | None]:
-    """The configuration for these arguments in this process's environment, and the report pipe.
+class Start(NamedTuple):
+    """How this process was started, beside what the mount is told."""
+
+    report_fd: int | None  # where somebody waits for the outcome
+    resume: str | None  # what a supervisor before exec(2) held
+    upgrade: bool
+
+
+def parse_config(arguments: Sequence[str]) -> tuple[MountConfig, Start]:
+    """The configuration for these arguments in this process's environment, and what it is for.
 
     UserError says what can't be used.
     """
     values = vars(build_parser().parse_args(arguments))
     config_file = values.pop("config") or os.environ.get("PYDI_CONFIG")
-    report_fd: int | None = values.pop("report_fd")
+    start = Start(values.pop("report_fd"), values.pop("resume"), values.pop("upgrade"))
     mountpoint: str = values.pop("mountpoint")
     flags = {
         name: ",".join(value) if isinstance(value, list) else value
@@ -140,7 +164,7 @@ def parse_config(arguments: Sequence[str]) -> tuple[MountConfig, int | None]:
     in_file = _read_config_file(config_file, default)
     given = mount_config.pick(flags, os.environ, in_file, config_file or default)
     config = mount_config.build(mountpoint, given, os.environ, uid)
-    return _with_absolute_paths(config), report_fd
+    return _with_absolute_paths(config), start
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -150,11 +174,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not __debug__:
             raise UserError("PyDi checks itself with assertions: start it without python -O")
-        config, report_fd = parse_config(arguments)
-        report = Report(report_fd)
+        if list(arguments) == ["--journal-format"]:  # asked before an upgrade
+            print(FORMAT)
+            return EXIT_OK
+        config, start = parse_config(arguments)
+        if start.upgrade:
+            return ask_for_upgrade(config.mountpoint)
+        handed = None if start.resume is None else json.loads(start.resume)
+        report = Report(start.report_fd if handed is None else None)
         if not config.foreground:
             return start_in_background(config, arguments)
-        code = serve(config, report)
+        code = serve(config, report, arguments, handed)
     except UserError as exc:
         report.failed(str(exc), exc.exit_code)
         return exc.exit_code
@@ -241,6 +271,12 @@ class Report:
             pass  # whoever waited was stopped; the mount is as good without
         os.close(fd)
 
+    def close(self) -> None:
+        """Another process says it."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
 
 def log_path(config: MountConfig) -> Path:
     """One log for each mount point, in the cache directory."""
@@ -262,44 +298,109 @@ def _open_log(path: Path) -> int:
 # --- the process that stays -----------------------------------------------------------------------
 
 
-def serve(config: MountConfig, report: Report) -> int:
-    """Mounts and serves until unmounted or told to stop; the exit code. UserError if it can't."""
+def serve(
+    config: MountConfig,
+    report: Report,
+    arguments: Sequence[str] = (),
+    handed: dict[str, Any] | None = None,
+) -> int:
+    """Mounts and serves until unmounted or told to stop; the exit code. UserError if it can't.
+
+    arguments  of the command line, for an upgrade.
+    handed     what the supervisor before an upgrade held.
+    """
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     _allow_many_descriptors()
     configure_logging(config.debug)
-    config = check_mountpoint(config)
+    if handed is None:
+        config = check_mountpoint(config)
+    else:
+        config = replace(config, mountpoint=handed["mountpoint"])
     binding_class = load_driver(config.driver)
     config = replace(config, driver=driver_name(config.driver), options=with_allow_other(config))
+    directory = os.getcwd()
     os.chdir("/")  # keeps no file system busy that someone may want to unmount
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_serve(config, binding_class, report))
+    loop_factory = _loop_factory()
+
+    def work(link: Link | None) -> int:
+        try:
+            with asyncio.Runner(loop_factory=loop_factory) as runner:
+                return runner.run(_serve(config, binding_class, report, link))
+        except PydiError as exc:
+            if link is None:
+                raise
+            code = exc.exit_code if isinstance(exc, UserError) else EXIT_FAILED
+            report.failed(str(exc), code)
+            return code
+
+    if config.driver != "kernel" or not is_possible():
+        if config.driver == "kernel":
+            log.info("restart under open files: off (it needs Linux 6.9)")
+        return work(None)
+    supervisor = Supervisor(config.mountpoint, _without_resume(arguments), directory, work,
+                            forked=report.close)  # fmt: skip
+    if handed is not None:
+        supervisor.resume(handed)
+    return supervisor.run()
 
 
-async def _serve(config: MountConfig, binding_class: Any, report: Report) -> int:
+def _without_resume(arguments: Sequence[str]) -> list[str]:
+    """What an upgrade put in front of the last exec(2) is of no use for the next one."""
+    kept = list(arguments)
+    if "--resume" in kept:
+        at = kept.index("--resume")
+        del kept[at : at + 2]
+    return kept
+
+
+async def _serve(config: MountConfig, binding_class: Any, report: Report, link: Link | None) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
+    if link is not None:
+        _beat(link)
+    journal = Journal() if link is None else KeptJournal(link.logs, link.keep, link.drop)
     # For people: a mount point's name may be no text, a message's text always is.
     shown = os.fsencode(config.mountpoint).decode("utf-8", "replace")
     passes = config.driver == "kernel" and binding_class.may_pass(config.options)
     about = {"mountpoint": shown, "driver": config.driver, "passthrough": passes}
-    client = await _connect(config, about)
+    state = journal.state
+    identity = None if state is None else state.identity
+    if link is not None:
+        about["resume"] = key = identity.key if identity else secrets.token_bytes(16)
+    client = await _connect(config, about, state)
+    client.number = lambda command: journal.number(command, client.new_serial)
     vfs = PastVfs(
         client,
         VfsConfig(
             Path(config.cache_dir) / "staging",
             sources=_blob_sources(config),
             cache=BlobCache(Path(config.cache_dir), config.cache_size),
+            journal=journal,
         ),
     )
+    if link is not None and state is not None:
+        vfs.restore(state, _stage_files(link))
+    if isinstance(journal, KeptJournal):
+        journal.begin(vfs.freeze)
+        if identity is None:
+            journal.identify(client.client_id, key)
     await vfs.start(client.is_connected)
-    binding: Binding = binding_class(vfs, config.mountpoint, config.options)
+    more = {}
+    if link is not None:
+        more = {"journal": journal, "keep": functools.partial(link.keep, DEVICE)}
+    binding: Binding = binding_class(vfs, config.mountpoint, config.options, **more)
     try:
-        await binding.mount()
+        if link is not None and link.follows:
+            binding.take_over(link.kept.pop(DEVICE))
+        else:
+            await binding.mount()
         try:
-            if client.is_connected:
+            if link is not None and link.follows:
+                log.info("%s is served again", config.mountpoint)
+            elif client.is_connected:
                 await _wait_usable(config)
             else:
                 log.info("no node answers yet: mounted, and waiting for one")
@@ -308,33 +409,61 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report) -> int
             gc.set_threshold(*GC_THRESHOLDS)
             log.info("mounted at %s", config.mountpoint)
             report.usable()
+            if link is not None:
+                link.usable()
             await _first(binding.wait_unmounted(), stop.wait())
         finally:
             await binding.unmount()
+            if link is not None:
+                link.drop(DEVICE)  # it must not keep programs waiting that are cut off
         log.info("unmounted %s", config.mountpoint)
     finally:
         code = await _leave(vfs, client)
     return code
 
 
-async def _connect(config: MountConfig, about: dict[str, Any]) -> Client:
-    """A connected client; with ``-o bg`` one that may still be trying.
+def _beat(link: Link) -> None:
+    """As long as the loop runs, the supervisor hears of it."""
+    link.beat()
+    asyncio.get_running_loop().call_later(BEAT_S, _beat, link)
+
+
+def _stage_files(link: Link) -> dict[int, int]:
+    """Descriptors of staged content that the worker before had, by the number of the stage."""
+    files = {}
+    for name in [name for name in link.kept if name.startswith(STAGE_PREFIX)]:
+        files[int(name.removeprefix(STAGE_PREFIX))] = link.kept.pop(name)
+    return files
+
+
+async def _connect(
+    config: MountConfig, about: dict[str, Any], state: State | None = None
+) -> Client:
+    """A connected client; with ``-o bg``, or in the place of another one, it may still be trying.
+
+    state  what the worker before this one left.
 
     A node that was started just before is waited for; UserError if there is none after
     NODE_START_WAIT_S.
     """
     loop = asyncio.get_running_loop()
-    end = loop.time() + (0.0 if config.background else NODE_START_WAIT_S)
+    identity = None
+    if state is not None and state.identity is not None:
+        identity = (ClientId(state.identity.client), state.last_serial)
+    may_wait = config.background or state is not None
+    end = loop.time() + (0.0 if may_wait else NODE_START_WAIT_S)
     while True:
         client: Client | None = None
         try:
             ways = ways_of(config)
-            client = Client(*ways, role=Role.MOUNT, deadline_s=config.deadline_s, about=about)
+            client = Client(
+                *ways, role=Role.MOUNT, deadline_s=config.deadline_s, about=about, identity=identity
+            )
             await client.connect()
             return client
         except UserError as exc:
             if client is not None:
-                if config.background and exc.exit_code == EXIT_UNREACHABLE:
+                if may_wait and exc.exit_code == EXIT_UNREACHABLE:
                     return client
                 await client.close()
             if exc.exit_code != EXIT_UNREACHABLE or loop.time() >= end:

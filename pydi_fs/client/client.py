@@ -90,6 +90,7 @@ class Client:
     role      what this is: a mount or a command.
     about     plain values that `pydi status` shows of a mount.
     deadline_s  how long a request may take in all, over every retry.
+    identity  of the session that this one goes on with, and the last serial there; None: a new one.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Client:
         role: Role = Role.CLIENT,
         deadline_s: float = DEADLINE_DEFAULT_S,
         about: dict[str, Any] | None = None,
+        identity: tuple[ClientId, int] | None = None,
     ) -> None:
         assert endpoints or (seek and endpoint_of), "a client needs a way to some node"
         self.deadline_s = deadline_s
@@ -120,8 +122,10 @@ class Client:
         self._renewer: asyncio.Task[None] | None = None
         self._lease_until_s = 0.0
         self._hello = Hello(PROTOCOL_VERSIONS, role, "", 0, socket.gethostname()[:255], about or {})
-        self._client_id = ClientId(secrets.randbits(62) + 1)
-        self._serial = 0
+        self.client_id, self._serial = identity or (ClientId(secrets.randbits(62) + 1), 0)
+        # The serial of a command, and whether it may have been sent under it before.
+        self.number: Callable[[Command], tuple[Serial, bool]] = self._number
+        self.is_repeat = False  # what arrives now may be the first answer to an older question
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[Connection] | None = None
         self._subscribed = False
@@ -219,32 +223,53 @@ class Client:
 
         return handed_over
 
+    def new_serial(self) -> Serial:
+        """One that no command had before."""
+        self._serial += 1
+        return Serial(self._serial)
+
+    def _number(self, command: Command) -> tuple[Serial, bool]:
+        return self.new_serial(), False
+
     async def execute(
         self,
         command: Command,
         payload: bytes | None = None,
         *,
         arrived: Callable[[Result], Any] | None = None,
+        serial: Serial | None = None,
     ) -> Any:
         """Run one command, exactly once however often connections break. Its value, decoded.
 
         payload  small content that becomes the blob PUT_BLOB of a Commit, in the same round trip.
         arrived  called at arrival; what it returns is the value.
+        serial   of `new_serial`, or of an earlier attempt; None: what `number` says.
 
         FileError  the command's outcome; nothing changed.
         """
-        self._serial += 1
-        serial = Serial(self._serial)
+        again = False
+        if serial is None:
+            serial, again = self.number(command)
         request: Execute | ExecutePut
         if payload is None:
-            request = Execute(self._client_id, serial, command)
+            request = Execute(self.client_id, serial, command)
         else:
-            request = ExecutePut(self._client_id, serial, command)
+            request = ExecutePut(self.client_id, serial, command)
 
         def outcome(result: Result) -> Any:
             if result.errno:
                 raise FileError(result.errno)
-            return result.value if arrived is None else arrived(result)
+            if arrived is None:
+                return result.value
+            self.is_repeat = again
+            try:
+                return arrived(result)
+            finally:
+                self.is_repeat = False
+                if again:
+                    # Others may have changed it since: nobody shall believe what it says.
+                    shown = tuple(attr.ino for attr in result.directories)
+                    self.on_touched((*result.touched.inos, *shown), result.touched.entries)
 
         def failed(error: PydiError) -> None:
             # It may take effect later, or did already: what it touches is not known.

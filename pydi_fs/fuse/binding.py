@@ -7,6 +7,9 @@ Called by `pydi_fs.mount_cli`. Life of a mount::
     await binding.wait_unmounted()   # umount(8), or the last user of a lazy unmount left
     await binding.unmount()          # or by ourselves; harmless after the other
 
+Where a supervisor holds the device (`pydi_fs.supervisor`), another process can go on with the mount
+of one that died: ``binding.take_over(fd)`` instead of ``mount``.
+
 The vfs is started before and stopped after. This process must never touch its own mount: the loop
 would wait for an answer that only the loop can give.
 """
@@ -18,9 +21,10 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from pydi_fs.fuse import device
+from pydi_fs.fuse import codec, device
+from pydi_fs.fuse.abi import InitFlag
 from pydi_fs.fuse.dispatch import CACHE_TIMEOUT_S, Dispatcher
 from pydi_fs.fuse.filesystem import Entries, FileSystem
 from pydi_fs.fuse.negotiation import REQUEST_MAX_BYTES, Negotiated
@@ -28,6 +32,7 @@ from pydi_fs.fuse.notify import Notifier
 from pydi_fs.fuse.passthrough import Passthrough
 from pydi_fs.fuse.printer import describe_invalidation
 from pydi_fs.mount_options import MountOptions
+from pydi_fs.vfs.journalling import Journal, KeptJournal
 from pydi_node.errors import UserError
 from pydi_node.ids import Ino
 
@@ -61,10 +66,15 @@ class KernelBinding:
         mountpoint: str,
         options: MountOptions,
         cache_timeout_s: float = CACHE_TIMEOUT_S,
+        journal: Journal | None = None,
+        keep: Callable[[int], None] = lambda fd: None,
     ) -> None:
+        """keep: called with the device once mounted, if the kernel lets another process go on."""
         self._vfs = vfs
         self._mountpoint = mountpoint  # absolute once mounted
         self._options = options
+        self._journal = journal or Journal()
+        self._keep = keep
         self._fd = -1
         self._buffer = bytearray(REQUEST_MAX_BYTES)
         self._view = memoryview(self._buffer)
@@ -78,10 +88,13 @@ class KernelBinding:
             cache_timeout_s=cache_timeout_s,
             kernel_checks=options.default_permissions,
             passthrough_after_s=options.passthrough_after_s if self.may_pass(options) else None,
+            journal=self._journal,
             debug=options.debug,
         )
         self._notifier: Notifier | None = None  # from INIT on
         self._has_passthrough = False  # likewise
+        self._has_resend = False  # likewise
+        self._resends_come = False
         self._ready = asyncio.Event()
         self._ended = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
@@ -107,7 +120,39 @@ class KernelBinding:
         self._begin_passthrough()
         self._device = device.device_number(self._mountpoint)
         device.raise_read_ahead(self._device)
+        if self._has_resend:
+            self._keep(self._fd)
+        if self._journal.keeps:
+            survives = "on" if self._has_resend else "off (this kernel has none)"
+            log.info("restart under open files: %s", survives)
         log.info("mounted on %s", self._mountpoint)
+
+    def take_over(self, fd: int) -> None:
+        """Go on with the mount of a worker that died. The vfs is restored and started.
+
+        fd  the device, which this binding owns from here on.
+        """
+        state = self._journal.state
+        assert state is not None
+        assert state.agreed is not None
+        self._vfs.on_invalidate = self._on_invalidate
+        self._fd = fd
+        self._device = device.device_number(self._mountpoint)
+        agreed = state.agreed
+        self._on_agreed(Negotiated(agreed.minor, InitFlag(agreed.flags), b""))
+        nodeids = self._dispatcher.restore(state)
+        self._begin_passthrough(state.backings)
+        # Nobody told the kernel of changes meanwhile.
+        assert self._notifier is not None
+        self._notifier.invalidate(nodeids, (), everything=True)
+        self._resends_come = True
+        try:
+            self._notify(codec.encode_resend())
+        except OSError as exc:
+            if exc.errno not in _ENDED:
+                raise
+        asyncio.get_running_loop().add_reader(fd, self._on_readable)
+        log.info("took over the mount on %s with %d open files", self._mountpoint, len(nodeids))
 
     async def wait_unmounted(self) -> None:
         """Returns when the mount has ended, by whomever, and every change of it has run."""
@@ -161,6 +206,11 @@ class KernelBinding:
             try:
                 length = os.readv(fd, buffers)
             except BlockingIOError:
+                if self._resends_come:
+                    # They stood before all others.
+                    self._resends_come = False
+                    if isinstance(self._journal, KeptJournal):
+                        self._journal.resends_over(self._dispatcher.running)
                 return
             except FileNotFoundError:
                 continue  # its program was killed while the request was being read
@@ -189,21 +239,28 @@ class KernelBinding:
 
     def _on_ready(self, agreed: Negotiated) -> None:
         log.info("FUSE 7.%d, %s", agreed.minor, "epochs" if agreed.has_epoch else "no epochs")
+        if isinstance(self._journal, KeptJournal):
+            self._journal.agreed(agreed.minor, agreed.flags)
+        self._on_agreed(agreed)
+
+    def _on_agreed(self, agreed: Negotiated) -> None:
         if self._notifier is None:
             self._notifier = Notifier(self._notify, agreed.has_epoch)
             self._notifier.start()
         self._has_passthrough = agreed.has_passthrough
+        self._has_resend = agreed.has_resend
         self._ready.set()
 
-    def _begin_passthrough(self) -> None:
-        """Not before the kernel has the answer to its INIT."""
+    def _begin_passthrough(self, of_before: Iterable[int] = ()) -> None:
+        """Not before the kernel has the answer to its INIT. of_before: ids that are not ours."""
         reason: str | None = "this kernel has none"
         if self._options.passthrough_after_s is None:
             reason = "as the options say"
         elif not self.may_pass(self._options):
             reason = "it needs Linux 6.9 and CAP_SYS_ADMIN"
         elif self._has_passthrough:
-            passthrough = Passthrough(self._fd)
+            passthrough = Passthrough(self._fd, self._journal)
+            passthrough.close_all(tuple(of_before))
             reason = passthrough.why_not()
             if reason is None:
                 self._dispatcher.passthrough = passthrough

@@ -656,5 +656,10 @@ def encode_inc_epoch() -> bytes:
     return _notification(FuseNotify.FUSE_NOTIFY_INC_EPOCH, b"")
 
 
+def encode_resend() -> bytes:
+    """Every request that was read and not answered comes again, its number marked; from 7.40 on."""
+    return _notification(FuseNotify.FUSE_NOTIFY_RESEND, b"")
+
+
 def _notification(code: FuseNotify, payload: bytes) -> bytes:
     return abi.fuse_out_header.pack(abi.fuse_out_header.size + len(payload), code, 0) + payload

@@ -40,6 +40,8 @@ from pydi_fs.fuse.nodeids import SECOND, NodeIds, Verdict
 from pydi_fs.fuse.page_cache import PageCache
 from pydi_fs.fuse.passthrough import Passthrough
 from pydi_fs.fuse.printer import describe_reply, describe_request
+from pydi_fs.vfs.journal import State
+from pydi_fs.vfs.journalling import RESENT, Journal
 from pydi_fs.vfs.local_blobs import LocalBlob
 from pydi_node.commands import ROOT_CALLER, TIME_NOW, Caller
 from pydi_node.errors import FileError, PydiError, errno_of
@@ -99,6 +101,7 @@ class Dispatcher:
     cache_timeout_s  seconds, see CACHE_TIMEOUT_S.
     kernel_checks    the mount has default_permissions.
     passthrough_after_s  seconds without a change before a file is passed through; None: never is.
+    journal       what a successor of this process must know goes there.
     debug         log every request and answer.
     """
 
@@ -114,6 +117,7 @@ class Dispatcher:
         cache_timeout_s: float = CACHE_TIMEOUT_S,
         kernel_checks: bool = True,
         passthrough_after_s: float | None = None,
+        journal: Journal | None = None,
         debug: bool = False,
     ) -> None:
         self.pages = PageCache()
@@ -131,6 +135,7 @@ class Dispatcher:
         # Handles that the kernel reads by itself, and the files that must stay open for it.
         self._passed: dict[int, LocalBlob] = {}
         self._debug = debug
+        self._journal = journal or Journal()
         self._lock_owners = LockOwners()
         # Requests without an answer yet, by unique.
         self._running: dict[int, tuple[asyncio.Task[None], Operation]] = {}
@@ -183,6 +188,24 @@ class Dispatcher:
         task = asyncio.create_task(self._run(operation, header, body))
         self._running[header.unique] = (task, operation)
 
+    def restore(self, state: State) -> list[int]:
+        """Go on with the handles of the worker before this one. The node ids that are open."""
+        nodeids: dict[int, None] = {}
+        for opened in state.handles.values():
+            ino = Ino(opened.ino)
+            self.nodeids.restore(ino, opened.second, opened.fh, opened.passing)
+            if not opened.passing:
+                self.pages.opened(ino, opened.fh, None)
+            nodeids[ino | SECOND if opened.second else ino] = None
+        for lock in state.locks:
+            self._lock_owners.locked(Ino(lock.ino), lock.fh, lock.owner)
+        return [*nodeids, *(listed.ino for listed in state.directories.values())]
+
+    @property
+    def running(self) -> Sequence[int]:
+        """Numbers of the requests that are not answered yet."""
+        return tuple(self._running)
+
     async def stop(self) -> None:
         """Returns when nothing runs any more: readers and lock waiters are cancelled, changes go on
         to their end (each has a deadline). Call it when no more requests can come."""
@@ -197,7 +220,10 @@ class Dispatcher:
     async def _run(self, operation: Operation, header: Header, body: Any) -> None:
         payload = b""
         error = 0
+        self._journal.enter(header.unique)
         try:
+            if header.unique & RESENT:
+                await self._take_back(header)
             payload = await operation.handle(self, header, body)
         except asyncio.CancelledError:
             error = errno.EINTR
@@ -207,11 +233,27 @@ class Dispatcher:
         # An abandoned request is no longer in the table: it was answered EINTR.
         waited_for = self._running.pop(header.unique, None) is not None
         delivered = waited_for and self._reply(header, error, payload)
+        self._journal.answered(header.unique)
         if not delivered and not error and operation.undo is not None:
             try:
                 await operation.undo(self, header, payload)
             except Exception as exc:
                 self._errno_of(header, exc)  # only for the log: nobody is left to tell
+
+    async def _take_back(self, header: Header) -> None:
+        """This request was answered with a handle, and the answer got lost with its worker."""
+        fh = self._journal.handed_before(header.unique)
+        if fh is None:
+            return
+        try:
+            if header.opcode == FuseOpcode.FUSE_OPENDIR:
+                await self._vfs.releasedir(fh)
+            else:
+                self._closed(self._vfs.ino_of(fh), fh)
+                await self._vfs.release(fh)
+        except FileError:
+            pass  # it could not be restored
+        self._journal.closed(fh)
 
     def _reply(self, header: Header, error: int, payload: bytes) -> bool:
         """True if the kernel took the answer."""
@@ -493,7 +535,10 @@ class Dispatcher:
     async def _opendir(self, header: Header, _body: codec.Open) -> bytes:
         # No FOPEN_CACHE_DIR: an answer to READDIR that a change elsewhere overtook would stay in
         # the kernel's copy of the listing, which has no time-out of its own.
-        return codec.encode_open(await self._vfs.opendir(Ino(header.nodeid)), 0)
+        ino = Ino(header.nodeid)
+        fh = await self._vfs.opendir(ino)
+        self._journal.listed(header.unique, fh, ino)
+        return codec.encode_open(fh, 0)
 
     async def _readdir(self, header: Header, body: codec.Read) -> bytes:
         dots = self._dots(header, body, plus=False)
@@ -529,10 +574,13 @@ class Dispatcher:
 
     async def _releasedir(self, _header: Header, body: codec.Release) -> bytes:
         await self._vfs.releasedir(body.fh)
+        self._journal.closed(body.fh)
         return b""
 
     async def _undo_opendir(self, _header: Header, payload: bytes) -> None:
-        await self._vfs.releasedir(_fh_in(payload))
+        fh = _fh_in(payload)
+        await self._vfs.releasedir(fh)
+        self._journal.closed(fh)
 
     # --- handlers: files --------------------------------------------------------------------------
 
@@ -562,8 +610,17 @@ class Dispatcher:
             local.pin()
             self._passed[fh] = local
             self.pages.changed(ino)  # the kernel drops what it had
+            self._note_open(header, ino, fh, body.flags, passing=True)
             return codec.encode_open(fh, abi.FOPEN_PASSTHROUGH | abi.FOPEN_NOFLUSH, backing_id)
+        self._note_open(header, ino, fh, body.flags)
         return codec.encode_open(fh, self._open_flags(ino, fh, body.flags, after))
+
+    def _note_open(
+        self, header: Header, ino: Ino, fh: int, flags: int, passing: bool = False
+    ) -> None:
+        second = bool(self.nodeids.of(ino) & SECOND) and not passing
+        caller = self._caller(header)
+        self._journal.opened(header.unique, fh, ino, flags, caller, second, passing)
 
     async def _file_to_pass(self, ino: Ino, fh: int) -> LocalBlob | None:
         """The file that the kernel may read instead of asking us; not pinned."""
@@ -602,6 +659,7 @@ class Dispatcher:
     def _created(self, header: Header, attr: Attr, fh: int, flags: int) -> bytes:
         self.nodeids.created(attr.ino, fh)
         open_flags = self._open_flags(attr.ino, fh, flags, attr)
+        self._note_open(header, attr.ino, fh, flags)
         return self._entry(header, attr) + codec.encode_open(fh, open_flags)
 
     async def _undo_open(self, header: Header, payload: bytes) -> None:
@@ -615,11 +673,15 @@ class Dispatcher:
         fh = _fh_in(payload)
         self._closed(ino, fh)
         await self._vfs.release(fh)
+        self._journal.closed(fh)
 
     async def _read(self, _header: Header, body: codec.Read) -> bytes:
         return await self._vfs.read(body.fh, _size(body.offset), body.size)
 
     async def _write_file(self, header: Header, body: codec.Write) -> bytes:
+        before = self._journal.written_before(header.unique)
+        if before is not None:
+            return codec.encode_write(before)
         if body.write_flags & abi.FUSE_WRITE_KILL_SUIDGID:
             await self._clear_set_id(Ino(header.nodeid))
         return codec.encode_write(await self._vfs.write(body.fh, _size(body.offset), body.data))
@@ -651,6 +713,7 @@ class Dispatcher:
                 await self._unlock(body.fh, owner, flock=False)
         finally:
             await self._vfs.release(body.fh)
+            self._journal.closed(body.fh)
         return b""
 
     async def _fallocate(self, _header: Header, body: codec.Fallocate) -> bytes:
@@ -693,6 +756,7 @@ class Dispatcher:
         if not body.flock and body.kind != fcntl.F_UNLCK:
             # Before the wait: the close that gives it back may come while this is still under way.
             self._lock_owners.locked(Ino(header.nodeid), body.fh, body.owner)
+            self._journal.locked(Ino(header.nodeid), body.fh, body.owner)
         await self._vfs.setlk(
             body.fh,
             body.owner,

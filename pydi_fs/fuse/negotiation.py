@@ -44,6 +44,7 @@ WANTED = (
     | InitFlag.FUSE_EXPLICIT_INVAL_DATA
     | InitFlag.FUSE_HANDLE_KILLPRIV_V2
     | InitFlag.FUSE_INIT_EXT
+    | InitFlag.FUSE_HAS_RESEND  # another process can go on with this mount
 )
 # Blobs lie on a file system that is not stacked itself; then an overlayfs can still be stacked on
 # the mount. With 2 it would be the other way round.
@@ -75,6 +76,11 @@ class Negotiated:
     def has_epoch(self) -> bool:
         """Can all names be made stale at once without blocking?"""
         return self.minor >= abi.MINOR_INC_EPOCH
+
+    @property
+    def has_resend(self) -> bool:
+        """Does the kernel send unanswered requests again to a process that takes over?"""
+        return bool(self.flags & InitFlag.FUSE_HAS_RESEND)
 
     @property
     def has_passthrough(self) -> bool:

@@ -29,6 +29,9 @@ SECOND = 1 << 62  # marks the second node id; inode numbers are counted up from 
 RESTLESS_MAX = 4096  # files remembered when nothing of them is open, some 300 bytes each
 
 
+_UNKNOWN = object()  # a backing file that is none of those that there are
+
+
 class Verdict(Enum):
     """How to answer an OPEN."""
 
@@ -114,6 +117,17 @@ class NodeIds:
         state.backing = backing
         state.passing.add(fh)
         return Verdict.PASSTHROUGH
+
+    def restore(self, ino: Ino, second: bool, fh: int, passing: bool) -> None:
+        """Book what a worker before this one booked. Which file it passed through to is not known:
+        the next open turns it restless."""
+        state = self._states.setdefault(ino, _State())
+        if passing:
+            state.passing.add(fh)
+            state.backing = _UNKNOWN
+        else:
+            state.cached.add(fh)
+        state.is_restless |= second
 
     def created(self, ino: Ino, fh: int) -> None:
         """Book a CREATE or TMPFILE, through the cache: its answer names the node id in use."""

@@ -14,8 +14,10 @@ import errno
 import fcntl
 import logging
 import os
+from collections.abc import Iterable
 from struct import Struct
 
+from pydi_fs.vfs.journalling import Journal
 from pydi_fs.vfs.local_blobs import LocalBlob
 
 log = logging.getLogger("pydi.fuse")
@@ -29,8 +31,9 @@ _BACKING_ID = Struct("=I")
 class Passthrough:
     """One object per mount."""
 
-    def __init__(self, device: int) -> None:
+    def __init__(self, device: int, journal: Journal | None = None) -> None:
         self._device = device  # -1 once stopped
+        self._journal = journal or Journal()
         self._ids: dict[LocalBlob, int] = {}
 
     def why_not(self) -> str | None:
@@ -59,6 +62,11 @@ class Passthrough:
         local.on_close = lambda: self._forget(local)
         return number
 
+    def close_all(self, numbers: Iterable[int]) -> None:
+        """Registered by the worker before this one. Files that are open under them stay so."""
+        for number in numbers:
+            self._close(number)
+
     def stop(self) -> None:
         """The device is about to be closed, which ends all registrations."""
         self._device = -1
@@ -66,8 +74,10 @@ class Passthrough:
 
     def _forget(self, local: LocalBlob) -> None:
         number = self._ids.pop(local, None)
-        if number is None:
-            return
+        if number is not None:
+            self._close(number)
+
+    def _close(self, number: int) -> None:
         try:
             self._unregister(number)
         except OSError as exc:
@@ -78,7 +88,9 @@ class Passthrough:
         # With a mutable argument ioctl(2)'s result is given, which is the id.
         argument = bytearray(_BACKING_MAP.pack(fd, 0, 0))
         number: int = fcntl.ioctl(self._device, FUSE_DEV_IOC_BACKING_OPEN, argument)
+        self._journal.backing(number, True)
         return number
 
     def _unregister(self, number: int) -> None:
+        self._journal.backing(number, False)
         fcntl.ioctl(self._device, FUSE_DEV_IOC_BACKING_CLOSE, _BACKING_ID.pack(number))

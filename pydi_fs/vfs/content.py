@@ -14,7 +14,7 @@ newer version of the cluster.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from pydi_fs.vfs.extents import ExtentMap, Segment
 from pydi_node.ids import BlobId
@@ -23,8 +23,19 @@ from pydi_node.records import HOLE, Extent, FileVersion
 _CHANGED = 1  # the only source in the set of changed ranges
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class FrozenContent(NamedTuple):
+    """What is unpublished of a file, as plain values; see `Content.freeze`."""
+
+    size: int
+    cut: int | None
+    grown_to: int
+    append_start: int | None
+    touched: bool
+    changed: tuple[tuple[int, int], ...]  # (offset, length)
+    segments: tuple[tuple[int, int, int, int], ...]  # of the changed ranges; gaps are holes
+
+
+class Changes(NamedTuple):
     """What one publication sends: the fields of a Commit, sources still unresolved.
 
     Ranges of staging files carry a negative source; the caller replaces it by the sealed blob.
@@ -44,6 +55,12 @@ class Changes:
             for s in self.segments
         )  # fmt: skip
 
+    @classmethod
+    def unpack(cls, fields: tuple[Any, ...]) -> Changes:
+        """Out of the plain values that `tuple` made of one."""
+        cut, size, append_start, segments = fields
+        return cls(cut, size, append_start, tuple(Segment(*segment) for segment in segments))
+
 
 class Content:
     """Ranges of one open file. Offsets, lengths and sizes in bytes."""
@@ -54,6 +71,52 @@ class Content:
         self.map = _map_of(version)
         self.size = version.attr.size
         self._forget_changes()
+
+    @classmethod
+    def empty(cls, size: int) -> Content:
+        """Of a file of that size of which nothing is known here: all of it is one hole."""
+        content = cls.__new__(cls)
+        content.map = ExtentMap()
+        content.size = size
+        content._forget_changes()
+        return content
+
+    def freeze(self) -> FrozenContent:
+        """What is unpublished, without what the cluster has: `thaw` and `rebase` give it all."""
+        return FrozenContent(
+            self.size, self._cut, self._grown_to, self._append_start, self._touched,
+            tuple((changed.offset, changed.length) for changed in self._changed),
+            tuple((s.offset, s.length, s.source, s.source_offset) for s in self.unpublished()),
+        )  # fmt: skip
+
+    @classmethod
+    def thaw(cls, frozen: FrozenContent, publishing: Changes | None) -> Content:
+        """What `freeze` gave. publishing: what was taken before and is not known to have arrived;
+        it lies below what was written since."""
+        size, cut, grown_to, append_start, touched, changed, segments = frozen
+        content = cls.empty(size)
+        if publishing is not None:
+            for segment in publishing.segments:
+                if segment.source != HOLE:
+                    content.map.put(segment)
+        if cut is not None:
+            content.map.cut(cut)
+        for offset, length in changed:
+            content.map.carve(offset, length)
+            content._changed.put(Segment(offset, length, _CHANGED, offset))
+        for fields in segments:
+            content.map.put(Segment(*fields))
+        content._cut, content._grown_to = cut, grown_to
+        content._append_start, content._touched = append_start, touched
+        return content
+
+    def unpublished(self) -> list[Segment]:
+        """What changed ranges consist of; gaps are holes."""
+        return [
+            segment
+            for changed in self._changed
+            for segment in self.map.slices(changed.offset, changed.length)
+        ]
 
     def _forget_changes(self) -> None:
         self._changed = ExtentMap()  # ranges to publish
@@ -147,15 +210,22 @@ class Content:
 
     def rebase(self, version: FileVersion) -> None:
         """Put what is dirty here on top of a newer version of the cluster."""
+        self._rebase(_map_of(version), version.attr.size)
+
+    def rebase_empty(self, size: int) -> None:
+        """`rebase` on a version of which only the size is known."""
+        self._rebase(ExtentMap(), size)
+
+    def _rebase(self, base: ExtentMap, base_size: int) -> None:
         mine = self.map
-        self.map = _map_of(version)
+        self.map = base
         if self._cut is not None:
             self.map.cut(self._cut)
         shift = 0
         if self._append_start is not None:
             # Others appended: our bytes move behind theirs, as the Commit will place them.
-            shift = version.attr.size - self._append_start
-            self._append_start = version.attr.size
+            shift = base_size - self._append_start
+            self._append_start = base_size
         moved = ExtentMap()
         for changed in self._changed:
             self.map.carve(changed.offset + shift, changed.length)
@@ -168,7 +238,7 @@ class Content:
         if self._grown_to:
             self._grown_to += shift
         if self._cut is None:
-            self.size = max(version.attr.size, self._grown_to)
+            self.size = max(base_size, self._grown_to)
 
     def sources(self) -> frozenset[int]:
         """Every blob and staging file that the content still needs."""

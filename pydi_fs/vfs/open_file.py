@@ -13,18 +13,20 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 from blake3 import blake3
 
 from pydi_fs.client import Client
 from pydi_fs.vfs.content import Content
 from pydi_fs.vfs.extents import Segment
+from pydi_fs.vfs.journal import FileImage, Frozen, Publication, Staged, needed_sources
+from pydi_fs.vfs.journalling import Piece
 from pydi_fs.vfs.reader import BlobReader
 from pydi_fs.vfs.staging import Stage, StagingArea
 from pydi_node.commands import ROOT_CALLER, Caller, Commit
 from pydi_node.errors import BlobMissingError, FileError
-from pydi_node.ids import BlobId, Ino, TimeNs, blob_name
+from pydi_node.ids import BlobId, Ino, Serial, TimeNs, blob_name
 from pydi_node.records import FILE_SIZE_MAX, Attr, BlobInfo, FileVersion
 from pydi_node.wire.messages import PUT_BLOB, GetFile
 
@@ -55,6 +57,7 @@ class OpenFile:
         self._changes_seen = 0  # that many of them are in the content here
         self._client = client
         self._area = area
+        self._journal = area.journal
         self._reader = reader
         self._clock = clock
         self._content = Content(version)
@@ -65,7 +68,36 @@ class OpenFile:
         self._caller: Caller = ROOT_CALLER  # who wrote last: a version is committed in that name
         self._mtime_ns = 0  # of what is dirty
         self._lock = asyncio.Lock()
-        self._publishing = False  # changes are on their way: the cluster's attributes lag behind
+        # Changes on their way: the cluster's attributes lag behind.
+        self._publication: Publication | None = None
+        self._undecided = False  # the worker before this one had sent them
+
+    # --- from one worker to the next -----------------------------------------------------------
+
+    def freeze(self) -> Iterator[Staged | Frozen]:
+        """Records of what is unpublished here, if anything is."""
+        if not self.dirty and self._publication is None:
+            return
+        image = FileImage(self._content, self._caller, self._mtime_ns, self._publication)
+        for source in sorted(needed_sources(image)):
+            stage = self._stages[source]
+            data = stage.read(0, stage.size) if stage.in_memory else None
+            yield Staged(source, self.ino, stage.size, data)
+        sent = self._publication
+        packed = None if sent is None else sent.pack()
+        yield Frozen(self.ino, self._caller, self._mtime_ns, self._content.freeze(), packed)
+
+    def restore(self, image: FileImage, stages: dict[int, Stage]) -> None:
+        """Go on from what the worker before this one had unpublished. What the cluster has is
+        looked at before the first answer (`stale`), and before that it is found out what became of
+        changes that were on their way."""
+        self._content = image.content
+        self._caller = image.caller
+        self._mtime_ns = image.mtime_ns
+        self._publication = image.publication
+        self._undecided = image.publication is not None
+        self._stages.update(stages)
+        self.changed_elsewhere()
 
     # --- attributes --------------------------------------------------------------------------
 
@@ -85,7 +117,7 @@ class OpenFile:
 
     @property
     def dirty(self) -> bool:
-        return self._content.dirty
+        return self._content.dirty or self._undecided
 
     @property
     def size(self) -> int:
@@ -97,7 +129,7 @@ class OpenFile:
 
     def overlay(self, attr: Attr) -> Attr:
         """``attr`` as programs here must see it: with what they wrote and nobody else has yet."""
-        if not self._content.dirty and not self._publishing:
+        if not self._content.dirty and self._publication is None:
             return attr
         return attr._replace(
             size=self._content.size,
@@ -109,13 +141,13 @@ class OpenFile:
     def set_mtime(self, mtime_ns: int) -> None:
         """utimensat(2) on a file with unpublished writes: publishing must not move the time on."""
         self._mtime_ns = mtime_ns
+        self._journal.stamped(self.ino, mtime_ns)
 
     # --- reading -----------------------------------------------------------------------------
 
     async def read(self, offset: int, size: int, sequential: bool) -> bytes:
         """Bytes ``[offset, offset + size)``, short only at the end of the file."""
-        if self.stale:
-            await self.refresh()
+        await self.look()
         size = min(size, self._content.size - offset)
         if size <= 0:
             return b""
@@ -148,7 +180,7 @@ class OpenFile:
         A file that was changed in place since its creation has several, so what is written on and
         on (logs, databases) never has one.
         """
-        if self._content.dirty or self._publishing or self.stale or self.writers:
+        if self._content.dirty or self._publication or self.stale or self.writers:
             return None
         segment = self._content.map.only()
         if segment is None or segment.source < 0:
@@ -217,6 +249,8 @@ class OpenFile:
         if not len(data):
             return 0
         stage = self._writable_stage()
+        size_before = self._content.size
+        pieces: list[Piece] = []
         view = memoryview(data)
         at = offset
         # Ranges that are already in this stage are rewritten in place, so a page that is written a
@@ -225,33 +259,51 @@ class OpenFile:
             if segment.source != stage.source:
                 continue
             if segment.offset > at:
-                self._append(stage, at, view[at - offset : segment.offset - offset], append)
+                gap = view[at - offset : segment.offset - offset]
+                pieces.append(self._append(stage, at, gap, append))
             piece = view[segment.offset - offset : segment.end - offset]
             stage.overwrite(segment.source_offset, piece)
             self._content.write(
                 segment.offset, segment.length, stage.source, segment.source_offset, append
             )
+            pieces.append(self._piece(stage, segment.offset, segment.source_offset, piece))
             at = segment.end
         if at < offset + len(data):
-            self._append(stage, at, view[at - offset :], append)
+            pieces.append(self._append(stage, at, view[at - offset :], append))
         self._note_change(caller)
+        if self._journal.keeps:
+            self._journal.wrote(
+                self.ino, size_before, caller, self._mtime_ns, append, len(data), pieces
+            )
         return len(data)
 
-    def _append(self, stage: Stage, offset: int, data: memoryview, append: bool) -> None:
+    def _append(self, stage: Stage, offset: int, data: memoryview, append: bool) -> Piece:
         source_offset = stage.append(data)
         self._content.write(offset, len(data), stage.source, source_offset, append)
+        return self._piece(stage, offset, source_offset, data)
+
+    def _piece(self, stage: Stage, offset: int, source_offset: int, data: memoryview) -> Piece:
+        """For the journal, which takes the bytes as long as they are nowhere else."""
+        kept = bytes(data) if self._journal.keeps and stage.in_memory else None
+        return (offset, len(data), stage.source, source_offset, kept)
 
     def truncate(self, caller: Caller, size: int) -> None:
         """Cut, or extend with a hole, to ``size``; published by the next flush or fsync."""
         if size > FILE_SIZE_MAX:
             raise FileError(errno.EFBIG)
+        size_before = self._content.size
         self._content.truncate(size)
         self._note_change(caller)
+        self._journal.cut(self.ino, size_before, caller, self._mtime_ns, size)
 
     def punch(self, caller: Caller, offset: int, length: int, keep_size: bool) -> None:
         """Zeros that take no space."""
+        size_before = self._content.size
         self._content.punch(offset, length, keep_size)
         self._note_change(caller)
+        self._journal.punched(
+            self.ino, size_before, caller, self._mtime_ns, offset, length, keep_size
+        )
 
     def _writable_stage(self) -> Stage:
         if self._stage is None:
@@ -276,53 +328,97 @@ class OpenFile:
         On an error everything stays here, dirty, and a later publish tries again.
         """
         async with self._lock:
+            await self._finish()
             if not self._content.dirty:
                 return
             changes = self._content.take_changes()
-            mtime_ns = self._mtime_ns
-            sources = {s.source for s in changes.segments if s.source < 0}
-            if self._stage is not None and self._stage.source in sources:
-                self._stage = None
-            self._publishing = True
-            try:
-                infos, put = await self._seal(sources)
-                blob_of = {stage_source: info.blob for stage_source, info in infos.items()}
-                if put is not None:
-                    blob_of[put.source] = PUT_BLOB
-                extents = changes.extents(blob_of)
-                # Several commands only for files with tens of thousands of separate changes.
-                for start in range(0, max(len(extents), 1), EXTENTS_PER_COMMIT_MAX):
-                    piece = extents[start : start + EXTENTS_PER_COMMIT_MAX]
-                    named = {extent.blob for extent in piece}
-                    commit = Commit(
-                        caller=self._caller,
-                        ino=self.ino,
-                        base_version=None,
-                        cut=changes.cut if start == 0 else None,
-                        size=changes.size,
-                        append=changes.append_start is not None,
-                        extents=piece,
-                        blobs=tuple(sorted(i for i in set(infos.values()) if i.blob in named)),
-                        mtime_ns=TimeNs(mtime_ns),
-                    )
-                    content = put.content() if put is not None and PUT_BLOB in named else None
-                    self.attr = await self._client.execute(commit, content)
-            except BaseException:
-                self._content.restore(changes)
-                raise
-            finally:
-                self._publishing = False
-            for source, info in infos.items():
-                self._blobs[info.blob] = info
-                self._content.sealed(source, info.blob)
-            appended_at = changes.append_start
-            if appended_at is not None and self.attr.size != appended_at + changes.size:
-                # Another mount appended first: the cluster put our bytes behind theirs.
-                self.changed_elsewhere()
-            await self._drop_unused_stages()
+            self._journal.publishing(self.ino)
+            self._publication = Publication(changes, self._caller, self._mtime_ns, [])
+            await self._send(self._publication)
         if len(self._stages) > UNNAMED_STAGES_MAX:
             self.changed_elsewhere()
             await self.refresh()
+
+    async def _finish(self) -> None:
+        """What the worker before this one had sent is published, once: under the same serials the
+        cluster gives its first answer, or does it now. Without an answer nothing is decided, and a
+        later attempt is as good."""
+        if not self._undecided:
+            return
+        sent = self._publication
+        assert sent is not None
+        try:
+            await self._send(sent, decides=(FileError,))
+        except FileError:
+            self._undecided = False
+            raise
+        self._undecided = False
+        # Its blobs may be others than those that were sent now.
+        self.changed_elsewhere()
+
+    async def _send(
+        self,
+        publication: Publication,
+        decides: tuple[type[BaseException], ...] = (BaseException,),
+    ) -> None:
+        """The cluster has the changes. On an error that ``decides`` they are dirty again."""
+        changes = publication.changes
+        sources = {s.source for s in changes.segments if s.source < 0}
+        if self._stage is not None and self._stage.source in sources:
+            self._stage = None
+        try:
+            infos = await self._commit(publication, sources)
+        except decides:
+            self._publication = None
+            self._content.restore(changes)
+            self._journal.published(self.ino, False)
+            raise
+        self._publication = None
+        self._journal.published(self.ino, True)
+        for source, info in infos.items():
+            self._blobs[info.blob] = info
+            self._content.sealed(source, info.blob)
+        appended_at = changes.append_start
+        if appended_at is not None and self.attr.size != appended_at + changes.size:
+            # Another mount appended first: the cluster put our bytes behind theirs.
+            self.changed_elsewhere()
+        await self._drop_unused_stages()
+
+    async def _commit(self, publication: Publication, sources: set[int]) -> dict[int, BlobInfo]:
+        """Seal the stages and run the commands; the blobs that they became."""
+        changes = publication.changes
+        infos, put = await self._seal(sources)
+        blob_of = {stage_source: info.blob for stage_source, info in infos.items()}
+        if put is not None:
+            blob_of[put.source] = PUT_BLOB
+        extents = changes.extents(blob_of)
+        # Several commands only for files with tens of thousands of separate changes.
+        for number, start in enumerate(range(0, max(len(extents), 1), EXTENTS_PER_COMMIT_MAX)):
+            piece = extents[start : start + EXTENTS_PER_COMMIT_MAX]
+            named = {extent.blob for extent in piece}
+            commit = Commit(
+                caller=publication.caller,
+                ino=self.ino,
+                base_version=None,
+                cut=changes.cut if start == 0 else None,
+                size=changes.size,
+                append=changes.append_start is not None,
+                extents=piece,
+                blobs=tuple(sorted(i for i in set(infos.values()) if i.blob in named)),
+                mtime_ns=TimeNs(publication.mtime_ns),
+            )
+            content = put.content() if put is not None and PUT_BLOB in named else None
+            serial = self._serial_of(publication, number)
+            self.attr = await self._client.execute(commit, content, serial=serial)
+        return infos
+
+    def _serial_of(self, publication: Publication, number: int) -> Serial:
+        """Of its command ``number``, the same at every attempt."""
+        if number == len(publication.serials):
+            serial = self._client.new_serial()
+            self._journal.committing(self.ino, serial)
+            publication.serials.append(serial)
+        return publication.serials[number]
 
     async def _seal(self, sources: set[int]) -> tuple[dict[int, BlobInfo], Stage | None]:
         """Blobs of the staging files, and the one small stage that may travel with the Commit.
@@ -336,11 +432,17 @@ class OpenFile:
             put = unsealed.pop()
         return {stage.source: await stage.seal() for stage in unsealed}, put
 
+    async def look(self) -> None:
+        """What follows builds on the file as the cluster has it, not on what it was."""
+        if self.stale:
+            await self.refresh()
+
     async def refresh(self) -> None:
         """Look at the cluster's newest version; what is dirty here stays on top of it."""
         async with self._lock:
             if not self.stale:
                 return
+            await self._finish()
             # Counted before asking: what is heard of after the answer needs another look.
             heard = self._changes_heard
             version = await self._client.call(GetFile(self.ino))
@@ -354,7 +456,10 @@ class OpenFile:
     def _adopt(self, version: FileVersion, heard: int) -> None:
         self._changes_seen = heard
         self.attr = version.attr
+        dirty = self._content.dirty
         self._content.rebase(version)
+        if dirty:
+            self._journal.rebased(self.ino, version.attr.size)
         self._blobs.update((info.blob, info) for info in version.blobs)
         needed = self._content.sources()
         self._blobs = {blob: info for blob, info in self._blobs.items() if blob in needed}
@@ -364,13 +469,15 @@ class OpenFile:
     @property
     def busy(self) -> bool:
         """Being published or refreshed: not the moment to adopt a version."""
-        return self._lock.locked()
+        return self._lock.locked() or self._undecided
 
     async def discard(self) -> None:
         """Forget what was never published, and give all staging space back."""
         async with self._lock:
-            if self._content.dirty:
+            if self.dirty:
                 self._content.take_changes()
+                self._publication, self._undecided = None, False
+                self._journal.forgotten(self.ino)
             self._stage = None
             for stage in list(self._stages.values()):
                 await stage.discard()

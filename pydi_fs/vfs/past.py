@@ -16,17 +16,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pydi_fs.vfs.journal import Opened, State
 from pydi_fs.vfs.moments import parse_moment
 from pydi_fs.vfs.vfs import O_ACCMODE, READDIR_LIMIT_MAX, Vfs
 from pydi_node import portable
 from pydi_node.commands import Caller, Command
-from pydi_node.errors import FileError
+from pydi_node.errors import FileError, PydiError
 from pydi_node.ids import ROOT_INO, Ino, LogIndex, TimeNs
 from pydi_node.records import NAME_MAX_BYTES, Attr, DirEntry, FileVersion
 from pydi_node.wire.messages import (
@@ -39,6 +41,8 @@ from pydi_node.wire.messages import (
     ReadDir,
     ReadLink,
 )
+
+log = logging.getLogger("pydi.vfs")
 
 DOOR = b".pydi"  # in the root
 AT = b"at"  # in there
@@ -67,6 +71,34 @@ class PastVfs(Vfs):
         self._moments: list[LogIndex] = []
         self._numbers: dict[LogIndex, int] = {}  # of moments, from 1
         self._past_attrs: OrderedDict[Ino, Attr] = OrderedDict()
+        self._open_before: list[tuple[Opened, Caller]] = []  # by a worker that died
+
+    async def start(self, connected: bool = True) -> None:
+        await super().start(connected)
+        for opened, caller in self._open_before:
+            ino = Ino(opened.ino)
+            real, at = self._origin(ino)
+            try:
+                version = await self.client.call(GetFile(real, at))
+            except PydiError as exc:
+                log.warning("ino=%d of the past can't be read any more: %s", real, exc)
+                continue
+            version = version._replace(attr=self._shown(version.attr, at))
+            file = self._files.setdefault(ino, self._file_of(version))
+            self._add_handle(opened.fh, file, opened.flags, caller)
+
+    def restore(self, state: State, stage_files: dict[int, int]) -> None:
+        self._moments = list(state.moments)
+        self._numbers = {at: number for number, at in enumerate(self._moments, 1)}
+        super().restore(state, stage_files)
+
+    def _restore_handle(
+        self, state: State, stage_files: dict[int, int], opened: Opened, caller: Caller
+    ) -> None:
+        if is_past(opened.ino):
+            self._open_before.append((opened, caller))  # `start` asks for its content
+        else:
+            super()._restore_handle(state, stage_files, opened, caller)
 
     # --- names and attributes ---------------------------------------------------------------------
 
@@ -230,6 +262,7 @@ class PastVfs(Vfs):
             if len(self._moments) == _MOMENTS_MAX:
                 raise FileError(errno.ENFILE, "too many moments were looked at: mount again")
             self._moments.append(at)
+            self._journal.moment(at)
             number = self._numbers[at] = len(self._moments)
         assert attr.ino <= _INO_MASK, attr
         shown = attr._replace(ino=Ino(_MARK | number << _INO_BITS | attr.ino))

@@ -24,6 +24,7 @@ from blake3 import blake3
 
 from pydi_fs.client import Client
 from pydi_fs.vfs.extents import ExtentMap, Segment
+from pydi_fs.vfs.journalling import Journal
 from pydi_node import portable
 from pydi_node.errors import (
     BlobCorruptError,
@@ -45,9 +46,16 @@ SEAL_ATTEMPTS_MAX = 5  # a node that dies during a seal is followed by another; 
 class StagingArea:
     """Where stages of one mount live, and how much they may hold in memory together."""
 
-    def __init__(self, client: Client, directory: Path, memory_bytes_max: int = 64 << 20) -> None:
+    def __init__(
+        self,
+        client: Client,
+        directory: Path,
+        memory_bytes_max: int = 64 << 20,
+        journal: Journal | None = None,
+    ) -> None:
         self.client = client
         self.directory = directory
+        self.journal = journal or Journal()
         self.memory_bytes_free = memory_bytes_max
         self._sources = 0
 
@@ -56,6 +64,17 @@ class StagingArea:
         reused."""
         self._sources -= 1
         return Stage(self, self._sources, ino)
+
+    def restored(self, source: int, ino: Ino, size: int, data: bytearray | None, fd: int) -> Stage:
+        """A stage of the worker before this one: ``data``, or the file ``fd``, which it owns."""
+        self._sources = min(self._sources, source)
+        stage = Stage(self, source, ino)
+        stage.restore(size, data, fd)
+        return stage
+
+    def begin_after(self, source: int) -> None:
+        """Numbers down to this one have been given out."""
+        self._sources = min(self._sources, source)
 
     def open_file(self) -> int:
         """A nameless file: it vanishes with the descriptor, so a crash leaves nothing behind."""
@@ -82,6 +101,20 @@ class Stage:
         self._streaming: asyncio.Task[None] | None = None
         self.failure: PydiError | None = None  # why streaming stopped for good (no space)
         self.info: BlobInfo | None = None  # set once sealed
+
+    @property
+    def in_memory(self) -> bool:
+        return self._memory is not None
+
+    def restore(self, size: int, data: bytearray | None, fd: int) -> None:
+        """See `StagingArea.restored`; before anything else is done with it."""
+        self.size = size
+        self._hasher = None
+        if data is None:
+            self._memory, self._fd = None, fd
+        else:
+            self._memory = data
+            self._area.memory_bytes_free -= len(data)
 
     def append(self, data: bytes | memoryview) -> int:
         """Stage ``data`` behind what is there; returns its offset in the future blob."""
@@ -182,6 +215,7 @@ class Stage:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            self._area.journal.stage_closed(self.source)
         elif self._memory is not None:
             self._area.memory_bytes_free += len(self._memory)
         self._memory = None
@@ -202,6 +236,7 @@ class Stage:
         fd = self._area.open_file()
         try:
             portable.pwrite_all(fd, self._memory, 0)
+            self._area.journal.staged_in_file(self.source, self._ino, len(self._memory), fd)
         except OSError:
             os.close(fd)
             raise

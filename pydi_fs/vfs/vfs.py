@@ -10,20 +10,30 @@ import asyncio
 import errno
 import logging
 import os
-import stat
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydi_fs.client import Client
 from pydi_fs.vfs.blob_cache import BlobCache
 from pydi_fs.vfs.cache import ABSENT, NameCache
+from pydi_fs.vfs.journal import Frozen, Opened, Staged, State
+from pydi_fs.vfs.journalling import Journal
 from pydi_fs.vfs.listing import Listing
 from pydi_fs.vfs.local_blobs import BlobSource, LocalBlob, LocalBlobs
 from pydi_fs.vfs.open_file import OpenFile
+from pydi_fs.vfs.posix import (
+    FALLOC_KEEP_SIZE,
+    FALLOC_PUNCH_HOLE,
+    FALLOC_ZERO_RANGE,
+    LOCK_KINDS,
+    LOCK_NUMBERS,
+    permitted,
+)
 from pydi_fs.vfs.reader import BlobReader
+from pydi_fs.vfs.resuming import drop_unused, restore_content, unknown
 from pydi_fs.vfs.staging import StagingArea
 from pydi_node import portable
 from pydi_node.commands import (
@@ -67,7 +77,6 @@ from pydi_node.wire.messages import (
     GetXattr,
     IndexAt,
     ListXattr,
-    LockKind,
     Lookup,
     Open,
     ReadDir,
@@ -88,11 +97,6 @@ O_ACCMODE = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 # it need not know who has a file open.
 TELL_OPEN_AFTER_S = 0.5
 
-# fallocate(2) modes
-FALLOC_KEEP_SIZE = 0x01
-FALLOC_PUNCH_HOLE = 0x02
-FALLOC_ZERO_RANGE = 0x10
-
 
 # (inodes, names, whether everything is stale) -> done when the binding's kernel uses none of them
 # any more; None: at once.
@@ -109,12 +113,14 @@ class VfsConfig:
     sources      where files of blobs may be on this machine, the best first
     cache        where content that came over the network is kept, and found again
     rereads      may programs read a range again soon? If not, no memory is spent on it
+    journal      what a successor of this process must know goes there
     """
 
     staging_dir: Path
     sources: tuple[BlobSource, ...] = ()
     cache: BlobCache | None = None
     rereads: bool = True
+    journal: Journal = field(default_factory=Journal)
 
 
 @dataclass(slots=True)
@@ -139,7 +145,8 @@ class Vfs:
         self.on_invalidate: OnInvalidate = lambda inos, entries, everything: None
         self._clock = clock
         self._cache = NameCache()
-        self._area = StagingArea(client, config.staging_dir)
+        self._journal = config.journal
+        self._area = StagingArea(client, config.staging_dir, journal=config.journal)
         sources = config.sources if config.cache is None else (*config.sources, config.cache)
         self._local = LocalBlobs(sources)
         self._reader = BlobReader(client, self._local, config.cache, rereads=config.rereads)
@@ -166,6 +173,37 @@ class Vfs:
         self.client.on_answer = self._cache.answers
         await self.client.subscribe(connected)
         self._sweeps = asyncio.get_running_loop().create_task(self._local.run_sweeps())
+        self._tell_all()
+        for file in self._files.values():
+            if file.dirty and file.busy:
+                self._later(file.refresh())  # what was on its way is done the sooner
+
+    def restore(self, state: State, stage_files: dict[int, int]) -> None:
+        """Go on with what the worker before this one had open; before `start`. What the cluster has
+        of these files is looked at when they are used. stage_files  by number; they are ours now.
+        """
+        self._last_fh = state.last_fh
+        self._area.begin_after(state.last_source)
+        for opened in state.handles.values():
+            caller = Caller(opened.uid, opened.gid, opened.groups)
+            self._restore_handle(state, stage_files, opened, caller)
+        for listed in state.directories.values():
+            self._directories[listed.fh] = self._listing(Ino(listed.ino))
+        drop_unused(stage_files, self._journal)
+
+    def _restore_handle(
+        self, state: State, stage_files: dict[int, int], opened: Opened, caller: Caller
+    ) -> None:
+        ino = Ino(opened.ino)
+        file = self._files.get(ino)
+        if file is None:
+            file = self._files[ino] = self._file_of(FileVersion(unknown(ino), (), ()))
+            restore_content(file, state, stage_files, self._area)
+        self._add_handle(opened.fh, file, opened.flags, caller)
+
+    def freeze(self) -> Iterator[Staged | Frozen]:
+        """Records of all unpublished content, for the journal."""
+        return (record for file in self._files.values() for record in file.freeze())
 
     async def stop(self) -> None:
         """Publish what is left and give everything back. The first error is raised, at the end."""
@@ -260,7 +298,7 @@ class Vfs:
         file = self._files.get(ino)
         if size is not None and file is not None and (file.dirty or self._writes(fh)):
             # Part of what the writer does: published with the rest, by its flush or fsync.
-            await _look(file)
+            await file.look()
             file.truncate(caller, size)
             size = None
         if file is not None and file.dirty and mtime_ns is not None:
@@ -274,7 +312,7 @@ class Vfs:
     async def access(self, caller: Caller, ino: Ino, mask: int) -> None:
         """access(2) for bindings whose kernel does not check permissions. EACCES."""
         attr = await self.getattr(ino)
-        if not _permitted(attr, caller, mask):
+        if not permitted(attr, caller, mask):
             raise FileError(errno.EACCES)
 
     async def readlink(self, ino: Ino) -> bytes:
@@ -498,6 +536,8 @@ class Vfs:
 
         def arrived(answer: Any) -> tuple[Attr, bool]:
             attr, created = answer
+            # The first answer, repeated: since then others may have opened and written it.
+            created = created and not self.client.is_repeat
             if created:
                 self._cache.put_xattr_names(attr.ino, ())
             return self._arrived_entry(parent, name, attr), created
@@ -561,7 +601,7 @@ class Vfs:
             raise FileError(errno.EBADF)
         # A write on top of a size that is no longer the file's would show that size until the next
         # read.
-        await _look(handle.file)
+        await handle.file.look()
         append = bool(handle.flags & os.O_APPEND)
         return handle.file.write(handle.caller, offset, data, append)
 
@@ -643,7 +683,7 @@ class Vfs:
             raise FileError(errno.EFBIG)
         file = handle.file
         free_bytes = (await self.statfs()).free_bytes
-        await _look(file)
+        await file.look()
         keep_size = bool(mode & FALLOC_KEEP_SIZE)
         if mode & ~FALLOC_KEEP_SIZE == 0:
             if file.holes_within(offset, length) > free_bytes:
@@ -660,7 +700,7 @@ class Vfs:
     async def lseek(self, fh: int, offset: int, whence: int) -> int:
         """lseek(2) with SEEK_DATA or SEEK_HOLE. ENXIO behind the end."""
         handle = self._handle(fh)
-        await _look(handle.file)
+        await handle.file.look()
         if whence not in (portable.SEEK_DATA, portable.SEEK_HOLE):
             raise FileError(errno.EINVAL)
         return handle.file.seek(offset, data=whence == portable.SEEK_DATA)
@@ -697,10 +737,10 @@ class Vfs:
     ) -> tuple[int, int, int, int]:
         """The lock in the way as (kind, start, end, pid); kind F_UNLCK when there is none."""
         ino = self._handle(fh).file.ino
-        found = await self.client.call(GetLock(ino, owner, _LOCK_KINDS[kind], start, end))
+        found = await self.client.call(GetLock(ino, owner, LOCK_KINDS[kind], start, end))
         if found is None:
             return (portable.F_UNLCK, start, end, pid)
-        return (_LOCK_NUMBERS[found.kind], found.start, found.end, found.pid)
+        return (LOCK_NUMBERS[found.kind], found.start, found.end, found.pid)
 
     async def setlk(
         self,
@@ -715,7 +755,7 @@ class Vfs:
     ) -> None:
         """Take or drop a lock that all machines respect. EAGAIN when held and ``wait`` is False."""
         ino = self._handle(fh).file.ino
-        request = SetLock(ino, owner, _LOCK_KINDS[kind], start, end, flock, wait, pid)
+        request = SetLock(ino, owner, LOCK_KINDS[kind], start, end, flock, wait, pid)
         if not await self.client.call(request, deadline_s=WAIT_FOREVER_S if wait else None):
             raise FileError(errno.EAGAIN)
 
@@ -736,11 +776,14 @@ class Vfs:
 
     def _new_handle(self, file: OpenFile, flags: int, caller: Caller) -> int:
         fh = self._new_fh()
+        self._add_handle(fh, file, flags, caller)
+        return fh
+
+    def _add_handle(self, fh: int, file: OpenFile, flags: int, caller: Caller) -> None:
         handle = _Handle(file, flags, caller)
         self._handles[fh] = handle
         file.handles += 1
         file.writers += handle.writable
-        return fh
 
     def _open_new(self, attr: Attr, flags: int, caller: Caller) -> int:
         """A handle of a file that was created just now: its content is known."""
@@ -779,6 +822,13 @@ class Vfs:
         if not file.stale:
             self._cache.answers(self._cache.moment)
             self._cache.put_attr(file.attr)
+
+    def _tell_all(self) -> None:
+        """A node that knows nothing of this mount hears what is open."""
+        for file in self._files.values():
+            for _ in range(file.handles):
+                self._later(self._tell_open(file.ino))
+        self._untold.clear()
 
     async def _tell_open(self, ino: Ino) -> None:
         await self.client.call(Open(ino))
@@ -865,36 +915,5 @@ class Vfs:
         self._cache.clear()
         for file in self._files.values():
             file.changed_elsewhere()
-            for _ in range(file.handles):
-                self._later(self._tell_open(file.ino))
-        self._untold.clear()
+        self._tell_all()
         return self.on_invalidate((), (), True)
-
-
-async def _look(file: OpenFile) -> None:
-    """What follows builds on the file as the cluster has it, not on what it was."""
-    if file.stale:
-        await file.refresh()
-
-
-_LOCK_KINDS = {
-    portable.F_RDLCK: LockKind.SHARED,
-    portable.F_WRLCK: LockKind.EXCLUSIVE,
-    portable.F_UNLCK: LockKind.UNLOCK,
-}
-_LOCK_NUMBERS = {kind: number for number, kind in _LOCK_KINDS.items()}
-
-
-def _permitted(attr: Attr, caller: Caller, mask: int) -> bool:
-    if mask == os.F_OK:
-        return True
-    if caller.uid == 0:
-        executable = stat.S_ISDIR(attr.mode) or attr.mode & 0o111
-        return not mask & os.X_OK or bool(executable)
-    if caller.uid == attr.uid:
-        bits = attr.mode >> 6
-    elif attr.gid == caller.gid or attr.gid in (caller.groups or ()):
-        bits = attr.mode >> 3
-    else:
-        bits = attr.mode
-    return bits & 7 & mask == mask

@@ -57,21 +57,30 @@ class MountProcess:
         return pydi_mount(self.arguments, self.inside)
 
     def pids(self) -> list[int]:
-        """The daemons of this mount point that live."""
+        """The processes of this mount point that live: a supervisor and its worker, or one."""
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 command = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue  # it ended between the two calls
+            # A process of which a thread is still in the kernel has no command line any more.
             if b"--report-fd" in command and os.fsencode(self.path) in command:
                 found.append(int(entry.name))
         return found
 
     @property
     def pid(self) -> int:
-        (pid,) = self.pids()
+        """Of the process that was started: the supervisor, where there is one."""
+        pids = self.pids()
+        (pid,) = [pid for pid in pids if _parent(pid) not in pids]
         return pid
+
+    @property
+    def worker(self) -> int | None:
+        """Of the process that serves under the supervisor; None while there is none."""
+        pids = self.pids()
+        return next((pid for pid in pids if _parent(pid) in pids), None)
 
     def is_mounted(self) -> bool:
         return mounted_at(os.fsencode(self.path)) is not None
@@ -124,7 +133,7 @@ class World:
     def is_sound(self) -> bool:
         """Both daemons live and the mount answers."""
         process = self.node.process
-        if process is None or process.poll() is not None or len(self.mount.pids()) != 1:
+        if process is None or process.poll() is not None or not self.mount.pids():
             return False
         return self.mount.is_mounted()
 
@@ -134,6 +143,14 @@ class World:
 
     def logs(self) -> str:
         return f"--- node\n{tail(self.node.log)}\n--- mount\n{self.mount.log_text}"
+
+
+def _parent(pid: int) -> int:
+    """0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def pydi_mount(

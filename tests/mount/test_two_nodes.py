@@ -204,8 +204,10 @@ def test_a_stopped_holder_shows_nothing_old(
     assert (there / "old").stat().st_size == 0
     process = pair.nodes[1].process
     assert process is not None
-    pid = pair.mounts[1].pid if stopped == "mount" else process.pid
-    os.kill(pid, signal.SIGSTOP)
+    # With its supervisor, which would see to it that the mount goes on.
+    pids = sorted(pair.mounts[1].pids()) if stopped == "mount" else [process.pid]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     try:
         os.rename(here / "old", here / "new")
         # It may wait for the stopped one, or for the mount to find another node.
@@ -218,7 +220,8 @@ def test_a_stopped_holder_shows_nothing_old(
             COMMAND_DEADLINE_S,
         )
     finally:
-        os.kill(pid, signal.SIGCONT)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
     _, errors = looking.communicate(timeout=COMMAND_DEADLINE_S)
     assert b"No such file" in errors
     assert looking.returncode == 1

@@ -23,7 +23,7 @@ def config_for(mountpoint: Path, cache_dir: str = "/nowhere/cache") -> MountConf
 def test_flags_reach_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flags as documented, -o repeatable, relative paths made absolute."""
     monkeypatch.chdir(tmp_path)
-    config, report_fd = parse_config(
+    config, start = parse_config(
         ["mnt", "--data-dir", "data", "--driver", "fusepy", "--deadline", "3", "--read-only",
          "-o", "noatime", "-o", "fsname=x,allow_other", "--foreground", "--report-fd", "9"]
     )  # fmt: skip
@@ -33,7 +33,7 @@ def test_flags_reach_the_configuration(tmp_path: Path, monkeypatch: pytest.Monke
     assert config.options == MountOptions(
         allow_other=True, read_only=True, noatime=True, fsname="x"
     )
-    assert report_fd == 9
+    assert (start.report_fd, start.resume, start.upgrade) == (9, None, False)
 
 
 def test_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,460 @@
+"""The process that holds a mount while the one that serves it may die: restart under open files.
+
+`mount_cli` runs it where the kernel can send requests again (Linux 6.9). It stays small: no loop,
+no thread, no network, and it never touches the mount.
+
+    supervisor ── fork ──► worker: serves the mount
+        │ holds /dev/fuse, the two logs of the journal, files of staged content
+        │◄── "beat", "keep" + descriptor, "drop", "usable", "end" ── worker
+        │ worker is dead, or silent: killed
+        └─ fork ──► worker: reads the journal, has the kernel send again what was not answered
+
+It has loaded and imported everything before the first fork, so that a successor is there within
+milliseconds, and shares its memory with the worker until then: there is no standby process. An
+upgrade is the same death on purpose, with exec(2) of the new code in between; the process id stays.
+
+When the supervisor is killed the worker dies with it, and the mount: nothing is left behind that
+nobody watches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import gc
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from pydi_fs.mountpoints import mounted_at, unmount
+from pydi_fs.restart_policy import BEAT_S, RestartPolicy, Watchdog
+from pydi_fs.vfs.journal import FORMAT
+from pydi_node.errors import EXIT_FAILED, EXIT_OK, UserError
+
+log = logging.getLogger("pydi.mount")
+
+DEVICE = "device"  # name under which /dev/fuse is kept
+MESSAGE_MAX_BYTES = 256
+KILL_WAIT_S = 5.0  # for a process that got SIGKILL
+KILL_POLL_S = 0.01
+CHECK_TIMEOUT_S = 30.0  # for the new code to say what it can read
+UPGRADE_TIMEOUT_S = 60.0
+RESENDS_SINCE_LINUX = (6, 9)
+# Ends of a worker that are not its word but an accident of it.
+_ACCIDENT = 70
+
+_PR_SET_PDEATHSIG = 1
+_UCRED = struct.Struct("3i")
+
+
+class Link:
+    """A worker's side: its line to the supervisor and what that keeps for it."""
+
+    def __init__(
+        self, line: socket.socket, logs: tuple[int, int], kept: dict[str, int], follows: bool
+    ) -> None:
+        self.logs = logs
+        self.kept = kept  # descriptors by name, in this process
+        self.follows = follows  # another worker, which died
+        self._line = line
+
+    def keep(self, name: str, fd: int) -> None:
+        """The supervisor has a copy of the descriptor when this returns, also if we die then.
+        OSError if it takes none."""
+        try:
+            socket.send_fds(self._line, [f"keep {name}".encode()], [fd])
+        except BlockingIOError as exc:
+            raise OSError(errno.EIO, "the mount's supervisor does not listen") from exc
+
+    def drop(self, name: str) -> None:
+        self._send(f"drop {name}")
+
+    def beat(self) -> None:
+        self._send("beat")
+
+    def usable(self) -> None:
+        self._send("usable")
+
+    def ended(self, code: int) -> None:
+        """Nobody shall follow."""
+        self._send(f"end {code}")
+
+    def _send(self, word: str) -> None:
+        # A supervisor that is stopped reads nothing; that must not stop us.
+        with contextlib.suppress(BlockingIOError):
+            self._line.send(word.encode())
+
+
+Work = Callable[[Link], int]  # runs in the worker's process; its exit code
+
+
+class Supervisor:
+    """Of one mount.
+
+    arguments  of the command line, to start the same again by.
+    directory  working directory in which they were meant.
+    forked     called in this process after the first worker was started.
+    """
+
+    def __init__(
+        self,
+        mountpoint: str,
+        arguments: Sequence[str],
+        directory: str,
+        work: Work,
+        forked: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._mountpoint = mountpoint
+        self._arguments = list(arguments)
+        self._directory = directory
+        self._work = work
+        self._forked = forked
+        self._policy = RestartPolicy()
+        self._watchdog = Watchdog()
+        self._logs = (os.memfd_create("pydi-journal"), os.memfd_create("pydi-journal"))
+        self._kept: dict[str, int] = {}
+        self._worker = 0
+        self._unburied: list[int] = []  # dead workers of which a thread is still in the kernel
+        self._pidfd = -1
+        self._started_s = self._heard_s = 0.0
+        self._line: socket.socket | None = None
+        self._code: int | None = None  # the worker's word that this is the end
+        self._was_usable = False
+        self._stopping = False
+        self._door: socket.socket | None = None  # where upgrades are asked for
+        self._asker: socket.socket | None = None  # who asked for the one under way
+
+    def resume(self, handed: dict[str, Any]) -> None:
+        """Go on with what the supervisor before the exec(2) held; before `run`."""
+        for fd in self._logs:
+            os.close(fd)
+        self._logs = (handed["logs"][0], handed["logs"][1])
+        self._kept = dict(handed["kept"])
+        self._asker = socket.socket(fileno=handed["asker"])
+        for fd in (*self._logs, *self._kept.values(), self._asker.fileno()):
+            os.set_inheritable(fd, False)
+        self._was_usable = True
+
+    def run(self) -> int:
+        """Returns when the mount has ended; the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        gc.collect()
+        gc.freeze()  # what workers share with us is not touched by their collections
+        self._start()
+        self._forked()
+        while True:
+            self._look()
+            if self._worker:
+                continue
+            if self._code is not None:
+                return self._code
+            if not self._was_usable or DEVICE not in self._kept:
+                return EXIT_FAILED
+            if not self._policy.may_restart(self._heard_s - self._started_s):
+                return self._give_up()
+            log.warning("the mount on %s goes on in another process", self._mountpoint)
+            self._start()
+
+    # --- the worker -----------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        supervisor = os.getpid()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            self._be_worker(supervisor, ours, theirs)
+        theirs.close()
+        ours.setblocking(False)
+        self._worker, self._line = pid, ours
+        self._pidfd = os.pidfd_open(pid)
+        self._watchdog = Watchdog()
+        self._started_s = self._heard_s = time.monotonic()
+
+    def _be_worker(self, supervisor: int, ours: socket.socket, theirs: socket.socket) -> NoReturn:
+        code = _ACCIDENT
+        try:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != supervisor:
+                os._exit(_ACCIDENT)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            ours.close()
+            for held in (self._door, self._asker):
+                if held is not None:
+                    held.close()
+            theirs.setblocking(False)
+            link = Link(theirs, self._logs, dict(self._kept), follows=self._was_usable)
+            code = self._work(link)
+            link.ended(code)
+        except BaseException:
+            log.exception("the mount on %s failed", self._mountpoint)
+        finally:
+            logging.shutdown()
+            os._exit(code)
+
+    def _look(self) -> None:
+        """Wait until something happens, a beat's time at most."""
+        assert self._line is not None
+        poll = select.poll()
+        poll.register(self._line, select.POLLIN)
+        poll.register(self._pidfd, select.POLLIN)
+        if self._door is not None:
+            poll.register(self._door, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(BEAT_S * 1000)}
+        self._reap()
+        # First what it said: its last words may have come with its death.
+        self._hear()
+        if self._pidfd in ready:
+            self._bury()
+        elif not ready and _is_dead(self._worker):
+            # A thread of it waits in the kernel, for an answer that its successor gives. Nothing of
+            # it runs any more but that.
+            log.info("process %d ends later", self._worker)
+            self._bury()
+        elif not ready and self._watchdog.looked():
+            log.warning("the process of the mount on %s hangs: killed", self._mountpoint)
+            self._kill()
+        elif self._door is not None and self._door.fileno() in ready:
+            self._serve_door()
+
+    def _hear(self) -> None:
+        assert self._line is not None
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self._line, MESSAGE_MAX_BYTES, 1)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                return
+            if not data:
+                return
+            self._watchdog.heard()
+            self._heard_s = time.monotonic()
+            word, _, name = data.decode().partition(" ")
+            if word == "keep":
+                self._let_go(name)
+                self._kept[name] = fds[0]
+            elif word == "drop":
+                self._let_go(name)
+            elif word == "end":
+                self._code = int(name)
+            elif word == "usable":
+                self._on_usable()
+
+    def _let_go(self, name: str) -> None:
+        fd = self._kept.pop(name, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def _on_usable(self) -> None:
+        self._was_usable = True
+        if self._stopping:
+            os.kill(self._worker, signal.SIGTERM)
+        self._open_door()
+        if self._asker is not None:
+            _answer(self._asker, "")
+            self._asker = None
+
+    def _bury(self) -> None:
+        """The worker is dead: its words are heard, its line closed."""
+        assert self._line is not None
+        self._hear()
+        self._unburied.append(self._worker)
+        self._reap()
+        os.close(self._pidfd)
+        self._line.close()
+        self._worker, self._pidfd, self._line = 0, -1, None
+
+    def _reap(self) -> None:
+        """Those of the dead that have ended are no zombies any more."""
+        for pid in list(self._unburied):
+            try:
+                ended, _ = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                ended = pid
+            if ended:
+                self._unburied.remove(pid)
+
+    def _kill(self) -> None:
+        os.kill(self._worker, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        end_s = time.monotonic() + KILL_WAIT_S
+        while not poll.poll(KILL_POLL_S * 1000) and not _is_dead(self._worker):
+            if time.monotonic() >= end_s:
+                log.error("process %d can't be killed", self._worker)
+                break
+        self._bury()
+
+    def _give_up(self) -> int:
+        log.error(
+            "the processes of the mount on %s die one after the other: it is unmounted, and its"
+            " programs get errors; what they had not closed or synced is lost",
+            self._mountpoint,
+        )
+        sentence = unmount(os.fsencode(self._mountpoint), lazy=True)
+        if sentence:
+            log.error("%s could not be unmounted: %s", self._mountpoint, sentence)
+        return EXIT_FAILED
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self._stopping = True
+        if self._worker and self._was_usable:
+            os.kill(self._worker, number)
+        elif self._worker:
+            os.kill(self._worker, signal.SIGTERM)
+
+    # --- upgrades -------------------------------------------------------------------------------
+
+    def _open_door(self) -> None:
+        mounted = mounted_at(os.fsencode(self._mountpoint))
+        if self._door is not None or mounted is None:
+            return
+        door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            door.bind(door_of(mounted.device))
+            door.listen()
+        except OSError as exc:
+            log.info("no upgrades of this mount: %s", exc)
+            door.close()
+            return
+        door.setblocking(False)
+        self._door = door
+
+    def _serve_door(self) -> None:
+        assert self._door is not None
+        try:
+            asker, _ = self._door.accept()
+        except OSError:
+            return
+        if _peer_uid(asker) not in (0, os.geteuid()):
+            asker.close()
+            return
+        sentence = self._why_no_upgrade()
+        if sentence:
+            log.warning("not upgraded: %s", sentence)
+            _answer(asker, sentence)
+            return
+        self._upgrade(asker)
+
+    def _why_no_upgrade(self) -> str:
+        if DEVICE not in self._kept:
+            return "this kernel can't hand a mount from one process to another: mount it anew"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "pydi_fs", "--journal-format"],
+                capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+                timeout=CHECK_TIMEOUT_S, cwd=self._directory,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            return f"the installed pydi-mount can't be run: {exc}"
+        if done.returncode != 0:
+            last = done.stderr.strip().rpartition("\n")[2]
+            return f"the installed pydi-mount does not start: {last}"
+        if done.stdout.strip() != str(FORMAT):
+            return "the installed version can't go on with this one's open files: mount it anew"
+        return ""
+
+    def _upgrade(self, asker: socket.socket) -> None:
+        log.info("the mount on %s goes on with the installed version", self._mountpoint)
+        self._kill()
+        if self._code is not None:
+            _answer(asker, "the mount has just ended")
+            return
+        handed = {
+            "mountpoint": self._mountpoint,
+            "logs": self._logs,
+            "kept": self._kept,
+            "asker": asker.fileno(),
+        }
+        fds = (*self._logs, *self._kept.values(), asker.fileno())
+        for fd in fds:
+            os.set_inheritable(fd, True)
+        command = [sys.executable, "-m", "pydi_fs", *self._arguments]
+        try:
+            os.chdir(self._directory)
+            sys.stderr.flush()
+            os.execv(sys.executable, [*command, "--resume", json.dumps(handed)])
+        except OSError as exc:
+            # Nothing has happened yet: this version goes on.
+            log.error("could not start the installed version: %s", exc)
+            for fd in fds:
+                os.set_inheritable(fd, False)
+            _answer(asker, f"the installed version could not be started: {exc}")
+        os.chdir("/")
+
+
+def is_possible() -> bool:
+    """Whether this kernel is new enough for one process to follow another under a mount."""
+    numbers = os.uname().release.replace("-", ".").split(".")
+    try:
+        return (int(numbers[0]), int(numbers[1])) >= RESENDS_SINCE_LINUX
+    except (IndexError, ValueError):
+        return False
+
+
+def door_of(device: int) -> str:
+    """The abstract address at which the supervisor of that mount takes wishes: no file remains."""
+    return f"\0pydi-mount/{os.major(device)}:{os.minor(device)}"
+
+
+def ask_for_upgrade(mountpoint: str) -> int:
+    """The mount goes on with the installed version when this returns. UserError why it does not."""
+    path = os.path.realpath(os.path.dirname(os.path.abspath(mountpoint)))
+    path = os.path.join(path, os.path.basename(os.path.abspath(mountpoint)))
+    mounted = mounted_at(os.fsencode(path))
+    if mounted is None or not mounted.fstype.startswith("fuse"):
+        raise UserError(f"{mountpoint}: PyDi is not mounted there")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+        line.settimeout(UPGRADE_TIMEOUT_S)
+        try:
+            line.connect(door_of(mounted.device))
+            if _peer_uid(line) not in (0, os.geteuid()):
+                raise UserError(f"{mountpoint}: another user's mount")
+            answer = line.recv(MESSAGE_MAX_BYTES * 16)
+        except ConnectionRefusedError as exc:
+            raise UserError(
+                f"{mountpoint}: this mount has no supervisor: unmount it and mount it again"
+            ) from exc
+        except TimeoutError as exc:
+            raise UserError(f"{mountpoint}: no answer; see the mount's log") from exc
+    if not answer:
+        raise UserError(f"{mountpoint}: the mount ended meanwhile, or is another user's")
+    sentence = json.loads(answer)["sentence"]
+    if sentence:
+        raise UserError(sentence)
+    return EXIT_OK
+
+
+def _is_dead(pid: int) -> bool:
+    """Whether the process has died, if not all of its threads: one may be in the kernel, and until
+    it comes back the process can't be waited for."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except OSError:
+        return True
+
+
+def _answer(asker: socket.socket, sentence: str) -> None:
+    with asker, contextlib.suppress(OSError):
+        asker.send(json.dumps({"sentence": sentence}).encode())
+
+
+def _peer_uid(line: socket.socket) -> int:
+    raw = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    uid: int = _UCRED.unpack(raw)[1]
+    return uid

@@ -1,0 +1,450 @@
+"""What a mount's worker leaves to the one that follows it: records, and what they add up to.
+
+Pure: bytes in, bytes out. `pydi_fs.vfs.journalling` writes the records while the worker runs; the
+successor reads them here. Theory of operation: a record is complete before the answer leaves that
+depends on it, so what a program was told is always in here. What is not in here can be rebuilt:
+caches (dropped), node ids and versions of content (asked again), leases (asked again), opens at the
+node (told again).
+
+    header of a log   u64 generation; 0: not complete yet
+    record            u32 length, u32 CRC-32, msgpack [kind, field, ...]
+
+Of two logs the complete one with the higher generation counts. Reading stops at the first record
+that is not whole: its writer was killed while it wrote, and has told nobody.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from struct import Struct
+from typing import Any, NamedTuple
+
+import msgpack  # type: ignore[import-untyped]
+
+from pydi_fs.vfs.content import Changes, Content, FrozenContent
+from pydi_fs.vfs.extents import Segment
+from pydi_node.commands import ROOT_CALLER, Caller
+from pydi_node.ids import Ino, LogIndex, Serial
+
+FORMAT = 1  # of all records together; a worker takes over from one of the same format only
+HEADER = Struct("<Q")
+_FRAME = Struct("<II")
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+class Agreed(NamedTuple):
+    """What INIT fixed for the whole mount."""
+
+    minor: int
+    flags: int
+
+
+class Identity(NamedTuple):
+    """Under which names the nodes know this mount."""
+
+    client: int
+    key: bytes
+
+
+class Opened(NamedTuple):
+    """A handle of a file is about to be told to the kernel."""
+
+    unique: int
+    fh: int
+    ino: int
+    flags: int  # of open(2)
+    uid: int
+    gid: int
+    groups: tuple[int, ...] | None
+    second: bool  # under the second node id
+    passing: bool  # the kernel reads it by itself
+
+
+class Listed(NamedTuple):
+    """A handle of a directory likewise."""
+
+    unique: int
+    fh: int
+    ino: int
+
+
+class Closed(NamedTuple):
+    fh: int
+
+
+class Locked(NamedTuple):
+    """An owner has taken, or waits for, a POSIX lock through a handle."""
+
+    ino: int
+    fh: int
+    owner: int
+
+
+class Moment(NamedTuple):
+    """The next number of a moment of the past means this log index."""
+
+    log_index: int
+
+
+class Numbered(NamedTuple):
+    """The command of this kind that a request sends has this serial, however often it is sent."""
+
+    unique: int
+    serial: int
+    command: str
+
+
+class Backing(NamedTuple):
+    """A backing id of the connection is in use, or no longer."""
+
+    number: int
+    open: bool
+
+
+class Wrote(NamedTuple):
+    """``length`` bytes of a program are staged."""
+
+    unique: int
+    ino: int
+    size: int  # of the file, before
+    caller: tuple[int, int, tuple[int, ...] | None]
+    mtime_ns: int
+    append: bool
+    length: int
+    # (offset, length, source, offset in the source, the bytes unless they are in the stage's file)
+    pieces: tuple[tuple[int, int, int, int, bytes | None], ...]
+
+
+class Cut(NamedTuple):
+    """ftruncate(2) of a file that is being written."""
+
+    ino: int
+    size: int  # before
+    caller: tuple[int, int, tuple[int, ...] | None]
+    mtime_ns: int
+    to: int
+
+
+class Punched(NamedTuple):
+    ino: int
+    size: int  # before
+    caller: tuple[int, int, tuple[int, ...] | None]
+    mtime_ns: int
+    offset: int
+    length: int
+    keep_size: bool
+
+
+class Stamped(NamedTuple):
+    """utimensat(2) of a file with unpublished content."""
+
+    ino: int
+    mtime_ns: int
+
+
+class Rebased(NamedTuple):
+    """Unpublished content was put on top of a version of this size."""
+
+    ino: int
+    size: int
+
+
+class Staged(NamedTuple):
+    """All of a stage: its bytes, or None when they are in a file that the supervisor keeps."""
+
+    source: int
+    ino: int
+    size: int
+    data: bytes | None
+
+
+class Publishing(NamedTuple):
+    """What is unpublished now is on its way, in the name of who wrote last."""
+
+    ino: int
+
+
+class Committing(NamedTuple):
+    """The next piece of it is about to be sent under this serial."""
+
+    ino: int
+    serial: int
+
+
+class Published(NamedTuple):
+    """It has arrived, or not."""
+
+    ino: int
+    success: bool
+
+
+class Forgotten(NamedTuple):
+    """What was unpublished of this file is given up."""
+
+    ino: int
+
+
+class Frozen(NamedTuple):
+    """An open file with unpublished content, in one record."""
+
+    ino: int
+    caller: tuple[int, int, tuple[int, ...] | None]
+    mtime_ns: int
+    content: FrozenContent
+    publishing: tuple[Any, ...] | None  # fields of Changes, caller, mtime, serials
+
+
+class Highest(NamedTuple):
+    """Numbers up to these were given out."""
+
+    fh: int
+    serial: int
+    source: int  # the lowest: they count downwards
+
+
+class Done(NamedTuple):
+    """A WRITE that wrote ``length`` bytes, and may be sent again."""
+
+    unique: int
+    length: int
+
+
+RECORDS: tuple[type[Any], ...] = (
+    Agreed, Identity, Opened, Listed, Closed, Locked, Moment, Numbered, Backing, Wrote, Cut,
+    Punched, Stamped, Rebased, Staged, Publishing, Committing, Published, Forgotten,
+    Frozen, Highest, Done,
+)  # fmt: skip
+_KINDS: dict[type[Any], int] = {record: kind for kind, record in enumerate(RECORDS)}
+
+
+def encode(record: Any) -> bytes:
+    """One record, framed."""
+    body: bytes = msgpack.packb((_KINDS[type(record)], *record), use_bin_type=True)
+    return _FRAME.pack(len(body), zlib.crc32(body)) + body
+
+
+def decode(log: bytes | memoryview) -> Iterator[Any]:
+    """The records of a log behind its header, up to the first that is not whole."""
+    view = memoryview(log)
+    at = 0
+    while at + _FRAME.size <= len(view):
+        length, checksum = _FRAME.unpack_from(view, at)
+        at += _FRAME.size
+        body = view[at : at + length]
+        if not length or len(body) < length or zlib.crc32(body) != checksum:
+            return
+        kind, *fields = msgpack.unpackb(
+            body, use_list=False, raw=False, strict_map_key=False, max_bin_len=length
+        )
+        yield RECORDS[kind](*fields)
+        at += length
+
+
+# --- what they add up to --------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class StageImage:
+    """A stage of unpublished content."""
+
+    ino: Ino
+    size: int = 0
+    data: bytearray | None = field(default_factory=bytearray)  # None: in the supervisor's file
+
+
+@dataclass(slots=True)
+class Publication:
+    """Changes on their way to the cluster; it is not known whether they have arrived."""
+
+    changes: Changes
+    caller: Caller
+    mtime_ns: int
+    serials: list[Serial]  # of the pieces that may have been sent
+
+    def pack(self) -> tuple[Any, ...]:
+        return (tuple(self.changes), tuple(self.caller), self.mtime_ns, tuple(self.serials))
+
+    @classmethod
+    def unpack(cls, fields: tuple[Any, ...]) -> Publication:
+        changes, caller, mtime_ns, serials = fields
+        return cls(Changes.unpack(changes), Caller(*caller), mtime_ns, list(serials))
+
+
+@dataclass(slots=True)
+class FileImage:
+    """An open file with content that is not published, or of which that is not known."""
+
+    content: Content
+    caller: Caller = ROOT_CALLER
+    mtime_ns: int = 0
+    publication: Publication | None = None
+
+
+class State:
+    """Everything a successor must know."""
+
+    def __init__(self) -> None:
+        self.agreed: Agreed | None = None
+        self.identity: Identity | None = None
+        self.last_fh = 0
+        self.last_serial = 0
+        self.last_source = 0
+        self.handles: dict[int, Opened] = {}
+        self.directories: dict[int, Listed] = {}
+        self.locks: dict[Locked, None] = {}
+        self.moments: list[LogIndex] = []
+        self.backings: set[int] = set()
+        self.files: dict[Ino, FileImage] = {}
+        self.stages: dict[int, StageImage] = {}
+        # By the number of a request that may come again.
+        self.serials: dict[int, list[Numbered]] = {}
+        self.written: dict[int, int] = {}
+        self.handed: dict[int, int] = {}  # handles whose number may not have been told
+
+    @classmethod
+    def of(cls, records: Iterable[Any]) -> State:
+        state = cls()
+        for record in records:
+            state.apply(record)
+        return state
+
+    def apply(self, record: Any) -> None:
+        """One record, in the order of writing."""
+        match record:
+            case Agreed():
+                self.agreed = record
+            case Identity():
+                self.identity = record
+            case Opened():
+                self.handles[record.fh] = record
+                self.handed[record.unique] = record.fh
+                self.last_fh = max(self.last_fh, record.fh)
+            case Listed():
+                self.directories[record.fh] = record
+                self.handed[record.unique] = record.fh
+                self.last_fh = max(self.last_fh, record.fh)
+            case Closed():
+                self.handles.pop(record.fh, None)
+                self.directories.pop(record.fh, None)
+                self._drop_locks(record.fh)
+            case Locked():
+                self.locks[record] = None
+            case Moment():
+                self.moments.append(LogIndex(record.log_index))
+            case Numbered():
+                self.serials.setdefault(record.unique, []).append(record)
+                self.last_serial = max(self.last_serial, record.serial)
+            case Backing():
+                (self.backings.add if record.open else self.backings.discard)(record.number)
+            case Done():
+                self.written[record.unique] = record.length
+            case Highest():
+                self.last_fh = max(self.last_fh, record.fh)
+                self.last_serial = max(self.last_serial, record.serial)
+                self.last_source = min(self.last_source, record.source)
+            case _:
+                self._apply_content(record)
+
+    def _drop_locks(self, fh: int) -> None:
+        for lock in [lock for lock in self.locks if lock.fh == fh]:
+            del self.locks[lock]
+
+    def _apply_content(self, record: Any) -> None:
+        match record:
+            case Staged():
+                content = None if record.data is None else bytearray(record.data)
+                self.stages[record.source] = StageImage(Ino(record.ino), record.size, content)
+                self.last_source = min(self.last_source, record.source)
+            case Wrote():
+                file = self._changed(record)
+                for offset, length, source, source_offset, data in record.pieces:
+                    self._fill(source, record.ino, source_offset, length, data)
+                    file.content.write(offset, length, source, source_offset, record.append)
+                self.written[record.unique] = record.length
+            case Cut():
+                self._changed(record).content.truncate(record.to)
+            case Punched():
+                file = self._changed(record)
+                file.content.punch(record.offset, record.length, record.keep_size)
+            case Stamped():
+                if record.ino in self.files:
+                    self.files[Ino(record.ino)].mtime_ns = record.mtime_ns
+            case Rebased():
+                if record.ino in self.files:
+                    self.files[Ino(record.ino)].content.rebase_empty(record.size)
+            case Publishing():
+                file = self.files[Ino(record.ino)]
+                changes = file.content.take_changes()
+                file.publication = Publication(changes, file.caller, file.mtime_ns, [])
+            case Committing():
+                publication = self.files[Ino(record.ino)].publication
+                assert publication is not None, record
+                publication.serials.append(Serial(record.serial))
+                self.last_serial = max(self.last_serial, record.serial)
+            case Published():
+                self._published(record)
+            case Forgotten():
+                self.files.pop(Ino(record.ino), None)
+                self._drop_stages()
+            case Frozen():
+                sent = None if record.publishing is None else Publication.unpack(record.publishing)
+                self.files[Ino(record.ino)] = FileImage(
+                    Content.thaw(FrozenContent(*record.content), sent.changes if sent else None),
+                    Caller(*record.caller), record.mtime_ns, sent,
+                )  # fmt: skip
+            case _:
+                raise AssertionError(record)
+
+    def _changed(self, record: Wrote | Cut | Punched) -> FileImage:
+        """The file as it was before this change; its size is the record's when it was clean."""
+        file = self.files.get(Ino(record.ino))
+        if file is None:
+            file = self.files[Ino(record.ino)] = FileImage(Content.empty(record.size))
+        file.caller = Caller(*record.caller)
+        file.mtime_ns = record.mtime_ns
+        return file
+
+    def _fill(self, source: int, ino: int, offset: int, length: int, data: bytes | None) -> None:
+        stage = self.stages.get(source)
+        if stage is None:
+            # Also one of which nothing was needed for a while, at a snapshot: it goes on where it
+            # was, in its file or behind bytes that nobody asks for.
+            stage = self.stages[source] = StageImage(Ino(ino))
+            if data is None:
+                stage.data = None
+            self.last_source = min(self.last_source, source)
+        stage.size = max(stage.size, offset + length)
+        if data is not None and stage.data is not None:
+            stage.data.extend(bytes(max(0, offset - len(stage.data))))
+            stage.data[offset : offset + length] = data
+
+    def _published(self, record: Published) -> None:
+        file = self.files[Ino(record.ino)]
+        publication = file.publication
+        assert publication is not None, record
+        file.publication = None
+        if not record.success:
+            file.content.restore(publication.changes)
+        elif not file.content.dirty:
+            del self.files[Ino(record.ino)]
+        self._drop_stages()
+
+    def _drop_stages(self) -> None:
+        if not self.files:
+            self.stages.clear()
+            return
+        needed = {source for file in self.files.values() for source in needed_sources(file)}
+        self.stages = {source: stage for source, stage in self.stages.items() if source in needed}
+
+
+def needed_sources(file: FileImage) -> set[int]:
+    """Stages that hold something unpublished of the file."""
+    segments: Iterable[Segment] = file.content.unpublished()
+    needed = {segment.source for segment in segments}
+    if file.publication is not None:
+        needed.update(segment.source for segment in file.publication.changes.segments)
+    return {source for source in needed if source < 0}

@@ -1,0 +1,324 @@
+"""The journal of a living worker: what `journal` defines, written as it happens.
+
+`Journal` remembers nothing: a mount without a supervisor, the command line, libfuse. `KeptJournal`
+writes to two logs in memory that belong to the supervisor (memfd, so that no disk waits and nothing
+is left behind): one grows, and when it has grown enough a snapshot of all that still counts goes
+to the other.
+
+Called by the vfs and by the kernel binding, in the loop. No method waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from typing import Any
+
+from pydi_fs.vfs import journal as records
+from pydi_fs.vfs.journal import HEADER, State
+from pydi_node import portable
+from pydi_node.commands import Caller, Command
+from pydi_node.ids import Ino, LogIndex, Serial
+
+# A snapshot costs a few milliseconds; small content that is written travels through the log.
+COMPACT_BYTES_MIN = 16 << 20
+COMPACT_RATIO = 4  # times the last snapshot, if that is more
+
+RESENT = 1 << 63  # in the number of a request that the kernel sends again
+
+STAGE_PREFIX = "stage "  # of the names under which the supervisor keeps files of stages
+
+Piece = tuple[int, int, int, int, bytes | None]  # of `journal.Wrote`
+NewSerial = Callable[[], Serial]
+
+# Which request of the kernel the present task answers; 0: none.
+_request: ContextVar[int] = ContextVar("request", default=0)
+
+
+class Journal:
+    """Nothing follows this worker."""
+
+    keeps = False  # what is told here is kept
+    state: State | None = None  # of the worker before this one
+
+    def enter(self, unique: int) -> None:
+        """The present task answers this request."""
+
+    def answered(self, unique: int) -> None:
+        """The kernel has its answer, or wants none."""
+
+    def number(self, command: Command, new_serial: NewSerial) -> tuple[Serial, bool]:
+        """The serial of a command, and whether it may have been sent under it before."""
+        return new_serial(), False
+
+    def opened(
+        self, unique: int, fh: int, ino: Ino, flags: int, caller: Caller,
+        second: bool, passing: bool,
+    ) -> None:  # fmt: skip
+        """The kernel is about to hear of a handle."""
+
+    def listed(self, unique: int, fh: int, ino: Ino) -> None:
+        """The same of a directory."""
+
+    def closed(self, fh: int) -> None: ...
+    def locked(self, ino: Ino, fh: int, owner: int) -> None: ...
+    def moment(self, index: LogIndex) -> None: ...
+    def backing(self, number: int, is_open: bool) -> None: ...
+    def wrote(
+        self, ino: Ino, size: int, caller: Caller, mtime_ns: int, append: bool,
+        length: int, pieces: Iterable[Piece],
+    ) -> None: ...  # fmt: skip
+    def cut(self, ino: Ino, size: int, caller: Caller, mtime_ns: int, to: int) -> None: ...
+    def punched(
+        self, ino: Ino, size: int, caller: Caller, mtime_ns: int, offset: int,
+        length: int, keep_size: bool,
+    ) -> None: ...  # fmt: skip
+    def stamped(self, ino: Ino, mtime_ns: int) -> None: ...
+    def rebased(self, ino: Ino, size: int) -> None: ...
+    def staged_in_file(self, source: int, ino: Ino, size: int, fd: int) -> None:
+        """All of a stage lies in this file from now on."""
+
+    def stage_closed(self, source: int) -> None:
+        """Nobody needs that file any more."""
+
+    def publishing(self, ino: Ino) -> None: ...
+    def committing(self, ino: Ino, serial: Serial) -> None: ...
+    def published(self, ino: Ino, success: bool) -> None: ...
+    def forgotten(self, ino: Ino) -> None: ...
+    def written_before(self, unique: int) -> int | None:
+        """How much this WRITE wrote when it was sent the first time; None: it did not get there."""
+        return None
+
+    def handed_before(self, unique: int) -> int | None:
+        """The handle that this request got the first time, of which nobody knows."""
+        return None
+
+
+class KeptJournal(Journal):
+    """Written to the supervisor's logs.
+
+    logs  two files in memory.
+    keep  gives the supervisor a descriptor under a name; drop takes it back.
+    """
+
+    keeps = True
+
+    def __init__(
+        self, logs: tuple[int, int], keep: Callable[[str, int], None], drop: Callable[[str], None]
+    ) -> None:
+        self._logs = logs
+        self._keep = keep
+        self._drop = drop
+        self._at = 0  # end of the log in use
+        self._limit = 0
+        self._generation, self._log, found = read_logs(logs)
+        # Without content: that is asked of the vfs when it is needed.
+        self._mirror = found
+        self._frozen: Callable[[], Iterable[Any]] = lambda: ()
+        self._compacting = False
+        self.state = found if found.identity is not None else None
+        self._serials = {unique: list(sent) for unique, sent in found.serials.items()}
+        self._written = dict(found.written)
+        self._handed = dict(found.handed)
+
+    def begin(self, frozen: Callable[[], Iterable[Any]]) -> None:
+        """From here on records are written. frozen: content, as `Staged` and `Frozen` records."""
+        self._frozen = frozen
+        self._mirror.files, self._mirror.stages = {}, {}
+        self.compact()
+
+    def identify(self, client: int, key: bytes) -> None:
+        self._note(records.Identity(client, key))
+
+    def agreed(self, minor: int, flags: int) -> None:
+        self._note(records.Agreed(minor, flags))
+
+    def resends_over(self, running: Iterable[int]) -> None:
+        """All that the kernel sends again has come; ``running`` of it is not answered yet."""
+        kept = {unique & ~RESENT for unique in running}
+        for table in (
+            self._serials, self._written, self._handed,
+            self._mirror.serials, self._mirror.written, self._mirror.handed,
+        ):  # fmt: skip
+            for unique in [unique for unique in table if unique not in kept]:
+                del table[unique]
+
+    # --- requests -------------------------------------------------------------------------------
+
+    def enter(self, unique: int) -> None:
+        _request.set(unique & ~RESENT)
+
+    def answered(self, unique: int) -> None:
+        unique &= ~RESENT
+        self._mirror.serials.pop(unique, None)
+        self._mirror.written.pop(unique, None)
+        self._mirror.handed.pop(unique, None)
+        self._serials.pop(unique, None)
+
+    def number(self, command: Command, new_serial: NewSerial) -> tuple[Serial, bool]:
+        unique = _request.get()
+        name = type(command).__name__
+        for before in self._serials.get(unique, ()):
+            if before.command == name:
+                self._serials[unique].remove(before)
+                return Serial(before.serial), True
+        serial = new_serial()
+        self._note(records.Numbered(unique, serial, name))
+        return serial, False
+
+    def written_before(self, unique: int) -> int | None:
+        return self._written.get(unique & ~RESENT) if unique & RESENT else None
+
+    def handed_before(self, unique: int) -> int | None:
+        return self._handed.pop(unique & ~RESENT, None) if unique & RESENT else None
+
+    # --- handles --------------------------------------------------------------------------------
+
+    def opened(
+        self, unique: int, fh: int, ino: Ino, flags: int, caller: Caller,
+        second: bool, passing: bool,
+    ) -> None:  # fmt: skip
+        unique &= ~RESENT
+        self._note(records.Opened(unique, fh, ino, flags, *caller, second, passing))
+
+    def listed(self, unique: int, fh: int, ino: Ino) -> None:
+        self._note(records.Listed(unique & ~RESENT, fh, ino))
+
+    def closed(self, fh: int) -> None:
+        self._note(records.Closed(fh))
+
+    def locked(self, ino: Ino, fh: int, owner: int) -> None:
+        self._note(records.Locked(ino, fh, owner))
+
+    def moment(self, index: LogIndex) -> None:
+        self._note(records.Moment(index))
+
+    def backing(self, number: int, is_open: bool) -> None:
+        self._note(records.Backing(number, is_open))
+
+    # --- content --------------------------------------------------------------------------------
+
+    def wrote(
+        self, ino: Ino, size: int, caller: Caller, mtime_ns: int, append: bool,
+        length: int, pieces: Iterable[Piece],
+    ) -> None:  # fmt: skip
+        unique = _request.get()
+        self._write(
+            records.Wrote(unique, ino, size, caller, mtime_ns, append, length, tuple(pieces))
+        )
+
+    def cut(self, ino: Ino, size: int, caller: Caller, mtime_ns: int, to: int) -> None:
+        self._write(records.Cut(ino, size, caller, mtime_ns, to))
+
+    def punched(
+        self, ino: Ino, size: int, caller: Caller, mtime_ns: int, offset: int,
+        length: int, keep_size: bool,
+    ) -> None:  # fmt: skip
+        self._write(records.Punched(ino, size, caller, mtime_ns, offset, length, keep_size))
+
+    def stamped(self, ino: Ino, mtime_ns: int) -> None:
+        self._write(records.Stamped(ino, mtime_ns))
+
+    def rebased(self, ino: Ino, size: int) -> None:
+        self._write(records.Rebased(ino, size))
+
+    def staged_in_file(self, source: int, ino: Ino, size: int, fd: int) -> None:
+        self._keep(f"{STAGE_PREFIX}{source}", fd)
+        self._write(records.Staged(source, ino, size, None))
+
+    def stage_closed(self, source: int) -> None:
+        self._drop(f"{STAGE_PREFIX}{source}")
+
+    def publishing(self, ino: Ino) -> None:
+        self._write(records.Publishing(ino))
+
+    def committing(self, ino: Ino, serial: Serial) -> None:
+        self._mirror.last_serial = max(self._mirror.last_serial, serial)
+        self._write(records.Committing(ino, serial))
+
+    def published(self, ino: Ino, success: bool) -> None:
+        self._write(records.Published(ino, success))
+
+    def forgotten(self, ino: Ino) -> None:
+        self._write(records.Forgotten(ino))
+
+    # --- the logs -------------------------------------------------------------------------------
+
+    def _note(self, record: Any) -> None:
+        self._mirror.apply(record)
+        self._write(record)
+
+    def _write(self, record: Any) -> None:
+        data = records.encode(record)
+        portable.pwrite_all(self._logs[self._log], data, self._at)
+        self._at += len(data)
+        if self._at > self._limit and not self._compacting:
+            # Not now: what this record belongs to is half done.
+            self._compacting = True
+            asyncio.get_running_loop().call_soon(self.compact)
+
+    def compact(self) -> None:
+        """All that still counts goes to the other log. Not in the middle of an operation."""
+        self._compacting = False
+        other = 1 - self._log
+        fd = self._logs[other]
+        os.ftruncate(fd, 0)
+        data = bytearray(HEADER.pack(0))
+        for record in snapshot(self._mirror):
+            data += records.encode(record)
+        at = 0
+        for record in self._frozen():
+            data += records.encode(record)
+            if len(data) > COMPACT_BYTES_MIN:
+                portable.pwrite_all(fd, data, at)
+                at += len(data)
+                data = bytearray()
+        portable.pwrite_all(fd, data, at)
+        self._at = at + len(data)
+        self._limit = max(COMPACT_BYTES_MIN, COMPACT_RATIO * self._at)
+        self._generation += 1
+        portable.pwrite_all(fd, HEADER.pack(self._generation), 0)  # from here on it counts
+        os.ftruncate(self._logs[self._log], 0)
+        self._log = other
+
+
+def snapshot(state: State) -> Iterable[Any]:
+    """Records that give this state, but for content."""
+    if state.agreed is not None:
+        yield state.agreed
+    if state.identity is not None:
+        yield state.identity
+    yield records.Highest(state.last_fh, state.last_serial, state.last_source)
+    yield from map(records.Moment, state.moments)
+    for number in sorted(state.backings):
+        yield records.Backing(number, True)
+    yield from state.handles.values()
+    yield from state.directories.values()
+    yield from state.locks
+    for sent in state.serials.values():
+        yield from sent
+    for unique, length in state.written.items():
+        yield records.Done(unique, length)
+
+
+def read_logs(logs: tuple[int, int]) -> tuple[int, int, State]:
+    """The generation, the index and the state of the log that counts; (0, 0, nothing) without."""
+    best = (0, 0, b"")
+    for index, fd in enumerate(logs):
+        data = _read_all(fd)
+        generation = HEADER.unpack_from(data)[0] if len(data) >= HEADER.size else 0
+        if generation > best[0]:
+            best = (generation, index, data)
+    generation, index, data = best
+    return generation, index, State.of(records.decode(memoryview(data)[HEADER.size :]))
+
+
+def _read_all(fd: int) -> bytes:
+    parts = []
+    at = 0
+    while part := portable.pread(fd, 1 << 24, at):
+        parts.append(part)
+        at += len(part)
+    return b"".join(parts)

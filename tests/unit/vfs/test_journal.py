@@ -1,0 +1,310 @@
+"""The journal: what is read is what was written, and replaying it gives what its writer had."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pydi_fs.vfs.content import Content, FrozenContent
+from pydi_fs.vfs.journal import (
+    HEADER,
+    Closed,
+    Committing,
+    Cut,
+    Forgotten,
+    Frozen,
+    Numbered,
+    Opened,
+    Published,
+    Publishing,
+    Punched,
+    Rebased,
+    Staged,
+    State,
+    Wrote,
+    decode,
+    encode,
+)
+from pydi_fs.vfs.journalling import RESENT, KeptJournal, read_logs
+from pydi_node.commands import ROOT_CALLER, Mkdir, SetAttr
+from pydi_node.ids import Ino, Serial
+
+INO = Ino(7)
+
+
+class Writer:
+    """A file as the mount has it, and the records that tell of it."""
+
+    def __init__(self, size: int) -> None:
+        self.content = Content.empty(size)
+        self.stage = bytearray()
+        self.publication: Any = None
+        self.records: list[Any] = []
+        self.unique = 0
+
+    def write(self, offset: int, data: bytes, append: bool) -> None:
+        size = self.content.size
+        offset = size if append else offset
+        at = len(self.stage)
+        self.stage += data
+        self.content.write(offset, len(data), -1, at, append)
+        self.unique += 2
+        piece = (offset, len(data), -1, at, data)
+        self.records.append(
+            Wrote(self.unique, INO, size, ROOT_CALLER, 5, append, len(data), (piece,))
+        )
+
+    def cut(self, to: int) -> None:
+        self.records.append(Cut(INO, self.content.size, ROOT_CALLER, 5, to))
+        self.content.truncate(to)
+
+    def punch(self, offset: int, length: int, keep_size: bool) -> None:
+        size = self.content.size
+        self.records.append(Punched(INO, size, ROOT_CALLER, 5, offset, length, keep_size))
+        self.content.punch(offset, length, keep_size)
+
+    def rebase(self, size: int) -> None:
+        if self.publication is None and self.content.dirty:
+            self.records.append(Rebased(INO, size))
+            self.content.rebase_empty(size)
+
+    def publish(self) -> None:
+        if self.publication is None and self.content.dirty:
+            self.records += [Publishing(INO), Committing(INO, 3)]
+            self.publication = self.content.take_changes()
+
+    def published(self, success: bool) -> None:
+        if self.publication is None:
+            return
+        self.records.append(Published(INO, success))
+        if not success:
+            self.content.restore(self.publication)
+        self.publication = None
+
+    def snapshot(self) -> None:
+        """All that was told so far is told anew, in a few records."""
+        self.records.clear()
+        if self.content.dirty or self.publication is not None:
+            sent = None
+            if self.publication is not None:
+                sent = (tuple(self.publication), tuple(ROOT_CALLER), 5, (3,))
+            self.records += [
+                Staged(-1, INO, len(self.stage), bytes(self.stage)),
+                Frozen(INO, ROOT_CALLER, 5, self.content.freeze(), sent),
+            ]
+
+
+offsets = st.integers(0, 60)
+operations = st.one_of(
+    st.tuples(st.just("write"), offsets, st.binary(min_size=1, max_size=9), st.booleans()),
+    st.tuples(st.just("cut"), offsets),
+    st.tuples(st.just("punch"), offsets, st.integers(1, 20), st.booleans()),
+    st.tuples(st.just("rebase"), offsets),
+    st.tuples(st.just("publish")),
+    st.tuples(st.just("published"), st.booleans()),
+    st.tuples(st.just("snapshot")),
+)
+
+
+@given(st.integers(0, 40), st.lists(operations, max_size=25))
+def test_replay_gives_what_the_writer_had(size: int, steps: list[tuple[Any, ...]]) -> None:
+    """After any steps, the records give the same unpublished content, byte for byte, the same
+    changes on their way, and the same commands for what comes next."""
+    writer = Writer(size)
+    for name, *arguments in steps:
+        getattr(writer, name)(*arguments)
+    state = State.of(decode(b"".join(map(encode, writer.records))))
+    file = state.files.get(INO)
+    if file is None:
+        assert not writer.content.dirty
+        assert writer.publication is None
+        return
+    assert file.content.freeze() == writer.content.freeze()
+    sent = file.publication
+    assert (None if sent is None else sent.changes) == writer.publication
+    for segment in [*file.content.unpublished(), *(sent.changes.segments if sent else ())]:
+        if segment.source < 0:
+            data = state.stages[segment.source].data
+            assert data is not None
+            at = slice(segment.source_offset, segment.source_offset + segment.length)
+            assert data[at] == writer.stage[at]
+    if sent is not None:
+        file.content.restore(sent.changes)
+        writer.content.restore(writer.publication)
+    assert file.content.take_changes() == writer.content.take_changes()
+
+
+@given(st.lists(operations, max_size=12), st.data())
+def test_what_was_cut_off_is_not_read(steps: list[tuple[Any, ...]], data: st.DataObject) -> None:
+    """A log that ends anywhere gives the records that are whole, and no other."""
+    writer = Writer(10)
+    for name, *arguments in steps:
+        getattr(writer, name)(*arguments)
+    frames = [encode(record) for record in writer.records]
+    log = b"".join(frames)
+    end = data.draw(st.integers(0, len(log)))
+    whole = 0
+    while sum(map(len, frames[: whole + 1])) <= end and whole < len(frames):
+        whole += 1
+    assert [encode(record) for record in decode(log[:end])] == frames[:whole]
+
+
+def test_a_damaged_record_ends_the_log() -> None:
+    first, second = encode(Closed(1)), bytearray(encode(Closed(2)))
+    second[-1] ^= 1
+    assert list(decode(first + second)) == [Closed(1)]
+
+
+def test_a_stage_goes_on_behind_bytes_that_nobody_needs() -> None:
+    """A snapshot leaves out a stage of which nothing is needed; what is written to it later is
+    found, in memory and in its file."""
+    for data in (b"abc", None):
+        piece = (0, 3, -5, 1000, data)
+        state = State.of([Wrote(2, INO, 0, ROOT_CALLER, 5, False, 3, (piece,))])
+        stage = state.stages[-5]
+        assert stage.size == 1003
+        assert stage.data is None if data is None else stage.data[1000:] == data
+        assert state.last_source == -5
+
+
+def test_what_was_given_up_is_forgotten() -> None:
+    piece = (0, 3, -5, 0, b"abc")
+    wrote = Wrote(2, INO, 0, ROOT_CALLER, 5, False, 3, (piece,))
+    state = State.of([wrote, Forgotten(INO)])
+    assert not state.files
+    assert not state.stages
+
+
+def test_frozen_content_is_plain() -> None:
+    """It travels through msgpack, and comes back as it was."""
+    content = Content.empty(5)
+    content.write(5, 3, -1, 0, append=True)
+    frozen = content.freeze()
+    record = Frozen(INO, ROOT_CALLER, 1, frozen, None)
+    (read,) = decode(encode(record))
+    assert FrozenContent(*read.content) == frozen
+
+
+# --- two logs -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logs() -> Iterator[tuple[int, int]]:
+    fds = (os.memfd_create("a"), os.memfd_create("b"))
+    yield fds
+    for fd in fds:
+        os.close(fd)
+
+
+def journal(logs: tuple[int, int]) -> KeptJournal:
+    kept = KeptJournal(logs, lambda name, fd: None, lambda name: None)
+    kept.begin(lambda: ())
+    if kept.state is None:
+        kept.identify(9, bytes(16))
+    return kept
+
+
+def test_a_successor_reads_what_was_written(logs: tuple[int, int]) -> None:
+    """Handles, serials and numbers, over several lives and snapshots."""
+    first = journal(logs)
+    first.opened(2, 1, INO, os.O_RDWR, ROOT_CALLER, second=False, passing=False)
+    first.opened(4, 2, INO, os.O_RDONLY, ROOT_CALLER, second=True, passing=False)
+    first.closed(1)
+    first.compact()
+    first.listed(6, 3, Ino(1))
+    second = journal(logs)
+    assert second.state is not None
+    assert set(second.state.handles) == {2}
+    assert set(second.state.directories) == {3}
+    third = journal(logs)
+    assert third.state is not None
+    assert third.state.last_fh == 3
+    assert third.state.handles[2].second
+    assert third.state.identity == (9, bytes(16))
+
+
+def test_an_unfinished_snapshot_counts_for_nothing(logs: tuple[int, int]) -> None:
+    """A worker that is killed while it writes one leaves the log before it."""
+    first = journal(logs)
+    first.opened(2, 1, INO, os.O_RDWR, ROOT_CALLER, second=False, passing=False)
+    for fd in logs:
+        if os.fstat(fd).st_size == 0:
+            os.pwrite(fd, HEADER.pack(0) + encode(Closed(1)), 0)
+    _, _, state = read_logs(logs)
+    assert set(state.handles) == {1}
+
+
+def test_a_command_sent_again_has_its_first_serial(logs: tuple[int, int]) -> None:
+    """The request comes again, marked: the same kind of command has the serial that it had, once;
+    other requests, and the second command of that kind, have new ones."""
+    serials = iter(map(Serial, range(1, 100)))
+    mkdir = Mkdir(ROOT_CALLER, Ino(1), b"d", 0o700)
+    setattr_ = SetAttr(ROOT_CALLER, Ino(1), 0o700, None, None, None, None, None)
+
+    def number(kept: KeptJournal, unique: int, command: Any) -> tuple[int, bool]:
+        kept.enter(unique)
+        return kept.number(command, lambda: next(serials))
+
+    first = journal(logs)
+    assert number(first, 10, mkdir) == (1, False)
+    assert number(first, 12, mkdir) == (2, False)
+    first.answered(12)
+    second = journal(logs)
+    assert number(second, 10 | RESENT, setattr_) == (3, False)
+    assert number(second, 10 | RESENT, mkdir) == (1, True)
+    assert number(second, 10 | RESENT, mkdir) == (4, False)
+    # It dies as well, before it has answered.
+    third = journal(logs)
+    assert number(third, 10 | RESENT, mkdir) == (1, True)
+    third.resends_over([])
+    third.compact()
+    fourth = journal(logs)
+    assert number(fourth, 10 | RESENT, mkdir)[1] is False
+
+
+def test_a_write_and_an_open_are_known_when_they_come_again(logs: tuple[int, int]) -> None:
+    first = journal(logs)
+    first.enter(20)
+    first.wrote(INO, 0, ROOT_CALLER, 5, True, 3, [(0, 3, -1, 0, b"abc")])
+    first.opened(22, 1, INO, os.O_RDWR, ROOT_CALLER, second=False, passing=False)
+    second = journal(logs)
+    assert second.written_before(20) is None, "not marked: another request"
+    assert second.written_before(20 | RESENT) == 3
+    assert second.written_before(24 | RESENT) is None
+    second.resends_over([20 | RESENT])
+    assert second.written_before(20 | RESENT) == 3, "it is still under way"
+    assert second.handed_before(22 | RESENT) is None, "the kernel had that answer"
+
+
+def test_a_log_that_grows_is_replaced(logs: tuple[int, int]) -> None:
+    """Closed handles take no room: the log stays bounded, and nothing that counts is lost."""
+
+    async def run() -> None:
+        kept = journal(logs)
+        kept.opened(2, 1, INO, os.O_RDWR, ROOT_CALLER, second=False, passing=False)
+        for number in range(200):
+            kept.wrote(INO, 0, ROOT_CALLER, 5, False, 1 << 18, [(0, 1, -1, 0, bytes(1 << 18))])
+            if number % 10 == 0:
+                await asyncio.sleep(0)
+        assert sum(os.fstat(fd).st_size for fd in logs) < 30 << 20
+        _, _, state = read_logs(logs)
+        assert set(state.handles) == {1}
+
+    asyncio.run(run())
+
+
+def test_numbers_and_records_of_each_kind_survive() -> None:
+    for record in (
+        Opened(1, 2, 3, os.O_RDWR, 1000, 1000, (4, 5), True, False),
+        Opened(1, 2, 3, os.O_RDWR, 1000, 1000, None, False, True),
+        Numbered(1 << 62, 1 << 40, "Mkdir"),
+    ):
+        (read,) = decode(encode(record))
+        assert read == record
+        assert type(read) is type(record)
