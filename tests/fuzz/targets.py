@@ -12,6 +12,19 @@ from typing import NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from pydi_node.commands import PurgeOrphans
+from pydi_node.consensus.types import (
+    AppendRequest,
+    AppendResponse,
+    Entry,
+    EntryKind,
+    HeartbeatRequest,
+    HeartbeatResponse,
+    ReadRequest,
+    ReadResponse,
+    VoteRequest,
+    VoteResponse,
+)
 from pydi_node.discovery.beacon import (
     HMAC_BYTES,
     Beacon,
@@ -21,8 +34,18 @@ from pydi_node.discovery.beacon import (
     pack_question,
     sign,
 )
-from pydi_node.effects import decode_peer_message
+from pydi_node.effects import (
+    Enlist,
+    Forward,
+    PeerMessage,
+    Refuse,
+    RefuseReason,
+    decode_peer_message,
+    encode_peer_message,
+)
 from pydi_node.errors import RemoteProtocolError
+from pydi_node.ids import ClientId, Ino, LogIndex, NodeNumber, Serial, Term
+from pydi_node.leases import Grant, Renew
 from pydi_node.wire import codec
 from pydi_node.wire import messages as m
 from pydi_node.wire.session import Session
@@ -135,6 +158,25 @@ _REQUESTS = [
     raw(Kind.REQUEST, 3, 1000, m.encode_request(request), payload=payload)
     for request, payload, _, _ in SAMPLES
 ]
+_ONE, _TWO, _TERM, _AT = NodeNumber(1), NodeNumber(2), Term(3), LogIndex(4)
+PEER_MESSAGES: list[PeerMessage] = [
+    VoteRequest(_ONE, _TWO, _TERM, _AT, _TERM, pre=True),
+    VoteResponse(_ONE, _TWO, _TERM, granted=True),
+    AppendRequest(
+        _ONE, _TWO, _TERM, _AT, _AT, _TERM, _AT,
+        (Entry(LogIndex(5), _TERM, EntryKind.COMMAND, b"data"),),
+    ),
+    AppendResponse(_ONE, _TWO, _TERM, _AT, _AT, rejected=True),
+    HeartbeatRequest(_ONE, _TWO, _TERM, _AT, _AT, 7),
+    HeartbeatResponse(_ONE, _TWO, _TERM, _AT, 7),
+    ReadRequest(_ONE, _TWO, _TERM, 8),
+    ReadResponse(_ONE, _TWO, _TERM, 8, _AT),
+    Forward(_ONE, _TWO, ((ClientId(3), Serial(4), PurgeOrphans((Ino(5),))),)),
+    Refuse(_ONE, _TWO, RefuseReason.NO_SPACE, ((ClientId(3), Serial(4)),)),
+    Enlist(_ONE, _TWO),
+    Renew(_ONE, _TWO, _TERM, 9, 10, 11, _AT, True),
+    Grant(_ONE, _TWO, _TERM, 9, 10, 11, 12, _AT),
+]  # fmt: skip
 TARGETS = {
     target.name: target
     for target in (
@@ -147,7 +189,7 @@ TARGETS = {
         Target(
             "peer-messages",
             _feed_peer_message,
-            [codec.pack((kind, 1, 2, 3, 4, True, (), b"x")) for kind in range(1, 32)],
+            [codec.pack(encode_peer_message(message)) for message in PEER_MESSAGES],
         ),
     )
 }
