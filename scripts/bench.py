@@ -262,6 +262,12 @@ def reset_peaks(pids: dict[str, int]) -> None:
         Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
+def serving(pid: int) -> int:
+    """The process that serves a mount: the child of its supervisor, or the one without."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(children[0]) if children else pid
+
+
 def command_name(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
@@ -310,7 +316,7 @@ def nodes_and_mount(work: Path, nodes: int, driver: str) -> Iterator[tuple[Path,
         ]  # fmt: skip
         with started("the mount", mount_command, lambda: os.path.ismount(mount)) as mounter:
             pids = {f"pydi-node {number}": node.pid for number, node in enumerate(cluster, 1)}
-            yield mount, pids | {"pydi-mount": mounter}
+            yield mount, pids | {"pydi-mount": serving(mounter)}
 
 
 def load_daemons(work: Path, mount: Path, pids: dict[str, int], files: int, bytes_: int) -> None:

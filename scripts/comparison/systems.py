@@ -323,7 +323,10 @@ class PyDi(Machines):
         """Process ids of the nodes and the mount by name."""
         assert self._mount is not None
         found = {f"node{number}": self.pids_on(number)[0] for number in self.servers}
-        return {**found, "mount": self._mount.pid}
+        # What serves is the child of its supervisor, where the kernel lets it have one.
+        ours = self._in_network(1)
+        workers = [pid for pid in ours if parent_of(pid) == self._mount.pid]
+        return {**found, "mount": next(iter(workers), self._mount.pid)}
 
     def _launch(self, number: int) -> None:
         def address(of: int) -> str:
