@@ -35,6 +35,7 @@ from pydi_fs.vfs.posix import (
 from pydi_fs.vfs.reader import BlobReader
 from pydi_fs.vfs.resuming import drop_unused, restore_content, unknown
 from pydi_fs.vfs.staging import StagingArea
+from pydi_fs.vfs.walk import walk
 from pydi_node import portable
 from pydi_node.commands import (
     TIME_NOW,
@@ -57,7 +58,7 @@ from pydi_node.commands import (
     Unlink,
 )
 from pydi_node.errors import FileError, PydiError
-from pydi_node.ids import INT64_MAX, ROOT_INO, Ino, LogIndex, TimeNs
+from pydi_node.ids import INT64_MAX, Ino, LogIndex, TimeNs
 from pydi_node.records import (
     FILE_SIZE_MAX,
     NAME_MAX_BYTES,
@@ -87,7 +88,6 @@ from pydi_node.wire.messages import (
 
 log = logging.getLogger("pydi.vfs")
 
-SYMLINKS_FOLLOWED_MAX = 40  # as Linux: path_resolution(7)
 READDIR_LIMIT_MAX = 1024  # entries in one answer: about 200 KB
 # F_SETLKW waits until the lock is free or the program is interrupted, by contract of fcntl(2).
 WAIT_FOREVER_S = 365.0 * 86400
@@ -417,30 +417,7 @@ class Vfs:
 
     async def resolve(self, path: bytes, follow: bool = True) -> Attr:
         """Walk an absolute (or root-relative) path. ENOENT, ENOTDIR, ELOOP."""
-        attr = await self.getattr(ROOT_INO)
-        above: list[Attr] = []
-        parts = [part for part in reversed(path.split(b"/")) if part not in (b"", b".")]
-        links = 0
-        while parts:
-            part = parts.pop()
-            if part == b"..":
-                attr = above.pop() if above else attr
-                continue
-            if not attr.is_dir:
-                raise FileError(errno.ENOTDIR)
-            found = await self.lookup(attr.ino, part)
-            if found.is_symlink and (parts or follow):
-                links += 1
-                if links > SYMLINKS_FOLLOWED_MAX:
-                    raise FileError(errno.ELOOP)
-                target = await self.readlink(found.ino)
-                if target.startswith(b"/"):
-                    attr, above = await self.getattr(ROOT_INO), []
-                parts += [p for p in reversed(target.split(b"/")) if p not in (b"", b".")]
-                continue
-            above.append(attr)
-            attr = found
-        return attr
+        return await walk(self, path, follow)
 
     # --- directories ---------------------------------------------------------------------------
 
