@@ -268,7 +268,9 @@ class Streams:
                 secured = _connect(stream, way, source, ticket)
             while writer.size < size:
                 chunk = buffer[: min(CHUNK_BYTES, size - writer.size)]
-                stream.stopped.wait(throttle.take(len(chunk)))
+                if stream.stopped.wait(throttle.take(len(chunk))):
+                    # What the kernel has of it already could still be read.
+                    raise DisconnectedError("this node wants no more of it")
                 with _trouble_of(source):
                     _fill(chunk, secured)
                 writer.write(writer.size, chunk)
