@@ -186,6 +186,8 @@ def _flood(address: str, kind: str | None) -> Iterator[list[float]]:
     process = subprocess.Popen(
         [sys.executable, __file__, address, kind], stdout=subprocess.PIPE, text=True
     )
+    assert process.stdout is not None
+    process.stdout.readline()  # the first stranger is there
     start = time.perf_counter()
     try:
         yield counted
@@ -196,12 +198,14 @@ def _flood(address: str, kind: str | None) -> Iterator[list[float]]:
 
 
 async def _strangers(address: str, kind: str) -> None:
-    """The process of the strangers: connects until SIGTERM, then prints how often."""
+    """The process of the strangers: prints a line when the first one has connected, goes on until
+    SIGTERM, and prints how often."""
     host, _, port = address.rpartition(":")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     connected = 0
+    begun = asyncio.Event()
 
     async def stranger() -> None:
         nonlocal connected
@@ -212,8 +216,10 @@ async def _strangers(address: str, kind: str) -> None:
                 )
             except OSError:
                 connected += 1  # refused, which cost the node something, too
+                begun.set()
                 continue
             connected += 1
+            begun.set()
             with contextlib.suppress(OSError):
                 if kind == "noise":
                     writer.write(NOISE)
@@ -223,6 +229,8 @@ async def _strangers(address: str, kind: str) -> None:
     tasks = [asyncio.create_task(stranger()) for _ in range(STRANGERS)]
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await begun.wait()
+    print("begun", flush=True)
     await stop.wait()
     for task in tasks:
         task.cancel()

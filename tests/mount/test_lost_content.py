@@ -46,10 +46,10 @@ def test_content_without_a_holder_is_an_error_until_one_returns(
     nodes = storing_cluster(make_node, 3)
     by_number = numbered(nodes)
     (own,) = (number for number, node in by_number.items() if node is nodes[0])
-    with nodes[0].connect() as client:
-        save(client, b"elsewhere", b"on the others too")
     if holders_lost == 1:
         set_setting(nodes[0], "replicas", 1)
+    with nodes[0].connect() as client:
+        save(client, b"elsewhere", b"on the mount's own node")
     with nodes[1].connect() as client:
         for number in range(100):
             name = b"file%d" % number
@@ -73,7 +73,7 @@ def test_content_without_a_holder_is_an_error_until_one_returns(
             path.read_bytes()
         assert raised.value.errno == errno.EIO
         assert time.monotonic() - started_s < MOUNT_DEADLINE_S + 2.0
-        assert (mount.path / "elsewhere").read_bytes() == b"on the others too"
+        assert (mount.path / "elsewhere").read_bytes() == b"on the mount's own node"
         for number in held:
             assert f"node {number}: not reachable" in nodes[0].log_text()
         wait_until(lambda: status(nodes[0])["blobs"]["missing"] >= 1, "status counts it")

@@ -40,7 +40,7 @@ from pydi_node.tree.machine import Tree
 from tests.simulation.linearize import FOREVER, Operation, is_linearizable
 from tests.simulation.process import Outcome, Process
 from tests.simulation.watch import Watch
-from tests.simulation.world import MS, SECOND, Dice
+from tests.simulation.world import MS, SECOND, Dice, Violation
 
 if TYPE_CHECKING:
     from tests.simulation.simulation import Simulation
@@ -204,7 +204,10 @@ class SmallFile(Subject):
 
     def read(self) -> Plan:
         def look(tree: Tree) -> bytes:
-            return b"".join(data for _, data in tree.file_version(self.ino).contents)
+            try:
+                return b"".join(data for _, data in tree.file_version(self.ino).contents)
+            except FileError as exc:
+                raise Violation("content that a version names is not there", self.ino) from exc
 
         return Plan(("content",), None, look)
 
