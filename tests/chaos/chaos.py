@@ -137,6 +137,8 @@ class Chaos:
             wait_storing(node, 2)
         set_setting(self._nodes[0], "grace_s", GRACE_S)
         set_setting(self._nodes[0], "scrub_bytes_per_s", 1 << 30)
+        # Most content as files, which can be damaged, and some in the tree.
+        set_setting(self._nodes[0], "inline_max_bytes", 512)
         self._mount = self._mount_through(self._nodes[0], "m")
         self._copy_to(self._mount.path / "tree-0")
         self._trees = 1
