@@ -74,6 +74,7 @@ def clone_range(store: Store, command: CloneRange) -> Result:
     first, last = command.source_offset, command.source_offset + length
     stored = store.extents(source.ino, first, last)
     copied = extents.clip([s.extent for s in stored], first, last)
+    store.require_countable(copied, ())
     changes = extents.shift(extents.fill(copied, first, last), distance)
     factor = store.factor_of(target)
     for blob in sorted({extent.blob for extent in copied}):
@@ -129,7 +130,7 @@ def take_blobs(store: Store, inode: Inode, command: Commit | Compact | PutFile) 
 
 def check_blobs(store: Store, command: Commit | Compact | PutFile) -> None:
     """FileError(EINVAL) unless every blob is known or described, alike, and long enough, and the
-    content that is given is that of the one that it is given for."""
+    content that is given is that of the one that it is given for; FileError(ENOSPC)."""
     in_tree = [info for info in command.blobs if info.is_in_tree]
     content = command.content
     if len(in_tree) != (content is not None):
@@ -144,6 +145,7 @@ def check_blobs(store: Store, command: Commit | Compact | PutFile) -> None:
     if len(described) != len(command.blobs) or not described.keys() <= named:
         raise FileError(errno.EINVAL)
     size_of: dict[int, int] = {}
+    uncounted: list[int] = []
     for blob in sorted(named):
         known = store.blob(blob)
         info = described.get(blob)
@@ -157,9 +159,12 @@ def check_blobs(store: Store, command: Commit | Compact | PutFile) -> None:
             if info is not None and (info.size, info.checksum) != (known.size, known.checksum):
                 raise FileError(errno.EINVAL)
             size_of[blob] = known.size
+        if known is None or not known.refs:
+            uncounted.append(size_of[blob])
     for extent in command.extents:
         if extent.blob != HOLE and extent.blob_offset + extent.length > size_of[extent.blob]:
             raise FileError(errno.EINVAL)
+    store.require_countable(command.extents, uncounted)
 
 
 def rewrite(store: Store, inode: Inode, changes: Sequence[Extent], cut: int | None) -> None:

@@ -12,14 +12,16 @@ these tables or over history calls ``flush`` first. A rollback drops every cache
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from pydi_node.ids import ROOT_INO, BlobId, Ino, LogIndex, NodeNumber, Term, TimeNs
-from pydi_node.records import IN_TREE, Attr, BlobInfo, Extent
+from pydi_node.errors import FileError
+from pydi_node.ids import INT64_MAX, ROOT_INO, BlobId, Ino, LogIndex, NodeNumber, Term, TimeNs
+from pydi_node.records import HOLE, IN_TREE, Attr, BlobInfo, Extent
 from pydi_node.tree.schema import FACTOR_LITERAL
 from pydi_node.tree.settings import SETTINGS
 
@@ -205,6 +207,8 @@ class Store:
         self.factors: dict[int, int] = {ino: int(value) for ino, value in rows.fetchall()}
         row = self._execute("SELECT 1 FROM refactor LIMIT 1").fetchone()
         self._may_refactor = row is not None
+        # Of all blobs that are counted in table tally, what is not flushed included.
+        (self.blob_bytes,) = self._execute("SELECT coalesce(sum(bytes), 0) FROM tally").fetchone()
 
     def flush(self) -> None:
         """Every change is in SQLite; caches stay, cut to their bounds."""
@@ -518,6 +522,17 @@ class Store:
 
     # --- blobs ----------------------------------------------------------------------------------
 
+    def require_countable(self, extents: Iterable[Extent], sizes: Iterable[int]) -> None:
+        """FileError(ENOSPC) when so much more would pass what the counters of bytes can hold.
+
+        A client says how large its blobs are, and a clone takes no room: what is said is not what
+        fits on disks, and a command that can't be counted would end every node that applies it.
+        extents  to be added to files. sizes: of the blobs among theirs that nothing names yet.
+        """
+        length = sum(extent.length for extent in extents if extent.blob != HOLE)
+        if self.meta.bytes + length > INT64_MAX or self.blob_bytes + sum(sizes) > INT64_MAX:
+            raise FileError(errno.ENOSPC)
+
     def blob(self, blob_id: int) -> Blob | None:
         """The blob's row, shared like an inode's."""
         blob = self._blobs.get(blob_id)
@@ -550,6 +565,7 @@ class Store:
         """``count`` (may be negative) more rows of extents name the blob."""
         blob = self.blob(blob_id)
         assert blob is not None, blob_id
+        self.blob_bytes += blob.size * (bool(blob.refs + count) - bool(blob.refs))
         blob.refs += count
         assert blob.refs >= 0, blob
         self._dirty_blobs[blob_id] = blob

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydi_node import commands as c
 from pydi_node.ids import INT64_MAX, ROOT_INO, BlobId, Ino, LogIndex, TimeNs
 from pydi_node.records import Attr, BlobInfo, Extent, Result, Touched
-from pydi_node.tree import extents
+from pydi_node.tree import Tree, extents
 from pydi_node.tree.queries import inodes_naming, inodes_that_named
-from tests.unit.tree.driver import ALICE, ROOT, Driver, blob, blob_info, extent
+from tests.unit.tree.driver import ALICE, ROOT, Driver, blob, blob_info, entry, extent
 
 
 @pytest.fixture
@@ -321,3 +321,34 @@ def test_files_that_need_a_blob_are_found(fs: Driver) -> None:
     assert inodes_naming(fs.connection, blobs, 1) == [now]
     assert inodes_that_named(fs.connection, blobs, 10) == [(past, last), (both, last + 1)]
     assert inodes_that_named(fs.connection, [blob(3)], 10) == []
+
+
+def test_what_a_client_says_of_sizes_never_passes_the_counters(fs: Driver, file: Ino) -> None:
+    """Blobs and files as large as a client cares to call them, in commits, new files and clones:
+    ENOSPC instead of an entry of the log that no node could apply. What leaves makes room again."""
+    other = fs.create(b"g")
+    huge = Extent(0, INT64_MAX, blob(1), 0)
+    fs.ok(commit(file, huge, blobs=(blob_info(1, INT64_MAX),)))
+    second = extent(0, 1, 2)
+    assert fs.errno(commit(other, second, blobs=(blob_info(2, 1),))) == errno.ENOSPC
+    assert fs.errno(commit(other, extent(0, 1, 1), blobs=())) == errno.ENOSPC
+    assert fs.errno(c.CloneRange(ROOT, file, 0, other, 0, 10)) == errno.ENOSPC
+    new = c.PutFile(ROOT, ROOT_INO, b"h", 0o644, 1, (second,), (blob_info(2, 1),))
+    assert fs.errno(new) == errno.ENOSPC
+
+    fs.ok(commit(file, size=0, cut=0))
+    assert fs.errno(commit(other, second, blobs=(blob_info(2, 1),))) == errno.ENOSPC  # history
+    fs.ok(c.TrimHistory(fs.index, 100))
+    fs.ok(commit(other, second, blobs=(blob_info(2, 1),)))
+    assert (
+        fs.errno(commit(other, huge, blobs=())) == errno.ENOSPC
+    )  # garbage that would be named again
+
+
+def test_the_bytes_of_blobs_are_counted_across_a_restart(fs: Driver, file: Ino) -> None:
+    """A tree that is opened anew refuses and takes what one that went on does: all nodes agree."""
+    fs.ok(commit(file, extent(0, 1, 1), blobs=(blob_info(1, INT64_MAX - 5),)))
+    again = Tree(fs.connection)
+    for counter, size, number in ((2, 6, errno.ENOSPC), (3, 5, 0)):
+        command = commit(file, extent(1, 1, counter), blobs=(blob_info(counter, size),))
+        assert again.apply_batch([entry(again.applied_index + 1, command)])[0].errno == number
