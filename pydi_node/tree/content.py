@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from pydi_node.commands import CloneRange, Commit, Compact, PutFile
 from pydi_node.errors import FileError
-from pydi_node.records import FILE_SIZE_MAX, HOLE, Extent, Result, Touched
+from pydi_node.records import FILE_SIZE_MAX, HOLE, IN_TREE, Extent, Result, Touched
 from pydi_node.tree import extents
 from pydi_node.tree.inodes import drop_set_id_bits, require_regular, time_or_now
 from pydi_node.tree.permissions import require_inode
@@ -157,6 +157,9 @@ def check_blobs(store: Store, command: Commit | Compact | PutFile) -> None:
             # The holders of a known blob are repair's to change: a late client could name one
             # that has given its copy away since.
             if info is not None and (info.size, info.checksum) != (known.size, known.checksum):
+                raise FileError(errno.EINVAL)
+            # Content under a name that somebody took before: it would be answered for and not kept.
+            if info is not None and info.is_in_tree and known.holders != IN_TREE:
                 raise FileError(errno.EINVAL)
             size_of[blob] = known.size
         if known is None or not known.refs:

@@ -11,11 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pydi_node import commands as c
-from pydi_node.ids import INT64_MAX, ROOT_INO, BlobId, Ino, LogIndex, TimeNs
+from pydi_node.ids import INT64_MAX, ROOT_INO, BlobId, Ino, LogIndex, NodeNumber, TimeNs
 from pydi_node.records import Attr, BlobInfo, Extent, Result, Touched
 from pydi_node.tree import Tree, extents
 from pydi_node.tree.queries import inodes_naming, inodes_that_named
-from tests.unit.tree.driver import ALICE, ROOT, Driver, blob, blob_info, entry, extent
+from tests.unit.tree.driver import (
+    ALICE,
+    ROOT,
+    Driver,
+    blob,
+    blob_info,
+    entry,
+    extent,
+    info_in_tree,
+    put,
+)
 
 
 @pytest.fixture
@@ -136,6 +146,18 @@ def test_a_commit_does_not_move_the_holders_of_a_known_blob(fs: Driver, file: In
     fs.ok(commit(file, extent(0, 100, 1)))
     fs.ok(commit(file, extent(0, 50, 1), blobs=(blob_info(1, holders=(7,)),)))
     assert fs.tree.blob(blob(1)) == blob_info(1)
+
+
+def test_small_content_is_never_answered_for_and_not_kept(fs: Driver, file: Ino) -> None:
+    """Somebody described a blob of this name and checksum before, with a holder that has nothing:
+    EINVAL. Under a name that is in the tree already, the same content is kept as it was."""
+    claimed = info_in_tree(1, b"small")._replace(holders=(NodeNumber(7),))
+    fs.ok(commit(file, extent(0, 5, 1), blobs=(claimed,)))
+    assert fs.errno(put(fs.create(b"g"), 1, b"small")) == errno.EINVAL
+    for name in (b"h", b"i"):
+        ino = fs.create(name)
+        fs.ok(put(ino, 2, b"small"))
+        assert fs.tree.file_version(ino).contents == ((blob(2), b"small"),)
 
 
 def test_changes_past_the_size_are_refused(fs: Driver, file: Ino) -> None:
