@@ -27,6 +27,7 @@ from pydi_node.errors import (
 from pydi_node.ids import INT64_MAX, BlobId, ClientId, Ino, LogIndex, NodeNumber, Serial
 from pydi_node.records import BlobInfo, Result, Statfs
 from pydi_node.runtime.driver import Driver, Outcome
+from pydi_node.runtime.written import Written
 from pydi_node.tree.machine import Tree
 from pydi_node.tree.settings import SETTINGS
 from pydi_node.wire import messages
@@ -129,6 +130,7 @@ class Service:
         # (session) -> ms for which it may rely on its caches; likewise
         self.lease: Callable[[Session], int]
         self.sessions: dict[int, Session] = {}
+        self._written = Written(self)
         # Reads of content for clients and mounts since the start. What a mount reads from files of
         # this machine, or its kernel by passthrough, no node hears of.
         self.reads = 0
@@ -200,10 +202,14 @@ class Service:
         """The command of a request that is nothing else, small content included. None: something
         is to be done first, by ``handle``."""
         message = request.message
+        if type(message) not in (messages.Execute, messages.ExecutePut) or self._written.unsure(
+            request.session, message.command
+        ):
+            return None
         if type(message) is messages.Execute:
             command: Command = message.command
             return command
-        if type(message) is not messages.ExecutePut or self.witness:
+        if self.witness:
             return None
         info = self.replication.inline_nowait(request.payload)
         if info is None:
@@ -301,16 +307,18 @@ class Service:
         if getattr(command, "content", None) is not None and session.role is not Role.NODE:
             raise FileError(errno.EPERM, "content travels beside its command: ExecutePut")
 
-    def _execute(self, request: Request) -> Awaitable[Result]:
+    async def _execute(self, request: Request) -> Result:
         message = request.message
         self._check_command(request.session, message.command)
-        return self.driver.execute(
+        await self._written.require(request.session, message.command, request.deadline_s)
+        return await self.driver.execute(
             message.client, message.serial, message.command, request.deadline_s
         )
 
     async def _execute_put(self, request: Request) -> Result:
         message = request.message
         self._check_command(request.session, message.command)
+        await self._written.require(request.session, message.command, request.deadline_s)
         info = await self.replication.inline(request.payload)
         if info is not None:
             command = messages.with_put_blob(message.command, info, request.payload)
@@ -408,7 +416,7 @@ class Service:
             raise FileError(errno.EINVAL, "a copy is sealed with its checksum")
         info: BlobInfo = await self._with_writer(request, seal)
         request.session.writers.pop(message.blob, None)
-        return info
+        return self._written.note(info)
 
     async def _blob_abort(self, request: Request) -> None:
         writer = request.session.writers.pop(request.message.blob, None)
@@ -421,8 +429,9 @@ class Service:
                 writer.copies.abort()
             await self.in_pool(writer.writer.abort)
 
-    def _blob_put(self, request: Request) -> Awaitable[BlobInfo]:
-        return self.replication.put(request.payload, request.message.ino)
+    async def _blob_put(self, request: Request) -> BlobInfo:
+        info = await self.replication.put(request.payload, request.message.ino)
+        return self._written.note(info)
 
     async def _replica_put(self, request: Request) -> None:
         info = request.message.info
