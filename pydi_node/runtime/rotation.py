@@ -4,7 +4,9 @@ Made by node.py. Two entries of the log are all that nodes have to agree on (wir
 why that is enough). Here is what a node does when its tree knows of one: it keeps the new token,
 shows and accepts the certificates that count now, and ends the sessions whose secret does not count
 any more. It must never lose the only secret that it has: the token file is replaced in one step,
-and only by a token that the log has sealed.
+and only by a token that the log has sealed. Nor may the file be ahead of the tree after a power
+cut: with the new token and a tree of before, a node has nothing in common with one that has not
+got so far, and if they need each other to go on with the log, neither ever does.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pydi_node.commands import Command, RetireSecret, SetSecret
-from pydi_node.errors import FileError, PydiError, UserError
+from pydi_node.errors import FileError, NoSpaceError, PydiError, UnavailableError, UserError
 from pydi_node.ids import NodeNumber
 from pydi_node.records import SecretChange
 from pydi_node.runtime.datadir import DataDir
@@ -87,12 +89,15 @@ class Rotation:
     async def look(self) -> None:
         """What the tree knows of the secret counts here, too, and is on disk."""
         async with self._looking:
-            change = self._service.tree.secret_change()
+            tree = self._service.tree
+            change = tree.secret_change()
             if change == self._seen:
                 return
             try:
                 tokens = tokens_now(self._keyring.newest, change)
                 if tokens[0] != self._keyring.newest:
+                    if tree.checkpoint() < tree.applied_index:
+                        return  # somebody reads a snapshot: tried again
                     await self._loop.run_in_executor(
                         None, self._folder.save_token, tokens[0].text()
                     )
@@ -100,8 +105,8 @@ class Rotation:
                 _log.warning("this node's token does not fit the cluster's secret: %s", exc)
                 self._seen = change
                 return
-            except OSError as exc:
-                _log.warning("the new token can't be kept: %s", exc.strerror)
+            except (OSError, NoSpaceError, UnavailableError) as exc:
+                _log.warning("the new token can't be kept: %s", exc)
                 return  # tried again: what is not kept must not be relied on
             self._seen = change
             if tokens == self._keyring.tokens:
