@@ -133,7 +133,9 @@ class ReplicaConfig:
     # Entries applied in one piece: about 50 ms in which nothing else runs.
     apply_batch_max: int = 1000
     commit: CommitConfig = field(default_factory=CommitConfig)
-    proposals_per_step_max: int = 2000  # bounds one append; the rest goes with the next step
+    proposals_per_step_max: int = 2000  # bounds one append; the rest goes with the next one
+    # Likewise. Larger ones hold up all that comes meanwhile; one larger command goes alone.
+    proposal_bytes_per_step_max: int = 4 << 20
     forwarded_max: int = 10_000  # waiting for the log on the leader; others are sent again
 
 
@@ -358,27 +360,27 @@ class Replica:
 
     def _propose_unsent(self) -> None:
         envelopes, datas = [], []
+        size = 0
         time_ns = self._time_ns = max(self._time_ns, self._now.time_ns)
-        taken: list[Key] = []
         for key, command in self._unsent.items():
-            if len(taken) >= self.config.proposals_per_step_max:
-                break
-            taken.append(key)
-            if key in self._in_log:
-                continue
             envelope = Envelope(key[0], key[1], time_ns, command)
+            data = pack_envelope(envelope)
+            size += len(data)
+            if datas and size > self.config.proposal_bytes_per_step_max:
+                break
             envelopes.append(envelope)
-            datas.append(pack_envelope(envelope))
-        if datas:
-            try:
-                first = self.raft.propose(datas)
-            except (BusyError, NotLeaderError):
-                return  # they stay unsent; the next step tries again
-            term = self.raft.term
-            for index, envelope in enumerate(envelopes, first):
-                self._envelopes[LogIndex(index)] = (term, envelope)
-                self._in_log.add((envelope.client, envelope.serial))
-        for key in taken:
+            datas.append(data)
+            if len(datas) == self.config.proposals_per_step_max:
+                break
+        try:
+            first = self.raft.propose(datas)
+        except (BusyError, NotLeaderError):
+            return  # they stay unsent; the next step tries again
+        term = self.raft.term
+        for index, envelope in enumerate(envelopes, first):
+            key = (envelope.client, envelope.serial)
+            self._envelopes[LogIndex(index)] = (term, envelope)
+            self._in_log.add(key)
             del self._unsent[key]
 
     def _forward_unsent(self, leader: NodeNumber) -> None:

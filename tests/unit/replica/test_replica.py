@@ -104,6 +104,26 @@ def test_commands_that_come_while_the_disk_works_are_one_append(make: MakeCluste
     assert len(member.replies) - effects_before == 20
 
 
+def test_one_append_is_bounded_in_bytes_too(make: MakeCluster) -> None:
+    """Commands that carry small files: more than a batch of them holds up nobody by all of it, and
+    never passes what the log may hold unapplied. A command above the bound goes alone."""
+    cluster = make(1)
+    cluster.elect()
+    member = cluster.members[1]
+    member.disk_stopped = True
+    large = ReplicaConfig().proposal_bytes_per_step_max // 3
+    cluster.propose(1, 1, 1, create("first"))
+    for serial, size in enumerate((large, large, large, 5 * large, large), 2):
+        value = SetXattr(ROOT_CALLER, ROOT_INO, b"user.x", bytes(size), 0)
+        cluster.propose(1, 1, serial, value)
+    appends = []
+    while member.unsynced:
+        appends.append(sum(len(persist.entries) for persist in member.unsynced))
+        cluster.sync(1)
+    assert appends == [1, 2, 1, 1, 1]
+    assert cluster.replica(1).outstanding == 0
+
+
 def test_pushes_come_before_replies(make: MakeCluster) -> None:
     """Whoever hears of an outcome finds no stale cache: it waits until all have dropped it."""
     cluster = make(1)
