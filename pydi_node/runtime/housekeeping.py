@@ -26,7 +26,7 @@ from pydi_node.commands import (
     SpreadFactors,
     TrimHistory,
 )
-from pydi_node.errors import BlobError, FileError, PydiError, UnavailableError
+from pydi_node.errors import BlobError, FileError, NoSpaceError, PydiError, UnavailableError
 from pydi_node.ids import BlobId, Ino, LogIndex, TimeNs, blob_name
 from pydi_node.runtime.peers import Peers
 from pydi_node.runtime.service import Request, Service
@@ -40,6 +40,7 @@ ORPHAN_DELAY_S = 30.0
 TRIM_ROWS = 2000  # of one command: some 50 ms of applying
 TRIMS_PER_ROUND = 20
 GARBAGE_PER_ROUND = 1000
+GIVE_BACKS_PER_ROUND = 16  # 64 MiB of the tree's file
 # From when a leader sees garbage until the tree forgets it: each node has looked at the tree
 # meanwhile, and knows which files of its own to delete then. Who did not (it was away) finds them
 # as strays.
@@ -102,6 +103,7 @@ class Housekeeping:
         else:
             self._orphans_seen.clear()
         await self._collect_garbage()
+        await self._give_back()
         settings = self._service.tree.settings()
         self._store.set_reserve(settings["reserve_max_bytes"], settings["reserve_percent"])
         if self._loop.time() >= self._next_strays_s:
@@ -136,7 +138,9 @@ class Housekeeping:
         age_ns = tree.settings()["retention_s"] * 1_000_000_000
         until = tree.index_at(TimeNs(max(0, time.time_ns() - age_ns)))
         copies = tree.settings()["replicas"]
-        if self._loop.time() >= self._room_comes_s and is_short(self._states(), copies):
+        # What is forgotten of small content is room for blobs only when the tree's file is smaller.
+        comes = self._loop.time() < self._room_comes_s or tree.spare_bytes
+        if not comes and is_short(self._states(), copies):
             # A tenth of what is kept, each round, until there is room again or nothing left.
             floor = tree.history_floor
             kept = tree.applied_index - floor
@@ -203,6 +207,18 @@ class Housekeeping:
         }
         for blob in gone:
             await self._service.in_pool(functools.partial(self._store.delete, blob))
+
+    async def _give_back(self) -> None:
+        """The tree's file gets smaller by what was forgotten."""
+        tree = self._service.tree
+        try:
+            for _ in range(GIVE_BACKS_PER_ROUND):
+                if not tree.spare_bytes or tree is not self._service.tree:
+                    break
+                tree.give_back()
+                await asyncio.sleep(0)
+        except NoSpaceError as exc:
+            _log.debug("the tree's file does not get smaller: %s", exc)
 
     def _is_known(self, blob: BlobId) -> bool:
         try:

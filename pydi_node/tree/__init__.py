@@ -30,6 +30,8 @@ outcomes are Results.
         Commits; then everything applied up to the returned index is on disk: the log may be cut
         up to there.
         Never waits; while a snapshot is read it returns what an earlier call returned, or 0.
+    tree.give_back() -> None                              tree.spare_bytes: int
+        Commits; then the file system gets a part of what is free inside the database's file.
 
 State (properties, no query):
 

@@ -24,6 +24,11 @@ from pydi_node.tree.schema import translated_errors
 from pydi_node.tree.sessions import Sessions
 from pydi_node.tree.store import Store
 
+# Free pages that stay in the file for what comes next: 16 MiB of the usual size.
+FREE_PAGES_KEPT: Final = 4096
+GIVE_BACK_PAGES: Final = 1024  # taken off the file at a time
+_INCREMENTAL: Final = 2  # as PRAGMA auto_vacuum says it
+
 _HANDLERS: Final[dict[type[Any], Callable[[Store, Any], Result]]] = {
     commands.Mkdir: names.mkdir,
     commands.Create: names.create,
@@ -75,6 +80,7 @@ class Tree(Queries):
         # Applied since the last commit: what a rollback must bring back.
         self._uncommitted: list[_Applied] = []
         self._is_written = True  # the Store's and the Sessions' rows are in SQLite
+        (self._page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
 
     # --- state ----------------------------------------------------------------------------------
 
@@ -180,6 +186,24 @@ class Tree(Queries):
         if frames_moved == frames:
             self._durable_index = self.applied_index
         return self._durable_index
+
+    @property
+    def spare_bytes(self) -> int:
+        """What ``give_back`` can take off the database's file: free in it, beyond what is kept for
+        what comes next. 0 for a file that was made before there was that."""
+        (mode,) = self._connection.execute("PRAGMA auto_vacuum").fetchone()
+        (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
+        return max(0, free - FREE_PAGES_KEPT) * self._page_bytes if mode == _INCREMENTAL else 0
+
+    def give_back(self) -> None:
+        """A part of ``spare_bytes`` goes to the file system, with the next checkpoints. Takes some
+        10 ms. Commits; NoSpaceError as there."""
+        pages = min(self.spare_bytes // self._page_bytes, GIVE_BACK_PAGES)
+        if pages:
+            self.commit()
+            with translated_errors():
+                # It takes a page off with each step and has no columns: ``execute`` makes one step.
+                self._connection.executescript(f"PRAGMA incremental_vacuum({pages})")
 
     def session_result(self, client: ClientId, serial: Serial) -> Result | None:
         """The first Result of this command; None when it was not applied or left the window."""

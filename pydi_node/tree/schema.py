@@ -292,6 +292,9 @@ def prepare(connection: sqlite3.Connection) -> None:
     assert not connection.in_transaction
     with translated_errors():
         if _is_empty(connection):
+            # Only before there is anything. What is forgotten leaves free pages inside the file;
+            # ``Tree.give_back`` makes the file smaller by them.
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             _set_pragmas(connection)
             _create(connection)
         else:

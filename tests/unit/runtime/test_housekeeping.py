@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pydi_node.commands import ROOT_CALLER, ForgetBlobs, SetSetting, Unlink
+from pydi_node.commands import ROOT_CALLER, ForgetBlobs, SetSetting, TrimHistory, Unlink
 from pydi_node.errors import FileError, NoSpaceError
 from pydi_node.ids import ROOT_INO, BlobId
 from pydi_node.runtime import housekeeping
+from pydi_node.tree import machine
 from pydi_node.wire.messages import Open, Release
 from tests.unit.runtime.inner import Inner
 from tests.unit.tree.driver import blob, put
@@ -223,6 +224,37 @@ def test_history_makes_room_before_its_time(
         await inner.housekeeping.round()
         await inner.housekeeping.round()
         assert inner.service.tree.history_floor == floors[-1]
+
+    run(tmp_path, scenario)
+
+
+def test_history_stays_while_the_trees_file_gets_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forgotten small content is free inside the tree's file before it is on the disk: as long as
+    there is any, more history would go for nothing. Then it goes, if there is still no room."""
+    monkeypatch.setattr(housekeeping, "ROOM_COMES_S", 0.0)
+    monkeypatch.setattr(housekeeping, "GIVE_BACKS_PER_ROUND", 0)
+    monkeypatch.setattr(machine, "FREE_PAGES_KEPT", 0)
+
+    async def scenario(inner: Inner) -> None:
+        ino, _ = await inner.file(b"a", b"content")
+        for counter in range(1000, 1050):
+            await inner.execute(put(ino, counter, b"%4096d" % counter))
+        tree = inner.service.tree
+        await inner.execute(TrimHistory(tree.applied_index, 1000))
+        await inner.execute(ForgetBlobs(tuple(info.blob for info in tree.garbage_blobs(1000))))
+        floor = tree.history_floor
+        inner.free_percent = 1
+        for _ in range(3):
+            await inner.housekeeping.round()
+        assert tree.spare_bytes > 0
+        assert tree.history_floor == floor
+        monkeypatch.setattr(housekeeping, "GIVE_BACKS_PER_ROUND", 16)
+        await inner.housekeeping.round()
+        assert tree.spare_bytes == 0
+        await inner.housekeeping.round()
+        assert tree.history_floor > floor
 
     run(tmp_path, scenario)
 

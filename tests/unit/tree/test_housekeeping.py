@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +20,9 @@ from pydi_node.records import (
     TokenInfo,
     Touched,
 )
+from pydi_node.tree import machine
 from pydi_node.tree.settings import SETTINGS, parse_setting
-from tests.unit.tree.driver import EPOCH, ROOT, Driver, blob, blob_info, extent, file_error
+from tests.unit.tree.driver import EPOCH, ROOT, Driver, blob, blob_info, extent, file_error, put
 
 
 @pytest.fixture
@@ -256,3 +258,37 @@ def test_the_last_counter_is_of_the_node_that_named_the_blob(fs: Driver, file: I
     fs.write(file, extent(0, 100, 7))
     assert fs.tree.last_counter_of(blob_node(blob(7))) == 7
     assert fs.tree.last_counter_of(NodeNumber(blob_node(blob(7)) + 1)) == 0
+
+
+def test_what_small_content_took_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forgotten content leaves free pages in the database's file. They go to the file system piece
+    by piece, but for those that are kept for what comes next; nothing else changes."""
+    monkeypatch.setattr(machine, "FREE_PAGES_KEPT", 64)
+    monkeypatch.setattr(machine, "GIVE_BACK_PAGES", 100)
+    path = tmp_path / "tree.db"
+    fs = Driver(str(path))
+    kept = fs.create(b"kept")
+    fs.ok(put(kept, 1, b"kept"))
+    passing = fs.create(b"passing")
+    for counter in range(2, 502):
+        fs.ok(put(passing, counter, bytes([counter & 0xFF]) * 4096))
+    fs.tree.checkpoint()
+    full_bytes = path.stat().st_size
+    fs.ok(c.TrimHistory(fs.index, 100_000))
+    fs.ok(c.ForgetBlobs(tuple(info.blob for info in fs.tree.garbage_blobs(1000))))
+    fs.run(c.Mkdir(ROOT, ROOT_INO, b"d", 0o755))
+    before, sizes = fs.rows(), []
+    spare_pages = fs.tree.spare_bytes // 4096
+    while fs.tree.spare_bytes:
+        fs.tree.give_back()
+        fs.tree.checkpoint()
+        sizes.append(path.stat().st_size)
+    fs.tree.give_back()
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(sizes) == -(-spare_pages // 100) > 3
+    assert sizes[-1] < full_bytes // 3
+    assert fs.rows() == before
+    assert fs.tree.file_version(kept).contents == ((blob(1), b"kept"),)
+    fs.close()
