@@ -28,6 +28,7 @@ from pydi_node.commands import (
 )
 from pydi_node.errors import BlobError, FileError, NoSpaceError, PydiError, UnavailableError
 from pydi_node.ids import BlobId, Ino, LogIndex, TimeNs, blob_name
+from pydi_node.records import HOLE
 from pydi_node.runtime.peers import Peers
 from pydi_node.runtime.service import Request, Service
 from pydi_node.wire.messages import Admin, Role
@@ -40,6 +41,9 @@ ORPHAN_DELAY_S = 30.0
 TRIM_ROWS = 2000  # of one command: some 50 ms of applying
 TRIMS_PER_ROUND = 20
 GARBAGE_PER_ROUND = 1000
+# What is in the tree goes with its row, some 20 ms of applying a command. Fewer, and small files
+# that are written all the time would leave more than is ever forgotten.
+FORGETS_PER_ROUND = 20
 GIVE_BACKS_PER_ROUND = 16  # 64 MiB of the tree's file
 # From when a leader sees garbage until the tree forgets it: each node has looked at the tree
 # meanwhile, and knows which files of its own to delete then. Who did not (it was away) finds them
@@ -100,6 +104,7 @@ class Housekeeping:
             await self._trim()
             await self._purge()
             await self._spread_factors()
+            await self._forget_content()
         else:
             self._orphans_seen.clear()
         await self._collect_garbage()
@@ -169,6 +174,17 @@ class Housekeeping:
         if free:
             await self._propose(PurgeOrphans(free))
 
+    async def _forget_content(self) -> None:
+        """Of garbage that is in the tree no node has to know before."""
+        after = HOLE
+        for _ in range(FORGETS_PER_ROUND):
+            page = self._service.tree.garbage_blobs(GARBAGE_PER_ROUND, after)
+            if not page:
+                return
+            after = page[-1].blob
+            if due := tuple(info.blob for info in page if info.is_in_tree):
+                await self._propose(ForgetBlobs(due))
+
     async def _spread_factors(self) -> None:
         """What directories ask for reaches the blobs below, where that changed."""
         for _ in range(SPREADS_PER_ROUND):
@@ -192,10 +208,9 @@ class Housekeeping:
         seen = self._garbage_seen
         if garbage and self._service.driver.replica.is_leader:
             self._room_comes_s = now_s + ROOM_COMES_S
-            # What is in the tree goes with its row: no node has to know of it before.
             due = [
                 info.blob for info in garbage
-                if info.is_in_tree or now_s - seen.get(info.blob, now_s) >= GARBAGE_DELAY_S
+                if now_s - seen.get(info.blob, now_s) >= GARBAGE_DELAY_S
             ]  # fmt: skip
             if due:
                 await self._propose(ForgetBlobs(tuple(due[:GARBAGE_PER_ROUND])))

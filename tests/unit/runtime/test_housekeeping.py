@@ -228,6 +228,30 @@ def test_history_makes_room_before_its_time(
     run(tmp_path, scenario)
 
 
+def test_small_content_is_forgotten_as_fast_as_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More garbage in the tree than one command takes, behind that of files, which waits until each
+    node has seen it: all that is in the tree goes in one round."""
+    monkeypatch.setattr(housekeeping, "GARBAGE_PER_ROUND", 5)
+    monkeypatch.setattr(housekeeping, "GARBAGE_SEEN_MAX", 20)
+    monkeypatch.setattr(housekeeping, "FORGETS_PER_ROUND", 10)
+
+    async def scenario(inner: Inner) -> None:
+        files = []
+        for number in range(10):
+            ino, info = await inner.file(b"%d" % number, b"content")
+            files.append(info.blob)
+            await inner.execute(put(ino, 1000 + number, b"new"))
+        for counter in range(2000, 2030):
+            await inner.execute(put(ino, counter, b"newer %d" % counter))
+        await inner.execute(TrimHistory(inner.service.tree.applied_index, 1000))
+        await inner.housekeeping.round()
+        assert [info.blob for info in inner.service.tree.garbage_blobs(100)] == files
+
+    run(tmp_path, scenario)
+
+
 def test_history_stays_while_the_trees_file_gets_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
