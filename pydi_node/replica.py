@@ -359,7 +359,8 @@ class Replica:
             self._forward_unsent(self.raft.leader)
 
     def _propose_unsent(self) -> None:
-        envelopes, datas = [], []
+        envelopes: list[Envelope] = []
+        datas: list[bytes] = []
         size = 0
         time_ns = self._time_ns = max(self._time_ns, self._now.time_ns)
         for key, command in self._unsent.items():
