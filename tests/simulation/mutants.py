@@ -277,7 +277,7 @@ MUTANTS = [
     Mutant("forgets-content", {"tree_class": ForgetsContent}, _SMALL_FILES, 0),
     Mutant("forgets-old-content", {"tree_class": ForgetsOldContent}, _SMALL_FILES, 0),
     Mutant("keeps-log-under-snapshot", {"process_class": KeepsLogUnderSnapshot}, _SNAPSHOTS, 0),
-    Mutant("installs-unverified", {"process_class": InstallsUnverified}, _SNAPSHOTS, 20),
+    Mutant("installs-unverified", {"process_class": InstallsUnverified}, _SNAPSHOTS, 184),
     Mutant("trusts-the-folder", {"process_class": TrustsTheFolder}, INSTALLS, 5, 6000),
     Mutant("gives-votes-away-on-trust", {"raft_class": TrustsTheSilent}, LOSSES, 1, 8000),
     Mutant("ends-on-a-full-disk", {"raft_class": EndsOnRefusedPiece}, FULL_DISKS, 12),
