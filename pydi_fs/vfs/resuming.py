@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from pydi_fs.vfs.journal import State
+from pydi_fs.vfs.journal import State, needed_sources
 from pydi_fs.vfs.journalling import Journal
 from pydi_fs.vfs.open_file import OpenFile
 from pydi_fs.vfs.staging import Stage, StagingArea
@@ -26,10 +26,11 @@ def restore_content(
     if image is None:
         return
     stages: dict[int, Stage] = {}
-    for source, stage in state.stages.items():
-        if stage.ino == file.ino:
-            fd = stage_files.pop(source) if stage.data is None else -1
-            stages[source] = area.restored(source, file.ino, stage.size, stage.data, fd)
+    # The journal also knows others, which their worker may have given back.
+    for source in sorted(needed_sources(image)):
+        stage = state.stages[source]
+        fd = stage_files.pop(source) if stage.data is None else -1
+        stages[source] = area.restored(source, file.ino, stage.size, stage.data, fd)
     file.restore(image, stages)
 
 

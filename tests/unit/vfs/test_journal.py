@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,8 +33,12 @@ from pydi_fs.vfs.journal import (
     encode,
 )
 from pydi_fs.vfs.journalling import RESENT, KeptJournal, read_logs
+from pydi_fs.vfs.open_file import OpenFile
+from pydi_fs.vfs.resuming import restore_content, unknown
+from pydi_fs.vfs.staging import StagingArea
 from pydi_node.commands import ROOT_CALLER, Mkdir, SetAttr
 from pydi_node.ids import Ino, Serial
+from pydi_node.records import FileVersion
 
 INO = Ino(7)
 
@@ -179,6 +184,28 @@ def test_what_was_given_up_is_forgotten() -> None:
     state = State.of([wrote, Forgotten(INO)])
     assert not state.files
     assert not state.stages
+
+
+def test_a_stage_that_was_given_back_is_not_missed(tmp_path: Path) -> None:
+    """Publishing a large file failed, all of it was written anew, and its first stage given back:
+    the supervisor has that file no more, and a successor goes on without it."""
+    large = (0, 5, -1, 0, None)
+    anew = (0, 5, -2, 0, b"anew!")
+    state = State.of(
+        [
+            Wrote(2, INO, 0, ROOT_CALLER, 5, False, 5, (large,)),
+            Publishing(INO),
+            Published(INO, False),
+            Wrote(4, INO, 5, ROOT_CALLER, 5, False, 5, (anew,)),
+        ]
+    )
+    nothing: Any = None
+    area = StagingArea(nothing, tmp_path)
+    file = OpenFile(nothing, area, nothing, lambda: 0, FileVersion(unknown(INO), (), ()))
+    restore_content(file, state, {}, area)
+    assert file.size == 5
+    staged = [record for record in file.freeze() if isinstance(record, Staged)]
+    assert staged == [Staged(-2, INO, 5, b"anew!")]
 
 
 def test_frozen_content_is_plain() -> None:
