@@ -315,6 +315,12 @@ class OpenFile:
         self._caller = caller
         self._mtime_ns = self._clock()
 
+    async def empty(self, caller: Caller) -> None:
+        """O_TRUNC: nothing is left of the newest version."""
+        await self.look()
+        if self.size:
+            self.truncate(caller, 0)
+
     async def drain(self) -> None:
         """A writer faster than the network waits here, so that little is left to do at the end."""
         if self._stage is not None:

@@ -467,9 +467,12 @@ class Vfs:
     async def open(self, caller: Caller, ino: Ino, flags: int) -> int:
         """open(2) of an existing regular file: the newest version that anybody has closed."""
         fh, _ = await self._open(caller, ino, flags)
-        file = self._handles[fh].file
-        if flags & os.O_TRUNC and flags & O_ACCMODE != os.O_RDONLY and file.size:
-            file.truncate(caller, 0)
+        if flags & os.O_TRUNC and flags & O_ACCMODE != os.O_RDONLY:
+            try:
+                await self._handles[fh].file.empty(caller)
+            except BaseException:
+                self._later(self.release(fh))
+                raise
         return fh
 
     async def open_version(self, caller: Caller, ino: Ino) -> tuple[int, FileVersion]:
