@@ -174,8 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not __debug__:
             raise UserError("PyDi checks itself with assertions: start it without python -O")
-        if list(arguments) == ["--journal-format"]:  # asked before an upgrade
-            print(FORMAT)
+        if arguments[:1] == ["--journal-format"]:  # asked before an upgrade
+            print(_format_for(parse_config(arguments[1:])[0]))
             return EXIT_OK
         config, start = parse_config(arguments)
         if start.upgrade:
@@ -217,9 +217,10 @@ def start_in_background(config: MountConfig, arguments: Sequence[str]) -> int:
         read_fd, write_fd = os.pipe()
         reader = stack.enter_context(open(read_fd, "rb"))
         try:
+            # -P: no code out of the directory in which a person happens to be.
             daemon = subprocess.Popen(
-                [sys.executable, "-m", "pydi_fs", "--foreground", "--report-fd", str(write_fd),
-                 *arguments],
+                [sys.executable, "-P", "-m", "pydi_fs",
+                 "--foreground", "--report-fd", str(write_fd), *arguments],
                 stdin=subprocess.DEVNULL, stdout=log_fd, stderr=log_fd,
                 pass_fds=(write_fd,), start_new_session=True,
             )  # fmt: skip
@@ -343,6 +344,15 @@ def serve(
     if handed is not None:
         supervisor.resume(handed)
     return supervisor.run()
+
+
+def _format_for(config: MountConfig) -> int:
+    """The format of the journal that a mount with this configuration goes on with. UserError if it
+    could not."""
+    load_driver(config.driver)
+    if driver_name(config.driver) != "kernel":
+        raise UserError(f"--driver {config.driver} can't go on with another one's open files")
+    return FORMAT
 
 
 def _without_resume(arguments: Sequence[str]) -> list[str]:

@@ -33,8 +33,9 @@ import struct
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from pydi_fs.mountpoints import mounted_at, unmount
 from pydi_fs.restart_policy import BEAT_S, RestartPolicy, Watchdog
@@ -45,8 +46,12 @@ log = logging.getLogger("pydi.mount")
 
 DEVICE = "device"  # name under which /dev/fuse is kept
 MESSAGE_MAX_BYTES = 256
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # that end a mount
+LISTEN_WAIT_S = 2.0  # for a supervisor to make room
 KILL_WAIT_S = 5.0  # for a process that got SIGKILL
 KILL_POLL_S = 0.01
+# -P: no code out of the directory in which the mount was started.
+_INSTALLED = (sys.executable, "-P", "-m", "pydi_fs")
 CHECK_TIMEOUT_S = 30.0  # for the new code to say what it can read
 UPGRADE_TIMEOUT_S = 60.0
 RESENDS_SINCE_LINUX = (6, 9)
@@ -55,6 +60,46 @@ _ACCIDENT = 70
 
 _PR_SET_PDEATHSIG = 1
 _UCRED = struct.Struct("3i")
+
+
+class _Check:
+    """The installed code is asked whether it can go on with a mount, while that is served."""
+
+    def __init__(self, arguments: Sequence[str], directory: str, asker: socket.socket) -> None:
+        """OSError if it can't be run."""
+        self.asker = asker
+        self._end_s = time.monotonic() + CHECK_TIMEOUT_S
+        self._said = [os.fdopen(os.memfd_create("pydi-check"), "rb") for _ in range(2)]
+        self._process = subprocess.Popen(
+            [*_INSTALLED, "--journal-format", *arguments], cwd=directory,
+            stdin=subprocess.DEVNULL, stdout=self._said[0], stderr=self._said[1],
+        )  # fmt: skip
+        self.pidfd = os.pidfd_open(self._process.pid)
+
+    def is_over(self) -> bool:
+        return self._process.poll() is not None or time.monotonic() >= self._end_s
+
+    def end(self) -> str:
+        """Why it can't; the empty string if it can."""
+        if self._process.poll() is None:
+            self._process.kill()
+        code = self._process.wait()
+        os.close(self.pidfd)
+        output, errors = [_text_of(file) for file in self._said]
+        if code < 0:
+            return "the installed pydi-mount does not answer"
+        if code != 0:
+            last = errors.rpartition("\n")[2].removeprefix("pydi-mount: ")
+            return f"the installed pydi-mount does not start: {last}"
+        if output != str(FORMAT):
+            return "the installed version can't go on with this one's open files: mount it anew"
+        return ""
+
+
+def _text_of(file: BinaryIO) -> str:
+    with file:
+        file.seek(0)
+        return file.read().decode(errors="replace").strip()
 
 
 class Link:
@@ -67,32 +112,54 @@ class Link:
         self.kept = kept  # descriptors by name, in this process
         self.follows = follows  # another worker, which died
         self._line = line
+        self._unsent: deque[str] = deque()  # the line was full
 
     def keep(self, name: str, fd: int) -> None:
         """The supervisor has a copy of the descriptor when this returns, also if we die then.
         OSError if it takes none."""
-        try:
-            socket.send_fds(self._line, [f"keep {name}".encode()], [fd])
-        except BlockingIOError as exc:
-            raise OSError(errno.EIO, "the mount's supervisor does not listen") from exc
+        while True:
+            try:
+                socket.send_fds(self._line, [f"keep {name}".encode()], [fd])
+            except BlockingIOError as exc:
+                if not self._wait_room():
+                    raise OSError(errno.EIO, "the mount's supervisor does not listen") from exc
+            else:
+                return
 
     def drop(self, name: str) -> None:
         self._send(f"drop {name}")
 
     def beat(self) -> None:
-        self._send("beat")
+        if not self._unsent:
+            self._unsent.append("beat")
+        self._send_all()
 
     def usable(self) -> None:
         self._send("usable")
 
     def ended(self, code: int) -> None:
-        """Nobody shall follow."""
+        """Nobody shall follow. The last word."""
         self._send(f"end {code}")
+        while self._unsent and self._wait_room():
+            self._send_all()
 
     def _send(self, word: str) -> None:
-        # A supervisor that is stopped reads nothing; that must not stop us.
+        self._unsent.append(word)
+        self._send_all()
+
+    def _send_all(self) -> None:
+        """What the line takes; the rest goes with what comes next. A supervisor that is stopped
+        reads nothing, which must not stop us; a drop that got lost would hold its file for ever."""
         with contextlib.suppress(BlockingIOError):
-            self._line.send(word.encode())
+            while self._unsent:
+                self._line.send(self._unsent[0].encode())
+                self._unsent.popleft()
+
+    def _wait_room(self) -> bool:
+        """The line holds some 280 words, which a busy worker may say before it is heard."""
+        poll = select.poll()
+        poll.register(self._line, select.POLLOUT)
+        return bool(poll.poll(LISTEN_WAIT_S * 1000))
 
 
 Work = Callable[[Link], int]  # runs in the worker's process; its exit code
@@ -132,6 +199,7 @@ class Supervisor:
         self._was_usable = False
         self._stopping = False
         self._door: socket.socket | None = None  # where upgrades are asked for
+        self._check: _Check | None = None  # before one
         self._asker: socket.socket | None = None  # who asked for the one under way
 
     def resume(self, handed: dict[str, Any]) -> None:
@@ -147,8 +215,9 @@ class Supervisor:
 
     def run(self) -> int:
         """Returns when the mount has ended; the exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in SIGNALS:
             signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # see `_on_checked`
         gc.collect()
         gc.freeze()  # what workers share with us is not touched by their collections
         self._start()
@@ -189,10 +258,11 @@ class Supervisor:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != supervisor:
                 os._exit(_ACCIDENT)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             ours.close()
-            for held in (self._door, self._asker):
+            checked_for = None if self._check is None else self._check.asker
+            for held in (self._door, self._asker, checked_for):
                 if held is not None:
                     held.close()
             theirs.setblocking(False)
@@ -211,7 +281,9 @@ class Supervisor:
         poll = select.poll()
         poll.register(self._line, select.POLLIN)
         poll.register(self._pidfd, select.POLLIN)
-        if self._door is not None:
+        if self._check is not None:
+            poll.register(self._check.pidfd, select.POLLIN)
+        elif self._door is not None:
             poll.register(self._door, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(BEAT_S * 1000)}
         self._reap()
@@ -227,6 +299,9 @@ class Supervisor:
         elif not ready and self._watchdog.looked():
             log.warning("the process of the mount on %s hangs: killed", self._mountpoint)
             self._kill()
+        elif self._check is not None and self._check.is_over():
+            check, self._check = self._check, None
+            self._on_checked(check.asker, check.end())
         elif self._door is not None and self._door.fileno() in ready:
             self._serve_door()
 
@@ -343,36 +418,35 @@ class Supervisor:
         if _peer_uid(asker) not in (0, os.geteuid()):
             asker.close()
             return
-        sentence = self._why_no_upgrade()
+        if DEVICE not in self._kept:
+            sentence = "this kernel can't hand a mount from one process to another: mount it anew"
+            self._on_checked(asker, sentence)
+            return
+        try:
+            # Not waited for here: the worker must be heard, or its programs get errors.
+            self._check = _Check(self._arguments, self._directory, asker)
+        except OSError as exc:
+            self._on_checked(asker, f"the installed pydi-mount can't be run: {exc}")
+
+    def _on_checked(self, asker: socket.socket, sentence: str) -> None:
+        if not sentence:
+            # From here to the first moment of the code to come a signal waits: it would kill that.
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            if self._stopping:
+                sentence = "the mount is about to end"
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         if sentence:
             log.warning("not upgraded: %s", sentence)
             _answer(asker, sentence)
-            return
-        self._upgrade(asker)
-
-    def _why_no_upgrade(self) -> str:
-        if DEVICE not in self._kept:
-            return "this kernel can't hand a mount from one process to another: mount it anew"
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "pydi_fs", "--journal-format"],
-                capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
-                timeout=CHECK_TIMEOUT_S, cwd=self._directory,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired) as exc:
-            return f"the installed pydi-mount can't be run: {exc}"
-        if done.returncode != 0:
-            last = done.stderr.strip().rpartition("\n")[2]
-            return f"the installed pydi-mount does not start: {last}"
-        if done.stdout.strip() != str(FORMAT):
-            return "the installed version can't go on with this one's open files: mount it anew"
-        return ""
+        else:
+            self._upgrade(asker)
 
     def _upgrade(self, asker: socket.socket) -> None:
         log.info("the mount on %s goes on with the installed version", self._mountpoint)
         self._kill()
         if self._code is not None:
             _answer(asker, "the mount has just ended")
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             return
         handed = {
             "mountpoint": self._mountpoint,
@@ -383,7 +457,7 @@ class Supervisor:
         fds = (*self._logs, *self._kept.values(), asker.fileno())
         for fd in fds:
             os.set_inheritable(fd, True)
-        command = [sys.executable, "-m", "pydi_fs", *self._arguments]
+        command = [*_INSTALLED, *self._arguments]
         try:
             os.chdir(self._directory)
             sys.stderr.flush()
@@ -394,6 +468,7 @@ class Supervisor:
             for fd in fds:
                 os.set_inheritable(fd, False)
             _answer(asker, f"the installed version could not be started: {exc}")
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.chdir("/")
 
 

@@ -272,7 +272,7 @@ async def _in_window(edited: Edited, local: bytes) -> None:
     """The window is a process of its own, for Tk and asyncio both want the main thread. It writes
     the local copy and says "save"; what became of it goes back. See tk_editor.py."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "pydi_fs.shell.tk_editor", local, show(edited.path),
+        sys.executable, "-P", "-m", "pydi_fs.shell.tk_editor", local, show(edited.path),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE, limit=4 * TEXT_BYTES_MAX,
     )  # fmt: skip

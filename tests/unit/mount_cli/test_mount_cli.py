@@ -13,7 +13,8 @@ from pydi_fs import mount_cli
 from pydi_fs.mount_cli import check_mountpoint, log_path, main, parse_config, with_allow_other
 from pydi_fs.mount_config import MountConfig
 from pydi_fs.mount_options import MountOptions
-from pydi_node.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, UserError
+from pydi_fs.vfs.journal import FORMAT
+from pydi_node.errors import EXIT_FAILED, EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE, UserError
 
 
 def config_for(mountpoint: Path, cache_dir: str = "/nowhere/cache") -> MountConfig:
@@ -154,6 +155,36 @@ def test_another_file_system_in_the_way_is_named() -> None:
     """A directory on which something is mounted already is refused."""
     with pytest.raises(UserError, match="already a mount point"):
         check_mountpoint(config_for(Path("/proc")))
+
+
+def test_the_working_directory_is_no_place_for_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever starts a mount in a directory of somebody else runs nothing that lies there."""
+    (tmp_path / "file").touch()
+    (tmp_path / "msgpack.py").write_text("open('was-run', 'w')")
+    monkeypatch.chdir(tmp_path)
+    assert main(["file", "--data-dir", "data", "--cache-dir", "cache"]) == EXIT_FAILED
+    assert not (tmp_path / "was-run").exists()
+    assert "ended before" not in capfd.readouterr().err
+
+
+def test_an_upgrade_is_refused_while_the_mount_lives(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The new code is asked whether it can go on, with the arguments and the configuration that it
+    will get: afterwards it is too late."""
+    if not os.path.exists(mount_cli.FUSE_DEVICE):
+        pytest.skip("there is no /dev/fuse")
+    arguments = ["--journal-format", "/mnt", "--foreground", "--data-dir", str(tmp_path)]
+    assert main(arguments) == EXIT_OK
+    assert capfd.readouterr().out == f"{FORMAT}\n"
+    for line in ("deadline = 'soon'", "driver = 'fusepy'", "no toml"):
+        (tmp_path / "mount.toml").write_text(line)
+        assert main(arguments) != EXIT_OK
+        printed = capfd.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith("pydi-mount: ")
 
 
 def test_no_node_is_exit_code_3(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
