@@ -322,19 +322,7 @@ def serve(
     config = replace(config, driver=driver_name(config.driver), options=with_allow_other(config))
     directory = os.getcwd()
     os.chdir("/")  # keeps no file system busy that someone may want to unmount
-    loop_factory = _loop_factory()
-
-    def work(link: Link | None) -> int:
-        try:
-            with asyncio.Runner(loop_factory=loop_factory) as runner:
-                return runner.run(_serve(config, binding_class, report, link))
-        except PydiError as exc:
-            if link is None:
-                raise
-            code = exc.exit_code if isinstance(exc, UserError) else EXIT_FAILED
-            report.failed(str(exc), code)
-            return code
-
+    work = functools.partial(_work, config, binding_class, report, _loop_factory())
     if config.driver != "kernel" or not is_possible():
         if config.driver == "kernel":
             log.info("restart under open files: off (it needs Linux 6.9)")
@@ -364,6 +352,22 @@ def _without_resume(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
+def _work(
+    config: MountConfig, binding_class: Any, report: Report, loop_factory: Any, link: Link | None
+) -> int:
+    """Serve; the exit code. A successor that can't even begin dies of it: programs have open files,
+    another one may do better, and after a few the supervisor unmounts."""
+    try:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(_serve(config, binding_class, report, link))
+    except PydiError as exc:
+        if link is None or (link.follows and not link.serves):
+            raise
+        code = exc.exit_code if isinstance(exc, UserError) else EXIT_FAILED
+        report.failed(str(exc), code)
+        return code
+
+
 async def _serve(config: MountConfig, binding_class: Any, report: Report, link: Link | None) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -380,6 +384,8 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report, link: 
     identity = None if state is None else state.identity
     if link is not None:
         about["resume"] = key = identity.key if identity else secrets.token_bytes(16)
+    if state is not None:
+        config = replace(config, background=True)  # programs wait already
     client = await _connect(config, about, state)
     client.number = lambda command: journal.number(command, client.new_serial)
     vfs = PastVfs(
@@ -449,7 +455,7 @@ def _stage_files(link: Link) -> dict[int, int]:
 async def _connect(
     config: MountConfig, about: dict[str, Any], state: State | None = None
 ) -> Client:
-    """A connected client; with ``-o bg``, or in the place of another one, it may still be trying.
+    """A connected client; with ``-o bg`` it may still be trying.
 
     state  what the worker before this one left.
 
@@ -460,7 +466,7 @@ async def _connect(
     identity = None
     if state is not None and state.identity is not None:
         identity = (ClientId(state.identity.client), state.last_serial)
-    may_wait = config.background or state is not None
+    may_wait = config.background
     end = loop.time() + (0.0 if may_wait else NODE_START_WAIT_S)
     while True:
         client: Client | None = None

@@ -40,7 +40,7 @@ from typing import Any, BinaryIO, NoReturn
 from pydi_fs.mountpoints import mounted_at, unmount
 from pydi_fs.restart_policy import BEAT_S, RestartPolicy, Watchdog
 from pydi_fs.vfs.journal import FORMAT
-from pydi_node.errors import EXIT_FAILED, EXIT_OK, UserError
+from pydi_node.errors import EXIT_FAILED, EXIT_OK, PydiError, UserError
 
 log = logging.getLogger("pydi.mount")
 
@@ -111,6 +111,7 @@ class Link:
         self.logs = logs
         self.kept = kept  # descriptors by name, in this process
         self.follows = follows  # another worker, which died
+        self.serves = False
         self._line = line
         self._unsent: deque[str] = deque()  # the line was full
 
@@ -135,6 +136,7 @@ class Link:
         self._send_all()
 
     def usable(self) -> None:
+        self.serves = True
         self._send("usable")
 
     def ended(self, code: int) -> None:
@@ -269,6 +271,8 @@ class Supervisor:
             link = Link(theirs, self._logs, dict(self._kept), follows=self._was_usable)
             code = self._work(link)
             link.ended(code)
+        except PydiError as exc:
+            log.error("the mount on %s failed: %s", self._mountpoint, exc)
         except BaseException:
             log.exception("the mount on %s failed", self._mountpoint)
         finally:

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from pydi_fs import mount_cli
-from pydi_fs.mount_cli import check_mountpoint, log_path, main, parse_config, with_allow_other
+from pydi_fs.mount_cli import (
+    Report,
+    check_mountpoint,
+    log_path,
+    main,
+    parse_config,
+    with_allow_other,
+)
 from pydi_fs.mount_config import MountConfig
 from pydi_fs.mount_options import MountOptions
+from pydi_fs.supervisor import Link
 from pydi_fs.vfs.journal import FORMAT
+from pydi_fs.vfs.journalling import KeptJournal
 from pydi_node.errors import EXIT_FAILED, EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE, UserError
 
 
@@ -167,6 +180,45 @@ def test_the_working_directory_is_no_place_for_code(
     assert main(["file", "--data-dir", "data", "--cache-dir", "cache"]) == EXIT_FAILED
     assert not (tmp_path / "was-run").exists()
     assert "ended before" not in capfd.readouterr().err
+
+
+@pytest.fixture
+def successor() -> Iterator[Link]:
+    """A worker that follows another one, which had open files."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    logs = (os.memfd_create("a"), os.memfd_create("b"))
+    with ours, theirs:
+        before = KeptJournal(logs, lambda name, fd: None, lambda name: None)
+        before.begin(lambda: ())
+        before.identify(9, bytes(16))
+        yield Link(theirs, logs, {}, follows=True)
+    for fd in logs:
+        os.close(fd)
+
+
+class Served(Exception):
+    """It got so far."""
+
+
+def serving(vfs: object, *arguments: object, **more: object) -> NoReturn:
+    raise Served
+
+
+def test_a_successor_begins_without_a_node(tmp_path: Path, successor: Link) -> None:
+    """The node of this machine is gone too, and will be back: open files wait for it."""
+    config = MountConfig(str(tmp_path), str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(Served):
+        mount_cli._work(config, serving, Report(None), None, successor)
+
+
+def test_a_successor_that_can_not_begin_is_not_the_end(tmp_path: Path, successor: Link) -> None:
+    """Its token is just missing. The mount must not be left without anybody behind it."""
+    config = replace(
+        MountConfig(str(tmp_path), str(tmp_path / "data"), cache_dir=str(tmp_path / "cache")),
+        node="127.0.0.1:1", token_file=str(tmp_path / "token"),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="token"):
+        mount_cli._work(config, serving, Report(None), None, successor)
 
 
 def test_an_upgrade_is_refused_while_the_mount_lives(
