@@ -107,6 +107,9 @@ class _Stream:
             server_hostname=server_name,
         )  # fmt: skip
         self.sock = secured
+        if self.stopped.is_set():
+            # Maybe too early for this socket, and too late for the other one.
+            raise ConnectionAbortedError("this node is about to stop")
         secured.do_handshake()
         return secured
 

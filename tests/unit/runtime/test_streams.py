@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import socket
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -327,3 +328,24 @@ def test_only_what_begins_like_a_stream_is_taken_for_one(tmp_path: Path) -> None
             writer.close()
 
     run(tmp_path, scenario)
+
+
+def test_a_stop_between_a_socket_and_its_tls_counts() -> None:
+    """What is stopped in the moment in which TLS takes the socket over goes no further: a node that
+    stops would wait for its threads else."""
+    ours, theirs = socket.socketpair()
+    stream = streams_module._Stream(ours)
+
+    class Context(ssl.SSLContext):
+        def wrap_socket(self, *arguments: Any, **more: Any) -> ssl.SSLSocket:
+            secured = super().wrap_socket(*arguments, **more)
+            stream.stop()  # as the loop may
+            return secured
+
+    context = Context(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    ours.settimeout(0.2)
+    with theirs:
+        with pytest.raises(ConnectionAbortedError):
+            stream.secure(context, "name")
+        stream.close()
