@@ -376,17 +376,8 @@ class State:
             case Rebased():
                 if record.ino in self.files:
                     self.files[Ino(record.ino)].content.rebase_empty(record.size)
-            case Publishing():
-                file = self.files[Ino(record.ino)]
-                changes = file.content.take_changes()
-                file.publication = Publication(changes, file.caller, file.mtime_ns, [])
-            case Committing():
-                publication = self.files[Ino(record.ino)].publication
-                assert publication is not None, record
-                publication.serials.append(Serial(record.serial))
-                self.last_serial = max(self.last_serial, record.serial)
-            case Published():
-                self._published(record)
+            case Publishing() | Committing() | Published():
+                self._apply_publication(record)
             case Forgotten():
                 self.files.pop(Ino(record.ino), None)
                 self._drop_stages()
@@ -422,8 +413,22 @@ class State:
             stage.data.extend(bytes(max(0, offset - len(stage.data))))
             stage.data[offset : offset + length] = data
 
-    def _published(self, record: Published) -> None:
-        file = self.files[Ino(record.ino)]
+    def _apply_publication(self, record: Publishing | Committing | Published) -> None:
+        if isinstance(record, Committing):
+            self.last_serial = max(self.last_serial, record.serial)
+        file = self.files.get(Ino(record.ino))
+        if file is None:
+            return  # its last handle went meanwhile, and then there was a snapshot
+        if isinstance(record, Publishing):
+            changes = file.content.take_changes()
+            file.publication = Publication(changes, file.caller, file.mtime_ns, [])
+        elif isinstance(record, Committing):
+            assert file.publication is not None, record
+            file.publication.serials.append(Serial(record.serial))
+        else:
+            self._published(file, record)
+
+    def _published(self, file: FileImage, record: Published) -> None:
         publication = file.publication
         assert publication is not None, record
         file.publication = None

@@ -186,6 +186,14 @@ def test_what_was_given_up_is_forgotten() -> None:
     assert not state.stages
 
 
+def test_a_publication_that_outlives_its_file_is_no_trouble() -> None:
+    """A program is killed while its close publishes: its handle goes, the publication goes on, and
+    a snapshot made then has nothing of the file. What comes of it later is read all the same."""
+    state = State.of([Publishing(INO), Committing(INO, 3), Published(INO, False), Closed(1)])
+    assert not state.files
+    assert state.last_serial == 3
+
+
 def test_a_stage_that_was_given_back_is_not_missed(tmp_path: Path) -> None:
     """Publishing a large file failed, all of it was written anew, and its first stage given back:
     the supervisor has that file no more, and a successor goes on without it."""
