@@ -477,6 +477,15 @@ class OpenFile:
         """Being published or refreshed: not the moment to adopt a version."""
         return self._lock.locked() or self._undecided
 
+    async def is_unused(self) -> bool:
+        """Whether nobody has it open, once what is on its way has arrived or failed, also where its
+        program was killed and nobody waits for that. Who opens it meanwhile goes on with this
+        object: two of one file would mix their records in the journal."""
+        if self.handles == 0:
+            async with self._lock:
+                pass
+        return self.handles == 0
+
     async def discard(self) -> None:
         """Forget what was never published, and give all staging space back."""
         async with self._lock:

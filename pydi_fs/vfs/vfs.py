@@ -635,7 +635,7 @@ class Vfs:
         file = handle.file
         file.handles -= 1
         file.writers -= handle.writable
-        if file.handles == 0 and self._files.get(file.ino) is file:
+        if await file.is_unused() and self._files.get(file.ino) is file:
             del self._files[file.ino]
             if file.dirty and wanted:
                 log.error("ino=%d: content lost, close() had reported the error", file.ino)
