@@ -695,6 +695,7 @@ class Dispatcher:
             # and only after what it wrote can be seen.
             if self._lock_owners.flushed(ino, body.lock_owner):
                 await self._unlock(body.fh, body.lock_owner, flock=False)
+                self._journal.unlocked(ino, body.lock_owner)
         self._published(ino, body.fh)
         return b""
 

@@ -16,7 +16,7 @@ that is not whole: its writer was killed while it wrote, and has told nobody.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from struct import Struct
 from typing import Any, NamedTuple
@@ -81,6 +81,13 @@ class Locked(NamedTuple):
 
     ino: int
     fh: int
+    owner: int
+
+
+class Unlocked(NamedTuple):
+    """An owner has given back, by close(2), all its POSIX locks on the file."""
+
+    ino: int
     owner: int
 
 
@@ -216,7 +223,7 @@ class Done(NamedTuple):
 RECORDS: tuple[type[Any], ...] = (
     Agreed, Identity, Opened, Listed, Closed, Locked, Moment, Numbered, Backing, Wrote, Cut,
     Punched, Stamped, Rebased, Staged, Publishing, Committing, Published, Forgotten,
-    Frozen, Highest, Done,
+    Frozen, Highest, Done, Unlocked,
 )  # fmt: skip
 _KINDS: dict[type[Any], int] = {record: kind for kind, record in enumerate(RECORDS)}
 
@@ -330,9 +337,11 @@ class State:
             case Closed():
                 self.handles.pop(record.fh, None)
                 self.directories.pop(record.fh, None)
-                self._drop_locks(record.fh)
+                self._drop_locks(lambda lock: lock.fh == record.fh)
             case Locked():
                 self.locks[record] = None
+            case Unlocked():
+                self._drop_locks(lambda lock: (lock.ino, lock.owner) == record)
             case Moment():
                 self.moments.append(LogIndex(record.log_index))
             case Numbered():
@@ -349,8 +358,8 @@ class State:
             case _:
                 self._apply_content(record)
 
-    def _drop_locks(self, fh: int) -> None:
-        for lock in [lock for lock in self.locks if lock.fh == fh]:
+    def _drop_locks(self, is_gone: Callable[[Locked], bool]) -> None:
+        for lock in filter(is_gone, list(self.locks)):
             del self.locks[lock]
 
     def _apply_content(self, record: Any) -> None:

@@ -64,6 +64,7 @@ class Journal:
 
     def closed(self, fh: int) -> None: ...
     def locked(self, ino: Ino, fh: int, owner: int) -> None: ...
+    def unlocked(self, ino: Ino, owner: int) -> None: ...
     def moment(self, index: LogIndex) -> None: ...
     def backing(self, number: int, is_open: bool) -> None: ...
     def wrote(
@@ -191,6 +192,9 @@ class KeptJournal(Journal):
 
     def locked(self, ino: Ino, fh: int, owner: int) -> None:
         self._note(records.Locked(ino, fh, owner))
+
+    def unlocked(self, ino: Ino, owner: int) -> None:
+        self._note(records.Unlocked(ino, owner))
 
     def moment(self, index: LogIndex) -> None:
         self._note(records.Moment(index))

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from pydi_fs.fuse.dispatch import CACHE_TIMEOUT_S, Dispatcher
+from pydi_fs.vfs.journalling import KeptJournal, read_logs
 from pydi_node.commands import ROOT_CALLER
 from pydi_node.ids import ROOT_INO, Ino
 from tests.harness.memory_vfs import BLOCK_BYTES
@@ -486,6 +487,26 @@ def test_posix_locks_are_taken_asked_for_and_given_back_at_close() -> None:
         assert held.unpack("QQII")[2] == fcntl.F_WRLCK
 
     run(scenario)
+
+
+def test_who_gave_his_locks_back_is_no_owner_for_a_successor() -> None:
+    """FLUSH of an owner takes it out of the journal, though the handle stays open."""
+    logs = (os.memfd_create("a"), os.memfd_create("b"))
+    journal = KeptJournal(logs, lambda name, fd: None, lambda name: None)
+    journal.begin(lambda: ())
+
+    async def scenario(kernel: Kernel) -> None:
+        created = await kernel.create(b"file")
+        ino, fh = created.nodeid, created.fh
+        for owner in (5, 6):
+            await kernel.ask(k.SETLK, ino, lock_in(fh, owner, fcntl.F_RDLCK))
+        await kernel.flush(ino, fh, 5)
+        _, _, state = read_logs(logs)
+        assert [lock.owner for lock in state.locks] == [6]
+
+    run(scenario, journal=journal)
+    for fd in logs:
+        os.close(fd)
 
 
 def test_locks_taken_through_a_read_only_open_go_at_its_release() -> None:

@@ -264,6 +264,21 @@ def test_a_successor_reads_what_was_written(logs: tuple[int, int]) -> None:
     assert third.state.identity == (9, bytes(16))
 
 
+def test_an_owner_that_gave_its_locks_back_is_forgotten(logs: tuple[int, int]) -> None:
+    """Processes come and go that lock through a descriptor which they inherited: its handle stays
+    open, and the kernel uses an owner's number again. A successor must not give back its locks."""
+    first = journal(logs)
+    first.opened(2, 1, INO, os.O_RDWR, ROOT_CALLER, second=False, passing=False)
+    for owner in (100, 200):
+        first.locked(INO, 1, owner)
+    first.locked(Ino(8), 2, 100)
+    first.unlocked(INO, 100)
+    second = journal(logs)
+    assert second.state is not None
+    assert list(second.state.locks) == [(INO, 1, 200), (8, 2, 100)]
+    assert list(journal(logs)._mirror.locks) == [(INO, 1, 200), (8, 2, 100)], "in a snapshot too"
+
+
 def test_an_unfinished_snapshot_counts_for_nothing(logs: tuple[int, int]) -> None:
     """A worker that is killed while it writes one leaves the log before it."""
     first = journal(logs)
