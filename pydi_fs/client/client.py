@@ -60,6 +60,9 @@ from pydi_node.wire.session import PROTOCOL_VERSIONS
 
 log = logging.getLogger("pydi.client")
 
+# Of a client's last results, of which the tree keeps 1024 (tree.SESSION_WINDOW): commands that are
+# sent at the same time may come before.
+SERIALS_REMEMBERED = 512
 DEADLINE_DEFAULT_S = 10.0  # several leader elections; shorter than a person's patience
 RECONNECT_MIN_S = 0.05  # a restarting node is back within a second
 RECONNECT_MAX_S = 1.0
@@ -227,6 +230,10 @@ class Client:
         """One that no command had before."""
         self._serial += 1
         return Serial(self._serial)
+
+    def remembers(self, serial: Serial) -> bool:
+        """Would the cluster still know the result of that command?"""
+        return self._serial - serial < SERIALS_REMEMBERED
 
     def _number(self, command: Command) -> tuple[Serial, bool]:
         return self.new_serial(), False

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator
 from blake3 import blake3
 
 from pydi_fs.client import Client
-from pydi_fs.vfs.content import Content
+from pydi_fs.vfs.content import Changes, Content
 from pydi_fs.vfs.extents import Segment
 from pydi_fs.vfs.journal import FileImage, Frozen, Publication, Staged, needed_sources
 from pydi_fs.vfs.journalling import Piece
@@ -71,6 +71,8 @@ class OpenFile:
         # Changes on their way: the cluster's attributes lag behind.
         self._publication: Publication | None = None
         self._undecided = False  # the worker before this one had sent them
+        # The last that failed without an answer: it may have arrived, or arrive later.
+        self._unanswered: Publication | None = None
 
     # --- from one worker to the next -----------------------------------------------------------
 
@@ -339,11 +341,30 @@ class OpenFile:
                 return
             changes = self._content.take_changes()
             self._journal.publishing(self.ino)
-            self._publication = Publication(changes, self._caller, self._mtime_ns, [])
+            serials = self._serials_before(changes)
+            is_repeat = bool(serials)
+            self._publication = Publication(changes, self._caller, self._mtime_ns, serials)
             await self._send(self._publication)
+            if is_repeat:
+                self.changed_elsewhere()  # the first answer, which may be old
         if len(self._stages) > UNNAMED_STAGES_MAX:
             self.changed_elsewhere()
             await self.refresh()
+
+    def _serials_before(self, changes: Changes) -> list[Serial]:
+        """Those under which the very same was sent before and not answered: close(2) tries twice,
+        and what was appended must not land twice."""
+        before, self._unanswered = self._unanswered, None
+        if before is None or not before.serials:
+            return []
+        same = (before.changes, before.caller, before.mtime_ns) == (
+            changes, self._caller, self._mtime_ns,
+        )  # fmt: skip
+        if not same or not self._client.remembers(before.serials[0]):
+            return []
+        for serial in before.serials:
+            self._journal.committing(self.ino, serial)
+        return before.serials
 
     async def _finish(self) -> None:
         """What the worker before this one had sent is published, once: under the same serials the
@@ -374,8 +395,10 @@ class OpenFile:
             self._stage = None
         try:
             infos = await self._commit(publication, sources)
-        except decides:
+        except decides as exc:
             self._publication = None
+            if not isinstance(exc, FileError):
+                self._unanswered = publication
             self._content.restore(changes)
             self._journal.published(self.ino, False)
             raise
