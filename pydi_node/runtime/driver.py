@@ -17,9 +17,11 @@ import functools
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from typing import Any, ClassVar, Protocol
 
 from pydi_node.commands import Command
+from pydi_node.consensus.quorum import majority
 from pydi_node.consensus.types import (
     Membership,
     Role,
@@ -35,6 +37,7 @@ from pydi_node.effects import (
     Dropped,
     DropSnapshot,
     Event,
+    FromPeer,
     Leave,
     MembersChanged,
     Now,
@@ -155,6 +158,7 @@ class Driver:
             self._loop.time()
         )  # since when nobody leads; read only when nobody does
         self._leader: NodeNumber | None = None
+        self._heard_s: dict[NodeNumber, float] = {}  # who spoke last when, while nobody leads
         self._tasks: set[asyncio.Task[None]] = set()
         self.role_changed = asyncio.Event()  # set at each change; whoever waits clears it
         # Done with the exception that ends this node.
@@ -164,6 +168,8 @@ class Driver:
 
     def submit(self, event: Event) -> None:
         """The replica gets it with all other events of this turn of the loop."""
+        if self._leader is None and isinstance(event, FromPeer):
+            self._heard_s[event.message.sender] = self._loop.time()
         self._events.append(event)
         self._schedule()
 
@@ -239,7 +245,7 @@ class Driver:
 
     async def _ask_leader(self, deadline_s: float) -> bool:
         now_s = self._loop.time()
-        if self.replica.raft.leader is None:
+        if self.replica.raft.leader is None and not self._can_elect(now_s):
             if now_s - self._leaderless_s > LEADERLESS_MAX_S:
                 return False
             deadline_s = min(deadline_s, self._leaderless_s + LEADERLESS_MAX_S)
@@ -250,6 +256,18 @@ class Driver:
         except (NoQuorumError, NoSpaceError):
             return False
         return True
+
+    def _can_elect(self, now_s: float) -> bool:
+        """Whether enough voters are there for one to lead in a moment. What this tree lacks of the
+        log (after all were killed, the last that was acknowledged) is not shown as the best there
+        is just then."""
+        raft = self.replica.raft
+        voters = raft.membership.voters
+        alive = sum(
+            voter == raft.node or now_s - self._heard_s.get(voter, -inf) <= LEADERLESS_MAX_S
+            for voter in voters
+        )
+        return alive >= majority(len(voters))
 
     async def add_member(self, number: NodeNumber, deadline_s: float) -> None:
         """The node is a member for certain. NotLeaderError, UserError, UnavailableError."""

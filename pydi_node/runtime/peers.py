@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import itertools
 import logging
 import os
 import socket
@@ -280,6 +279,9 @@ class Peers:
         self._members: frozenset[NodeNumber] = frozenset()
         self._heard: dict[NodeNumber, Address] = {}  # out of hellos and welcomes: newest
         self._hinted: dict[NodeNumber, tuple[Address, ...]] = {}  # out of beacons: unproved
+        self._called: dict[
+            NodeNumber, asyncio.Event
+        ] = {}  # set when that node connects to this one
         self._joining: set[NodeNumber] = set()  # numbers given out and not yet in the books
         self._changed = asyncio.Event()
         self._told_strange = False  # once is enough: all others would say the same
@@ -333,6 +335,8 @@ class Peers:
         if self._heard.get(number) != address:
             self._heard[number] = address
             self._changed.set()
+        if (called := self._called.get(number)) is not None:
+            called.set()
 
     def on_beacon(self, number: NodeNumber, addresses: Sequence[Address]) -> None:
         """Somebody with a token says where another node is. Tried when what is known fails."""
@@ -472,7 +476,13 @@ class Peers:
         """Connects to a member, or to a seed whose number isn't known, again and again."""
         delay_s = RECONNECT_MIN_S
         strange = 0  # attempts in a row that met somebody who could not prove to be a node of ours
-        for attempt in itertools.count():
+        called = asyncio.Event()
+        if not isinstance(key, Address):
+            self._called[key] = called
+        attempt = -1
+        while True:
+            attempt += 1
+            called.clear()
             places = [key] if isinstance(key, Address) else self._addresses_of(key)
             if places:
                 address = places[attempt % len(places)]
@@ -505,8 +515,14 @@ class Peers:
                         # Another node took this address; the right one will say where it is.
                         link.close()
                         self._heard.pop(key, None)
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, RECONNECT_MAX_S)
+            try:
+                async with asyncio.timeout(delay_s):
+                    await called.wait()
+            except TimeoutError:
+                delay_s = min(delay_s * 2, RECONNECT_MAX_S)
+            else:
+                # It is back, and has just said where: what it wants to hear can't wait for a turn.
+                attempt, delay_s = -1, RECONNECT_MIN_S
 
     async def _use(self, number: NodeNumber, link: Link) -> None:
         self._links[number] = link
