@@ -55,7 +55,7 @@ class Seen:
         self.term = int(raft.term)
         self.commit = int(raft._log.front.index)
         self.applied = int(raft.applied_index)
-        self.role: tuple[Role, int] = (Role.FOLLOWER, 0)
+        self.leads_term: int | None = None
 
 
 class Watch:
@@ -146,10 +146,12 @@ class Watch:
                 self._commit(index, int(log.term_at(LogIndex(index)) or 0))
             seen.commit = raft.commit_index
             self.commit_max = max(self.commit_max, seen.commit)
-        role = (raft.role, int(raft.term))
-        if role != seen.role and raft.role is Role.LEADER:
+        # A lone voter whose own vote is not on its disk has been elected by nobody yet: it says and
+        # commits nothing, and when it is killed then, it never led.
+        leads_term = int(raft.term) if raft.role is Role.LEADER and raft.term_is_durable else None
+        if leads_term is not None and leads_term != seen.leads_term:
             self._on_leader(node, raft)
-        seen.role = role
+        seen.leads_term = leads_term
 
     def _commit(self, index: int, term: int) -> None:
         before = self._committed.setdefault(index, term)
