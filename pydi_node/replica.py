@@ -763,7 +763,8 @@ class Replica:
         elif member.promote:
             self._change(MembershipChange(ChangeKind.ADD_LEARNER, message.sender, promote=False))
 
-    def _change(self, change: MembershipChange) -> None:  # whoever wants it asks again
+    def _change(self, change: MembershipChange) -> None:
+        """One attempt; whoever wants it asks again."""
         try:
             self.raft.propose_membership(change)
         except (UnavailableError, UserError) as exc:

@@ -279,9 +279,8 @@ class Peers:
         self._members: frozenset[NodeNumber] = frozenset()
         self._heard: dict[NodeNumber, Address] = {}  # out of hellos and welcomes: newest
         self._hinted: dict[NodeNumber, tuple[Address, ...]] = {}  # out of beacons: unproved
-        self._called: dict[
-            NodeNumber, asyncio.Event
-        ] = {}  # set when that node connects to this one
+        # Set when that node connects to this one.
+        self._called: dict[NodeNumber, asyncio.Event] = {}
         self._joining: set[NodeNumber] = set()  # numbers given out and not yet in the books
         self._changed = asyncio.Event()
         self._told_strange = False  # once is enough: all others would say the same

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import stat
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,11 @@ from pydi_fs.vfs.journalling import KeptJournal, read_logs
 from pydi_fs.vfs.vfs import Vfs, VfsConfig
 from pydi_node.commands import ROOT_CALLER
 from pydi_node.errors import FileError
-from pydi_node.ids import Ino, LogIndex, TimeNs
-from pydi_node.records import Attr, FileVersion, Result
-from pydi_node.wire.events import PingReceived, RequestReceived
-from pydi_node.wire.messages import ExecutePut, GetAttr, GetFile, Lease, Nodes, Open, Role
+from pydi_node.records import Result
+from pydi_node.wire.events import RequestReceived
+from pydi_node.wire.messages import ExecutePut, GetAttr, Role
 from tests.unit.client.stand_ins import Buffers, Node, run, says_welcome, serving
-
-INO = Ino(7)
-NOW = TimeNs(0)
-AT = LogIndex(10)
-ATTR = Attr(INO, stat.S_IFREG | 0o644, 1, 0, 0, 0, 0, 0, NOW, NOW, NOW, NOW, AT, AT)
+from tests.unit.vfs.empty_file import INO, answer_plainly
 
 
 def test_what_is_written_after_a_killed_close_is_not_forgotten(tmp_path: Path) -> None:
@@ -35,28 +29,18 @@ def test_what_is_written_after_a_killed_close_is_not_forgotten(tmp_path: Path) -
     asked = asyncio.Event()
 
     def answer(node: Node, event: object) -> Buffers:
-        if isinstance(event, PingReceived):
-            return [*node.session.send_pong(event.token)]
-        if not isinstance(event, RequestReceived):
-            return []
-        send = node.session.send_answer
-        match event.request:
-            case ExecutePut():
-                held.append(event.request_id)
-                asked.set()
-                return []
-            case Open() | GetFile():
-                return [*send(event.request_id, FileVersion(ATTR, (), ()))]
-            case GetAttr():
-                late = [part for number in held for part in send(number, Result(errno.EIO))]
-                held.clear()
-                return [*late, *send(event.request_id, ATTR)]
-            case Lease():
-                return [*send(event.request_id, 900)]
-            case Nodes():
-                return [*send(event.request_id, ())]
-            case _:
-                return [*send(event.request_id, None)]
+        late: list[bytes] = []
+        if isinstance(event, RequestReceived):
+            match event.request:
+                case ExecutePut():
+                    held.append(event.request_id)
+                    asked.set()
+                    return []
+                case GetAttr():
+                    send = node.session.send_answer
+                    late = [part for number in held for part in send(number, Result(errno.EIO))]
+                    held.clear()
+        return [*late, *answer_plainly(node, event)]
 
     async def scenario() -> None:
         logs = (os.memfd_create("a"), os.memfd_create("b"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,11 @@ from pydi_fs.client.client import SERIALS_REMEMBERED
 from pydi_fs.vfs.vfs import Vfs, VfsConfig
 from pydi_node.commands import ROOT_CALLER
 from pydi_node.errors import NoQuorumError, PydiError
-from pydi_node.ids import Ino, LogIndex, TimeNs
-from pydi_node.records import Attr, FileVersion, Result
-from pydi_node.wire.events import PingReceived, RequestReceived
-from pydi_node.wire.messages import ExecutePut, GetAttr, GetFile, Lease, Nodes, Open, Role
+from pydi_node.records import Result
+from pydi_node.wire.events import RequestReceived
+from pydi_node.wire.messages import ExecutePut, Role
 from tests.unit.client.stand_ins import Buffers, Node, run, says_welcome, serving
-
-INO = Ino(7)
-NOW = TimeNs(0)
-AT = LogIndex(10)
-ATTR = Attr(INO, stat.S_IFREG | 0o644, 1, 0, 0, 0, 0, 0, NOW, NOW, NOW, NOW, AT, AT)
+from tests.unit.vfs.empty_file import INO, answer_plainly
 
 
 def test_what_was_not_answered_goes_under_its_first_serial(tmp_path: Path) -> None:
@@ -34,28 +28,13 @@ def test_what_was_not_answered_goes_under_its_first_serial(tmp_path: Path) -> No
     is_refused = False
 
     def answer(node: Node, event: object) -> Buffers:
-        if isinstance(event, PingReceived):
-            return [*node.session.send_pong(event.token)]
-        if not isinstance(event, RequestReceived):
-            return []
-        send = node.session.send_answer
-        match event.request:
-            case ExecutePut():
-                serials.append(event.request.serial)
-                if is_refused:
-                    return [*send(event.request_id, Result(errno.EDQUOT))]
-                error = NoQuorumError("too few nodes")
-                return [*node.session.send_error(event.request_id, error)]
-            case Open() | GetFile():
-                return [*send(event.request_id, FileVersion(ATTR, (), ()))]
-            case GetAttr():
-                return [*send(event.request_id, ATTR)]
-            case Lease():
-                return [*send(event.request_id, 900)]
-            case Nodes():
-                return [*send(event.request_id, ())]
-            case _:
-                return [*send(event.request_id, None)]
+        if not isinstance(event, RequestReceived) or not isinstance(event.request, ExecutePut):
+            return answer_plainly(node, event)
+        serials.append(event.request.serial)
+        if is_refused:
+            return [*node.session.send_answer(event.request_id, Result(errno.EDQUOT))]
+        error = NoQuorumError("too few nodes")
+        return [*node.session.send_error(event.request_id, error)]
 
     async def scenario() -> None:
         nonlocal is_refused
