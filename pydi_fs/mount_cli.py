@@ -424,9 +424,9 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report, link: 
             gc.freeze()
             gc.set_threshold(*GC_THRESHOLDS)
             log.info("mounted at %s", config.mountpoint)
-            report.usable()
             if link is not None:
-                link.usable()
+                link.usable(config.mountpoint)
+            report.usable()
             await _first(binding.wait_unmounted(), stop.wait())
         finally:
             await binding.unmount()

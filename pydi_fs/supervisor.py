@@ -44,7 +44,9 @@ from pydi_node.errors import EXIT_FAILED, EXIT_OK, PydiError, UserError
 
 log = logging.getLogger("pydi.mount")
 
-DEVICE = "device"  # name under which /dev/fuse is kept
+# Names under which descriptors are kept: /dev/fuse, and the socket at which upgrades are asked for.
+DEVICE = "device"
+DOOR = "door"
 MESSAGE_MAX_BYTES = 256
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # that end a mount
 LISTEN_WAIT_S = 2.0  # for a supervisor to make room
@@ -135,8 +137,15 @@ class Link:
             self._unsent.append("beat")
         self._send_all()
 
-    def usable(self) -> None:
+    def usable(self, mountpoint: str) -> None:
+        """It is mounted there and served. Upgrades may be asked for when this returns: whoever does
+        waits in the socket's queue until the supervisor has heard of us."""
         self.serves = True
+        if DOOR in self.kept:
+            os.close(self.kept.pop(DOOR))
+        else:
+            with contextlib.suppress(OSError), _door(mountpoint) as door:
+                self.keep(DOOR, door.fileno())
         self._send("usable")
 
     def ended(self, code: int) -> None:
@@ -200,7 +209,6 @@ class Supervisor:
         self._code: int | None = None  # the worker's word that this is the end
         self._was_usable = False
         self._stopping = False
-        self._door: socket.socket | None = None  # where upgrades are asked for
         self._check: _Check | None = None  # before one
         self._asker: socket.socket | None = None  # who asked for the one under way
 
@@ -264,7 +272,7 @@ class Supervisor:
                 signal.signal(number, signal.SIG_DFL)
             ours.close()
             checked_for = None if self._check is None else self._check.asker
-            for held in (self._door, self._asker, checked_for):
+            for held in (self._asker, checked_for):
                 if held is not None:
                     held.close()
             theirs.setblocking(False)
@@ -287,8 +295,8 @@ class Supervisor:
         poll.register(self._pidfd, select.POLLIN)
         if self._check is not None:
             poll.register(self._check.pidfd, select.POLLIN)
-        elif self._door is not None:
-            poll.register(self._door, select.POLLIN)
+        elif DOOR in self._kept:
+            poll.register(self._kept[DOOR], select.POLLIN)
         ready = {fd for fd, _ in poll.poll(BEAT_S * 1000)}
         self._reap()
         # First what it said: its last words may have come with its death.
@@ -306,7 +314,7 @@ class Supervisor:
         elif self._check is not None and self._check.is_over():
             check, self._check = self._check, None
             self._on_checked(check.asker, check.end())
-        elif self._door is not None and self._door.fileno() in ready:
+        elif self._kept.get(DOOR) in ready:
             self._serve_door()
 
     def _hear(self) -> None:
@@ -342,7 +350,6 @@ class Supervisor:
         self._was_usable = True
         if self._stopping:
             os.kill(self._worker, signal.SIGTERM)
-        self._open_door()
         if self._asker is not None:
             _answer(self._asker, "")
             self._asker = None
@@ -398,25 +405,10 @@ class Supervisor:
 
     # --- upgrades -------------------------------------------------------------------------------
 
-    def _open_door(self) -> None:
-        mounted = mounted_at(os.fsencode(self._mountpoint))
-        if self._door is not None or mounted is None:
-            return
-        door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            door.bind(door_of(mounted.device))
-            door.listen()
-        except OSError as exc:
-            log.info("no upgrades of this mount: %s", exc)
-            door.close()
-            return
-        door.setblocking(False)
-        self._door = door
-
     def _serve_door(self) -> None:
-        assert self._door is not None
         try:
-            asker, _ = self._door.accept()
+            with socket.socket(fileno=os.dup(self._kept[DOOR])) as door:
+                asker, _ = door.accept()
         except OSError:
             return
         if _peer_uid(asker) not in (0, os.geteuid()):
@@ -488,6 +480,23 @@ def is_possible() -> bool:
 def door_of(device: int) -> str:
     """The abstract address at which the supervisor of that mount takes wishes: no file remains."""
     return f"\0pydi-mount/{os.major(device)}:{os.minor(device)}"
+
+
+def _door(mountpoint: str) -> socket.socket:
+    """Listens for wishes about what is mounted there. OSError, logged, if it can't."""
+    mounted = mounted_at(os.fsencode(mountpoint))
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    door.setblocking(False)
+    try:
+        if mounted is None:
+            raise OSError(errno.ENOENT, "nothing is mounted there")
+        door.bind(door_of(mounted.device))
+        door.listen()
+    except OSError as exc:
+        log.info("no upgrades of this mount: %s", exc)
+        door.close()
+        raise
+    return door
 
 
 def ask_for_upgrade(mountpoint: str) -> int:

@@ -21,7 +21,8 @@ from pydi_fs.vfs.journal import FORMAT
 DEADLINE_S = 20.0
 
 # Run where something is mounted at the first argument that nobody misses. The worker says what it
-# did for each line that comes in; the installed PyDi is the program of the second.
+# did for each line that comes in; the installed PyDi is the program of the second. When the worker
+# says that the mount is usable its supervisor has not heard it yet: it is stopped.
 SUPERVISOR = """
 import os, signal, sys
 mountpoint, installed = sys.argv[1:]
@@ -35,7 +36,8 @@ def work(link):
         print("follows", flush=True)
     null = os.open(os.devnull, os.O_RDWR)
     link.keep(DEVICE, null)
-    link.usable()
+    os.kill(os.getppid(), signal.SIGSTOP)
+    link.usable(mountpoint)
     mounted = mounted_at(os.fsencode(mountpoint))
     signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
     print("usable", mounted.device, flush=True)
@@ -98,6 +100,7 @@ def upgrading(process: subprocess.Popen[str], path: Path) -> Iterator[socket.soc
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asker:
         asker.settimeout(DEADLINE_S)
         asker.connect(door_of(int(device)))
+        process.send_signal(signal.SIGCONT)
         (path / "asked").read_text()
         yield asker
 
