@@ -256,12 +256,15 @@ class Replication:
         info = await self._info(blob, deadline_s)
         try:
             return await self.read_here(blob, info, offset, length)
-        except (BlobMissingError, BlobCorruptError):
+        except (BlobMissingError, BlobCorruptError) as exc:
             if info is None:
                 raise
-            if self._node in info.holders:
-                self.on_lost(info)
-        return await self._read_elsewhere(info, offset, length, deadline_s)
+            here = str(exc)
+        if info.is_in_tree:
+            return (await self.mend(info, here, deadline_s))[offset : offset + length]
+        if self._node in info.holders:
+            self.on_lost(info)
+        return await self._read_elsewhere(info, offset, length, deadline_s, here)
 
     async def read_here(
         self, blob: BlobId, info: BlobInfo | None, offset: int, length: int
@@ -323,6 +326,23 @@ class Replication:
             raise BlobCorruptError(f"blob {blob_name(info.blob)}: its content in the tree is wrong")
         return content
 
+    async def mend(self, info: BlobInfo, here: str, deadline_s: float) -> bytes:
+        """The whole content of a blob in the tree, out of another node's; this node's tree has it
+        again, too.
+
+        here  what is wrong with this node's.
+        BlobMissingError  no node that can be asked has it.
+        """
+        content = await self._read_elsewhere(info, 0, info.size, deadline_s, here)
+        if blake3(content).digest() != info.checksum:
+            raise BlobMissingError(f"blob {blob_name(info.blob)}: another node's is wrong, too")
+        try:
+            if self._service.tree.mend_content(info, content):
+                _log.warning("%s: mended out of another node's tree", here)
+        except NoSpaceError as exc:
+            _log.info("blob %s is not mended: %s", blob_name(info.blob), exc)
+        return content
+
     def _read_file(
         self, blob: BlobId, info: BlobInfo | None, known: _Identity | None, offset: int, length: int
     ) -> _Found:
@@ -371,17 +391,24 @@ class Replication:
         except FileError:
             return None
 
+    def _holders(self, info: BlobInfo) -> tuple[NodeNumber, ...]:
+        """Of what is in the tree that is every node."""
+        return tuple(sorted(self.transfers.members)) if info.is_in_tree else info.holders
+
     async def _read_elsewhere(
-        self, info: BlobInfo, offset: int, length: int, deadline_s: float
+        self, info: BlobInfo, offset: int, length: int, deadline_s: float, here: str
     ) -> bytes:
         expected = max(0, min(length, info.size - offset))
         if expected == 0:
             return b""
         until_s = min(deadline_s - 0.1, self._loop.time() + WAIT_HOLDER_S)
         while True:
+            holders = self._holders(info)
             failures: dict[NodeNumber, str] = {
-                n: "not reachable" for n in info.holders if not self.transfers.is_up(n)
+                n: "not reachable" for n in holders if not self.transfers.is_up(n)
             }
+            if self._node in holders:
+                failures[self._node] = here
             request = BlobRead(info.blob, offset, expected)
             data = await self._ask(info, request, deadline_s, failures)
             if data is not None:
@@ -413,7 +440,7 @@ class Replication:
         failures: dict[NodeNumber, str],
     ) -> bytes | None:
         """The bytes from the first holder that gives them; None, and why in ``failures``."""
-        nodes = deque(self.transfers.sources(info.holders))
+        nodes = deque(self.transfers.sources(self._holders(info)))
         asked: dict[asyncio.Future[Any], tuple[NodeNumber, int]] = {}
         try:
             while nodes or asked:

@@ -40,6 +40,7 @@ _log = logging.getLogger(__name__)
 LOOK_PERIOD_S = 1.0  # between two looks whether something is due
 SAVE_PERIOD_S = 30.0  # so much of a pass may be read once more after a crash
 BLOBS_PER_SLICE = 256  # looked up in one turn of the loop: some 2 ms
+MEND_TIMEOUT_S = 10.0  # for content of the tree, which other nodes have
 ASK_TIMEOUT_S = 2.0
 PAUSE_MAX_S = 0.1  # between two looks, of a thread that waits, whether the node stops
 FILE_MAX_BYTES = 4096
@@ -130,14 +131,16 @@ class Scrubbing:
 
     async def _check_content(self, info: BlobInfo) -> None:
         """What the tree keeps is a few kilobytes, and read as often as its files are."""
+        replication = self._service.replication
         try:
-            await self._service.replication.verify(info)
+            await replication.verify(info)
         except BlobMissingError:
             pass  # forgotten since the page was read
         except BlobCorruptError as exc:
-            _log.warning(
-                "scrub: %s: stop this node, remove its tree, and it fetches it from the others", exc
-            )
+            try:
+                await replication.mend(info, str(exc), self._loop.time() + MEND_TIMEOUT_S)
+            except (BlobError, UnavailableError) as failure:
+                _log.warning("scrub: %s", failure)
 
     async def _is_sound(self, info: BlobInfo) -> bool | None:
         """Whether the copy here is what it should be; None when that can't be told now."""

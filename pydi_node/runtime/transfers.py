@@ -104,7 +104,7 @@ class Transfers:
         books = {info.number: info for info in tree.nodes()}
         now_s = self._loop.time()
         states = []
-        for number in sorted(self._peers.members | {self.node}):
+        for number in sorted(self.members):
             other = self._nodes.get(number)
             usage = self._store.usage() if number == self.node else other and other.usage
             info = books.get(number)
@@ -122,6 +122,11 @@ class Transfers:
                 )
             )
         return states
+
+    @property
+    def members(self) -> frozenset[NodeNumber]:
+        """All of them, this node too."""
+        return self._peers.members | {self.node}
 
     def is_up(self, number: NodeNumber) -> bool:
         """Whether it can be asked for content now."""

@@ -13,16 +13,18 @@ from contextlib import contextmanager
 from errno import EIO
 from typing import Any, Final
 
+from blake3 import blake3
+
 from pydi_node import commands
 from pydi_node.commands import Command, Envelope, ExpireSessions
 from pydi_node.errors import FileError
 from pydi_node.ids import ClientId, LogIndex, Serial, Term, TimeNs
-from pydi_node.records import Result
+from pydi_node.records import IN_TREE, BlobInfo, Result
 from pydi_node.tree import content, factors, housekeeping, inodes, names
 from pydi_node.tree.queries import NANOSECONDS_PER_TICK, Queries
 from pydi_node.tree.schema import translated_errors
 from pydi_node.tree.sessions import Sessions
-from pydi_node.tree.store import Store
+from pydi_node.tree.store import Store, pack_holders
 
 # Free pages that stay in the file for what comes next: 16 MiB of the usual size.
 FREE_PAGES_KEPT: Final = 4096
@@ -204,6 +206,20 @@ class Tree(Queries):
             with translated_errors():
                 # It takes a page off with each step and has no columns: ``execute`` makes one step.
                 self._connection.executescript(f"PRAGMA incremental_vacuum({pages})")
+
+    def mend_content(self, info: BlobInfo, content: bytes) -> bool:
+        """A blob in the tree whose content was found damaged has this, which its checksum says is
+        what it was; False when it is no such blob any more. Commits; NoSpaceError as there."""
+        assert blake3(content).digest() == info.checksum, info
+        self.commit()
+        with self._all_or_nothing():
+            done = self._connection.execute(
+                "REPLACE INTO content (blob, bytes) SELECT blob, ? FROM blob"
+                " WHERE blob = ? AND checksum = ? AND holders = ?",
+                (content, info.blob, info.checksum, pack_holders(IN_TREE)),
+            )
+            self._connection.execute("COMMIT")
+        return done.rowcount == 1
 
     def session_result(self, client: ClientId, serial: Serial) -> Result | None:
         """The first Result of this command; None when it was not applied or left the window."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +13,11 @@ import pytest
 from blake3 import blake3
 
 from pydi_node.commands import ROOT_CALLER, Commit
-from pydi_node.errors import FileError
+from pydi_node.errors import BlobError, FileError
 from pydi_node.ids import INT64_MAX, ROOT_INO, Ino, NodeNumber, Serial, TimeNs, blob_id
 from pydi_node.records import IN_TREE, BlobInfo, Extent, FileVersion
 from pydi_node.wire.messages import BlobRead, Execute, GetFile, IndexAt, Open
-from tests.harness.procs import NodeProcess
+from tests.harness.procs import NodeProcess, wait_until
 from tests.node.test_cluster import start_cluster, status
 from tests.node.test_holds import Mount
 from tests.node.test_life import assert_tree_sound
@@ -75,6 +77,75 @@ def test_small_content_is_on_every_node_without_a_file(make_node: MakeNode) -> N
     for node in nodes:
         assert node.stop() == 0
         assert_tree_sound(node)
+
+
+def damage(node: NodeProcess, info: BlobInfo, *, vanishes: bool = False) -> None:
+    """One bit of it flips in a stopped node's tree, or its row goes."""
+    with contextlib.closing(sqlite3.connect(tree_file(node))) as connection, connection:
+        if vanishes:
+            connection.execute("DELETE FROM content WHERE blob = ?", (info.blob,))
+            return
+        (kept,) = connection.execute(
+            "SELECT bytes FROM content WHERE blob = ?", (info.blob,)
+        ).fetchone()
+        wrong = bytes([kept[0] ^ 1]) + kept[1:]
+        connection.execute("UPDATE content SET bytes = ? WHERE blob = ?", (wrong, info.blob))
+
+
+def tree_file(node: NodeProcess) -> Path:
+    return node.data_dir / "tree" / "tree.db"
+
+
+@pytest.mark.parametrize("vanishes", [False, True])
+def test_damaged_content_comes_out_of_another_nodes_tree(
+    make_node: MakeNode, vanishes: bool
+) -> None:
+    """A reader through the node whose tree is damaged gets what was written, and the tree has it
+    again when that node has stopped."""
+    nodes = start_cluster(make_node, 3)
+    with nodes[0].connect() as client:
+        save(client, b"f", b"content")
+        (info,) = version(client, b"f").blobs
+    assert nodes[2].stop() == 0
+    damage(nodes[2], info, vanishes=vanishes)
+    nodes[2].start()
+    with nodes[2].connect() as client:
+        assert client.call(BlobRead(info.blob, 3, 100)) == b"tent"
+    assert "mended out of another node's tree" in nodes[2].log_text()
+    assert nodes[2].stop() == 0
+    assert_tree_sound(nodes[2])
+
+
+def test_the_scrub_mends_content(make_node: MakeNode) -> None:
+    """What nobody reads is found by the scrub, and comes out of another node's tree."""
+    nodes = start_cluster(make_node, 2)
+    with nodes[0].connect() as client:
+        save(client, b"f", b"content")
+        (info,) = version(client, b"f").blobs
+    assert nodes[1].stop() == 0
+    damage(nodes[1], info)
+    nodes[1].start()
+    assert nodes[1].pydi("scrub", "--now").returncode == 0
+    wait_until(
+        lambda: "mended out of another node's tree" in nodes[1].log_text(), "it is mended", 60
+    )
+    assert nodes[1].stop() == 0
+    assert_tree_sound(nodes[1])
+
+
+def test_damaged_content_without_another_tree_is_told_as_what_it_is(make_node: MakeNode) -> None:
+    """The error names the node, and says that its tree is wrong."""
+    (node,) = start_cluster(make_node, 1)
+    with node.connect() as client:
+        save(client, b"f", b"content")
+        (info,) = version(client, b"f").blobs
+    assert node.stop() == 0
+    damage(node, info)
+    node.start()
+    with node.connect() as client:
+        number = node.run["number"]
+        with pytest.raises(BlobError, match=rf"\(node {number}: .*in the tree is wrong\)"):
+            client.call(BlobRead(info.blob, 0, 100))
 
 
 def test_a_mount_brings_content_beside_its_command_only(make_node: MakeNode) -> None:
