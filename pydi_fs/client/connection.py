@@ -116,7 +116,7 @@ class Connection(asyncio.Protocol):
         self._relied_on = False  # its silence matters also while nobody waits
         self._watchdog: asyncio.TimerHandle | None = None
         self.leaving = False  # the node said goodbye: ask another one from now on
-        self.closed = False
+        self.closed = False  # nothing is sent any more
 
     # --- requests ------------------------------------------------------------------------------
 
@@ -204,6 +204,8 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """End it now; whoever still waits gets DisconnectedError."""
         if self._transport is not None and not self.closed:
+            # `connection_lost` comes later, and a session that broke takes nothing until then.
+            self.closed = True
             self._transport.abort()
 
     def _expire(self, request_id: int) -> None:
@@ -347,6 +349,8 @@ class Connection(asyncio.Protocol):
     def _watch(self) -> None:
         """A node that hangs keeps its sockets open, and one whose machine vanished too: only its
         silence tells."""
+        if self.closed:
+            return
         if not self._waiting and not self._relied_on:
             self._watchdog = self._loop.call_later(SILENCE_PING_S, self._watch)
             return

@@ -1,4 +1,4 @@
-"""How much a client has on its way at a time, over a transport that only keeps it."""
+"""What a client sends and what it does not, over a transport that only keeps it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import asyncio
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from pydi_fs.client import UnixEndpoint
 from pydi_fs.client.connection import Connection
+from pydi_node.errors import DeadlineError, DisconnectedError
 from pydi_node.ids import BlobId
 from pydi_node.wire.events import Hello, HelloReceived, RequestReceived, Welcome
-from pydi_node.wire.messages import CHUNK_MAX_BYTES, BlobWrite, Role
+from pydi_node.wire.messages import CHUNK_MAX_BYTES, BlobWrite, Nodes, Role
 from pydi_node.wire.session import PAYLOAD_OUTSTANDING_MAX_BYTES, PROTOCOL_VERSIONS, Session
 from tests.unit.client.stand_ins import run
 
@@ -37,17 +40,54 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+def connect(transport: Transport) -> Connection:
+    client = Connection(
+        UnixEndpoint(Path("node")), Hello(PROTOCOL_VERSIONS, Role.MOUNT, "", 0, "host", {}),
+        lambda *_: None, lambda *_: None, lambda *_: None,
+    )  # fmt: skip
+    client.connection_made(cast(asyncio.Transport, transport))
+    return client
+
+
+@pytest.mark.expects_log("broke the protocol")
+def test_between_a_broken_session_and_the_end_of_its_connection_nothing_is_sent() -> None:
+    """A node breaks the protocol; before the transport says that it is closed, one request that
+    waits is cancelled and another one's deadline passes: each ends as it should, and what comes
+    later is told that the node is gone."""
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        trouble: list[dict[str, Any]] = []
+        loop.set_exception_handler(lambda _, context: trouble.append(context))
+        transport, node = Transport(), Session.accepting()
+        client = connect(transport)
+        node.receive_data(bytes(transport.written))
+        list(node.events())
+        client.data_received(b"".join(node.send_welcome(Welcome(1, "0" * 32, 1, "host"))))
+        cancelled = loop.create_task(client.request(Nodes(), b"", 60.0, None, None))
+        late = loop.create_task(client.request(Nodes(), b"", 0.01, None, None))
+        await settle()
+        client.data_received(b"\xff" * 64)
+        cancelled.cancel()
+        with pytest.raises(DeadlineError):
+            await late
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        with pytest.raises(DisconnectedError):
+            await client.request(Nodes(), b"", 60.0, None, None)
+        client.connection_lost(None)
+        assert not trouble
+
+    run(test())
+
+
 def test_content_on_its_way_stays_below_what_a_node_reads() -> None:
     """A node stops reading when it has so much to answer, and hears no acknowledgement. The client
     waits before that, and goes on with every answer."""
 
     async def test() -> None:
-        client = Connection(
-            UnixEndpoint(Path("node")), Hello(PROTOCOL_VERSIONS, Role.MOUNT, "", 0, "host", {}),
-            lambda *_: None, lambda *_: None, lambda *_: None,
-        )  # fmt: skip
         transport, node = Transport(), Session.accepting()
-        client.connection_made(cast(asyncio.Transport, transport))
+        client = connect(transport)
 
         async def arrived() -> list[Any]:
             await settle()
