@@ -83,6 +83,17 @@ class Way(NamedTuple):
     leaf: Leaf  # of this node, under the same
 
 
+class Pull(NamedTuple):
+    """A blob to fetch from a node, and how."""
+
+    way: Way
+    source: NodeNumber
+    ticket: bytes
+    writer: Writer  # the caller's again when the pull has ended
+    size: int  # bytes of the whole blob
+    throttle: Throttle
+
+
 class _Offer(NamedTuple):
     """What a ticket is for."""
 
@@ -221,15 +232,7 @@ class Streams:
 
     # --- target -----------------------------------------------------------------------------------
 
-    async def pull(
-        self,
-        way: Way,
-        source: NodeNumber,
-        ticket: bytes,
-        writer: Writer,
-        size: int,
-        throttle: Throttle,
-    ) -> None:
+    async def pull(self, wanted: Pull) -> None:
         """The blob from ``writer.size`` on is in ``writer``, and the blob durable.
 
         DisconnectedError, DeadlineError  the source ended it, or stalled: ``writer`` has what came
@@ -240,9 +243,7 @@ class Streams:
             raise DisconnectedError("this node is about to stop")
         stream = _Stream()
         self._pulling.add(stream)
-        pulling = self._loop.run_in_executor(
-            self._pullers, self._pull, stream, way, source, ticket, writer, size, throttle
-        )
+        pulling = self._loop.run_in_executor(self._pullers, self._pull, stream, wanted)
         try:
             await asyncio.shield(pulling)
         except asyncio.CancelledError:
@@ -254,27 +255,19 @@ class Streams:
         finally:
             self._pulling.discard(stream)
 
-    def _pull(
-        self,
-        stream: _Stream,
-        way: Way,
-        source: NodeNumber,
-        ticket: bytes,
-        writer: Writer,
-        size: int,
-        throttle: Throttle,
-    ) -> None:
+    def _pull(self, stream: _Stream, wanted: Pull) -> None:
         """In a thread."""
+        writer = wanted.writer
         buffer = memoryview(bytearray(CHUNK_BYTES))
         try:
-            with _trouble_of(source):
-                secured = _connect(stream, way, source, ticket)
-            while writer.size < size:
-                chunk = buffer[: min(CHUNK_BYTES, size - writer.size)]
-                if stream.stopped.wait(throttle.take(len(chunk))):
+            with _trouble_of(wanted.source):
+                secured = _connect(stream, wanted)
+            while writer.size < wanted.size:
+                chunk = buffer[: min(CHUNK_BYTES, wanted.size - writer.size)]
+                if stream.stopped.wait(wanted.throttle.take(len(chunk))):
                     # What the kernel has of it already could still be read.
                     raise DisconnectedError("this node wants no more of it")
-                with _trouble_of(source):
+                with _trouble_of(wanted.source):
                     _fill(chunk, secured)
                 writer.write(writer.size, chunk)
         finally:
@@ -309,14 +302,15 @@ class Streams:
             self._loop.remove_reader(sock)
 
 
-def _connect(stream: _Stream, way: Way, source: NodeNumber, ticket: bytes) -> ssl.SSLSocket:
+def _connect(stream: _Stream, wanted: Pull) -> ssl.SSLSocket:
     """In a thread. OSError, TrustError."""
+    way = wanted.way
     stream.sock = socket.create_connection((way.address.host, way.address.port), HANDSHAKE_S)
     if stream.stopped.is_set():
         raise ConnectionAbortedError("this node is about to stop")
-    stream.sock.sendall(PREAMBLE + ticket)
+    stream.sock.sendall(PREAMBLE + wanted.ticket)
     secured = stream.secure(tls.client_context(way.leaf), way.credentials.server_name)
-    _require_node(tls.identity_of(secured, way.credentials, int(time.time())), source)
+    _require_node(tls.identity_of(secured, way.credentials, int(time.time())), wanted.source)
     secured.settimeout(STALL_S)
     return secured
 

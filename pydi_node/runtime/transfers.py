@@ -30,7 +30,7 @@ from pydi_node.ids import BlobId, NodeNumber
 from pydi_node.records import BlobInfo
 from pydi_node.runtime.peers import Link, Peers
 from pydi_node.runtime.service import Request
-from pydi_node.runtime.streams import Streams, Throttle
+from pydi_node.runtime.streams import Pull, Streams, Throttle
 from pydi_node.wire.messages import (
     CHUNK_MAX_BYTES,
     Admin,
@@ -230,7 +230,7 @@ class Transfers:
         ticket: bytes = await self.answer(source, answer)
         way = self._peers.way_of(self.link(source), source)
         try:
-            await self.streams.pull(way, source, ticket, writer, info.size, throttle)
+            await self.streams.pull(Pull(way, source, ticket, writer, info.size, throttle))
         except DeadlineError:
             self._avoid(source)
             raise

@@ -21,7 +21,7 @@ from pydi_node.config import Address
 from pydi_node.errors import BlobCorruptError, BusyError, DeadlineError, DisconnectedError
 from pydi_node.ids import NodeNumber
 from pydi_node.runtime import streams as streams_module
-from pydi_node.runtime.streams import CHUNK_BYTES, PREAMBLE, SENDS_MAX, Streams, Throttle, Way
+from pydi_node.runtime.streams import CHUNK_BYTES, PREAMBLE, SENDS_MAX, Pull, Streams, Throttle, Way
 from pydi_node.wire import tls
 from pydi_node.wire.keyring import Keyring
 from pydi_node.wire.trust import NodeToken, credentials_of, make_leaf
@@ -139,10 +139,8 @@ async def pull(
     address: Address | None = None,
     throttle: Throttle | None = None,
 ) -> None:
-    await target.streams.pull(
-        target.way._replace(address=address or source.way.address),
-        ONE, ticket, writer, SIZE, throttle or Throttle(),
-    )  # fmt: skip
+    way = target.way._replace(address=address or source.way.address)
+    await target.streams.pull(Pull(way, ONE, ticket, writer, SIZE, throttle or Throttle()))
 
 
 def test_a_blob_arrives_whole_and_its_ticket_is_good_once(tmp_path: Path) -> None:
