@@ -16,6 +16,7 @@ from typing import Any
 from pydi_fs.commands_session import Session
 from pydi_fs.progress import format_bytes
 from pydi_node.errors import EXIT_USAGE, UnavailableError, UserError
+from pydi_node.ids import counted
 from pydi_node.wire.messages import Admin
 
 POLL_S = 0.5  # between two looks at the progress of a drain
@@ -45,8 +46,8 @@ async def drain(session: Session, arguments: argparse.Namespace) -> None:
         session.out(f"node {number} takes content again")
     elif report["blobs"]:
         session.out(
-            f"node {number} drains: {report['blobs']} blobs, {format_bytes(report['bytes'])} are"
-            " still to leave it"
+            f"node {number} drains: {counted(report['blobs'], 'blob')},"
+            f" {format_bytes(report['bytes'])}, still to leave it"
         )
     else:
         session.out(f"node {number} is empty: stop it, then run pydi forget {number}")
@@ -83,7 +84,7 @@ async def _wait_drained(session: Session, report: dict[str, Any]) -> dict[str, A
 
 def drain_progress(first: dict[str, Any], now: dict[str, Any], elapsed_s: float) -> str:
     """What is left, and how long that takes if it goes on like this."""
-    left = f"{now['blobs']} blobs, {format_bytes(now['bytes'])} left"
+    left = f"{counted(now['blobs'], 'blob')}, {format_bytes(now['bytes'])} left"
     if now["obstacle"] is not None:
         return f"{left}; waiting: {now['obstacle']}"
     gone = first["blobs"] - now["blobs"]

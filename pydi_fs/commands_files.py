@@ -18,7 +18,7 @@ import time
 from pydi_fs.commands_session import FILE_ERRORS, Session, about, in_parallel, or_none, show
 from pydi_node import portable
 from pydi_node.errors import EXIT_USAGE, FileError, UserError, errno_of
-from pydi_node.ids import ROOT_INO, Ino
+from pydi_node.ids import ROOT_INO, Ino, counted
 from pydi_node.records import Attr, DirEntry
 
 _TYPES = {
@@ -141,7 +141,7 @@ async def show_tree(session: Session, arguments: argparse.Namespace) -> None:
             below = await session.entries(entry.attr.ino)
             inner = indent + ("│   " if rest else "    ").encode()
             pending.append((inner, depth + 1, below[::-1]))
-    session.out(f"\n{directories} directories, {files} files")
+    session.out(f"\n{counted(directories, 'directory', 'directories')}, {counted(files, 'file')}")
 
 
 async def concatenate(session: Session, arguments: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from pydi_fs.commands_session import Session
 from pydi_fs.progress import format_bytes
 from pydi_node.errors import UnavailableError
+from pydi_node.ids import counted
 from pydi_node.wire.messages import Admin
 
 POLL_S = 0.5
@@ -103,7 +104,7 @@ def describe(report: Report) -> str:
         )
     if last is not None:
         parts.append(
-            f"all read until {_clock(last['finished_ns'])}: {last['blobs']} blobs,"
+            f"all read until {_clock(last['finished_ns'])}: {counted(last['blobs'], 'blob')},"
             f" {format_bytes(last['bytes'])}, {_found(last['found'])}"
         )
     return f"{name}: {'; '.join(parts) or 'nothing was read yet'}"

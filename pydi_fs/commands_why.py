@@ -14,12 +14,13 @@ from typing import Any
 from pydi_fs.commands_session import Session, about, show
 from pydi_fs.progress import format_bytes
 from pydi_node.errors import FileError, UserError
-from pydi_node.ids import blob_name
-from pydi_node.records import FileVersion, Version
-from pydi_node.wire.messages import Admin, GetFile, PathVersions
+from pydi_node.ids import blob_name, counted
+from pydi_node.records import FileVersion, NodeInfo, Version
+from pydi_node.wire.messages import Admin, GetFile, Nodes, PathVersions
 
 BLOBS_PER_QUESTION = 1024
 EXTENTS_SHOWN = 20  # of a file in many pieces; --json has all
+_COPIES = ("copy", "copies")
 
 Blob = Mapping[str, Any]  # as the verb "whereabouts" answers
 
@@ -44,7 +45,9 @@ async def why(session: Session, arguments: argparse.Namespace) -> None:
     for start in range(0, len(names), BLOBS_PER_QUESTION):
         some = names[start : start + BLOBS_PER_QUESTION]
         blobs += await session.client.call(Admin("whereabouts", {"blobs": some}))
-    sentence = protection(blobs)
+    nodes: list[NodeInfo] = await session.client.call(Nodes())
+    keeping = sum(node.state == "up" and not node.witness for node in nodes)
+    sentence = protection(blobs, keeping)
     if session.json:
         report = {
             "path": show(path),
@@ -66,18 +69,20 @@ async def why(session: Session, arguments: argparse.Namespace) -> None:
         session.out(json.dumps(report, indent=2))
         return
     session.out(
-        f"{show(path)}: {format_bytes(version.attr.size)}, {versions}"
-        f" {'version' if versions == 1 else 'versions'} kept, inode {attr.ino}"
+        f"{show(path)}: {format_bytes(version.attr.size)},"
+        f" {counted(versions, 'version')} kept, inode {attr.ino}"
     )
     for line in _pieces(version, blobs):
         session.out(line)
     session.out(sentence)
 
 
-def protection(blobs: Sequence[Blob]) -> str:
+def protection(blobs: Sequence[Blob], nodes_for_content: int) -> str:
     """In one sentence: what could happen to the content without its loss, and what is being done.
 
     The file is as safe as the blob of it that is worst off.
+
+    nodes_for_content  members that take some, running or not.
     """
     if not blobs:
         return "It has no content: every node keeps all there is of it."
@@ -100,8 +105,11 @@ def protection(blobs: Sequence[Blob]) -> str:
     else:
         danger = f"Any {_number(len(there) - 1)} of {nodes} may be lost without a loss of content"
     if len(there) >= copies:
-        return f"{danger}: each piece has the {copies} {_copies(copies)} that it should have."
-    return f"{danger}: {len(there)} of {copies} {_copies(copies)} within reach, repair adds more."
+        return f"{danger}: each piece has the {counted(copies, *_COPIES)} that it should have."
+    reach = f"{danger}: {len(there)} of {counted(copies, *_COPIES)} within reach"
+    if nodes_for_content < copies:
+        return f"{reach}, and {counted(nodes_for_content, 'node')} for content: add nodes."
+    return f"{reach}, repair adds more."
 
 
 async def _versions(session: Session, path: bytes) -> int:
@@ -122,7 +130,9 @@ def _pieces(version: FileVersion, blobs: Sequence[Blob]) -> list[str]:
         for extent in version.extents[:EXTENTS_SHOWN]
     ]
     more = len(version.extents) - EXTENTS_SHOWN
-    return [*lines, f"  and {more} pieces more (--json lists all)"] if more > 0 else lines
+    if more > 0:
+        lines.append(f"  and {counted(more, 'piece')} more (--json lists all)")
+    return lines
 
 
 def _holder(holder: Mapping[str, Any]) -> str:
@@ -138,7 +148,3 @@ def _and(nodes: Sequence[int]) -> str:
 
 def _number(count: int) -> str:
     return "one" if count == 1 else str(count)
-
-
-def _copies(count: int) -> str:
-    return "copy" if count == 1 else "copies"

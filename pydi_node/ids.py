@@ -50,6 +50,11 @@ def blob_name(blob: BlobId) -> str:
     return f"{blob:016x}"
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """ "1 blob", "2 blobs": for messages to people. ``many`` where it is not ``one`` and an s."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def parse_blob_name(name: str) -> BlobId | None:
     """The id behind a file name made by ``blob_name``; None for any other name."""
     if len(name) != 16 or not all(c in "0123456789abcdef" for c in name):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydi_fs.commands_session import Session
 from pydi_fs.progress import format_bytes, format_duration
 from pydi_node.errors import EXIT_USAGE, UnavailableError, UserError
+from pydi_node.ids import counted
 from pydi_node.wire.messages import Admin
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def summary(state: State, found: Rates | None) -> list[str]:
     lines = [
         f"cluster {state['cluster']}  "
         + ("no leader" if leader is None else f"leader node {leader}")
-        + f"  term {state['term']}  {len(state['mounts'])} mounts"
+        + f"  term {state['term']}  {counted(len(state['mounts']), 'mount')}"
         + ("" if state["quorum"] else "  NO QUORUM: writes are refused"),
     ]
     if found is not None:
@@ -171,7 +172,8 @@ def repair(blobs: Mapping[str, int], found: Rates | None) -> str:
     """ "12 of 400 blobs lack copies, 3.0/s, 0:04 left"."""
     short = blobs["under_replicated"]
     if not short:
-        return "all copies are there" if not blobs["missing"] else f"{blobs['missing']} blobs lost"
+        lost = blobs["missing"]
+        return f"{counted(lost, 'blob')} lost" if lost else "all copies are there"
     text = f"{short} of {blobs['total']} blobs lack copies"
     if found is not None and found.repaired > 0:
         left = format_duration(short / found.repaired)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pydi_node.ids import counted
+
 FREE_PERCENT = 5  # below this a disk counts as nearly full
 
 Node = Mapping[str, Any]  # as in ``status --json``
@@ -55,7 +57,7 @@ def _draining(nodes: Sequence[Node]) -> Iterator[str]:
         if node["state"] == "draining":
             number, held = node["number"], node.get("held", 0)
             yield (
-                f"node {number} drains: {held} blobs are still to leave it"
+                f"node {number} drains: {counted(held, 'blob is', 'blobs are')} still to leave it"
                 if held
                 else f"node {number} is empty: stop it, then run pydi forget {number}, or take it"
                 f" into use again with pydi drain {number} --stop"
@@ -73,15 +75,16 @@ def _content(nodes: Sequence[Node], blobs: Mapping[str, int], copies: int) -> It
         )
     elif blobs["under_replicated"]:
         count = blobs["under_replicated"]
-        what = f"{count} blobs have fewer copies within reach than they should"
+        have = counted(count, "blob has", "blobs have")
+        what = f"{have} fewer copies within reach than there should be"
         if len(up) < copies:
             yield f"{what}: start the nodes that are down, or add nodes"
         else:
             yield f"{what}: they are copied by themselves, keep the nodes running"
     if blobs["missing"]:
+        have = counted(blobs["missing"], "blob has", "blobs have")
         yield (
-            f"{blobs['missing']} blobs have no copy within reach: start the nodes that hold them"
-            " (pydi why PATH tells which)"
+            f"{have} no copy within reach: start the nodes that should (pydi why PATH tells which)"
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from pydi_node.blobs.placement import NodeState
 from pydi_node.commands import SetNode
 from pydi_node.errors import FileError, NotLeaderError, UserError
-from pydi_node.ids import NODE_NUMBER_MAX, NodeNumber
+from pydi_node.ids import NODE_NUMBER_MAX, NodeNumber, counted
 from pydi_node.records import BlobTotal
 from pydi_node.runtime.peers import Peers
 from pydi_node.runtime.service import Request, Service
@@ -121,9 +121,9 @@ def obstacle(
     is_up = any(n.number == number and n.up for n in nodes)
     alone = sum(total.blobs for total in held if total.holders == (number,))
     if not is_up and alone:
-        return f"node {number} is down and has the only copy of {alone} blobs: start it"
+        return f"node {number} is down and has the only copy of {counted(alone, 'blob')}: start it"
     if len(up) < copies:
-        there = f"{len(up)} {'node' if len(up) == 1 else 'nodes'}"
+        there = counted(len(up), "node")
         return (
             f"its content should have {copies} copies, and beside node {number} there"
             f" {'is' if len(up) == 1 else 'are'} {there} for content:"

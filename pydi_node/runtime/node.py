@@ -29,7 +29,7 @@ from pydi_node.consensus.raft import Raft
 from pydi_node.consensus.types import Config, Membership, SnapshotMeta
 from pydi_node.effects import Now
 from pydi_node.errors import EXIT_FAILED, EXIT_OK, CorruptionError, PydiError, UserError
-from pydi_node.ids import NodeNumber, TimeNs
+from pydi_node.ids import NodeNumber, TimeNs, counted
 from pydi_node.records import HOLE
 from pydi_node.replica import Replica, ReplicaConfig
 from pydi_node.runtime.admission import Admission
@@ -455,8 +455,9 @@ def _require_empty(identity: Identity, store: BlobStore, tree_files: TreeFiles) 
     files = store.usage().files
     if files or tree_files.tree.blobs_of_node(identity.number, HOLE, 1):
         raise UserError(
-            f"--witness: node {identity.number} holds content ({files} blobs), and a witness holds"
-            " none: start it without --witness, or as a new node with an empty data directory"
+            f"--witness: node {identity.number} holds content ({counted(files, 'blob')}), and a"
+            " witness holds none: start it without --witness, or as a new node with an empty"
+            " data directory"
         )
 
 

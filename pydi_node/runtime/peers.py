@@ -38,7 +38,7 @@ from pydi_node.errors import (
     RemoteProtocolError,
     UserError,
 )
-from pydi_node.ids import NODE_NUMBER_MAX, NodeNumber
+from pydi_node.ids import NODE_NUMBER_MAX, NodeNumber, counted
 from pydi_node.runtime.driver import Driver
 from pydi_node.runtime.histories import HISTORY_KEY, pack
 from pydi_node.runtime.server import Server
@@ -689,8 +689,8 @@ class Peers:
         alone = sum(total.blobs for total in tree.blob_totals() if total.holders == (number,))
         if alone and not force:
             raise UserError(
-                f"node {number} has the only copy of {alone} blobs: start it until they are"
-                " copied, or give them up with --force"
+                f"node {number} has the only copy of {counted(alone, 'blob')}: start it until all"
+                " is copied, or give them up with --force"
             )
         # First the books: a running node finds itself there and stops, which it would not hear of
         # as no member. A forget that fails behind this is finished by another one.

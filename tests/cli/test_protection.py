@@ -33,7 +33,16 @@ def blob(copies: int, **states: str) -> dict[str, Any]:
 )
 def test_worst_piece_decides(blobs: list[dict[str, Any]], words: str) -> None:
     """A file is as safe as the piece of it that is worst off."""
-    assert words in protection(blobs)
+    assert words in protection(blobs, 3)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [(2, "repair adds more"), (1, "1 of 2 copies within reach, and 1 node for content: add nodes")],
+)
+def test_repair_needs_a_node_to_copy_to(nodes: int, words: str) -> None:
+    """What nobody will do is not promised."""
+    assert words in protection([blob(2, n1="here")], nodes)
 
 
 def test_estimate_goes_by_what_is_slower() -> None:
@@ -42,4 +51,5 @@ def test_estimate_goes_by_what_is_slower() -> None:
     now = {"blobs": 5, "bytes": 900, "obstacle": None}
     assert drain_progress(first, now, 60.0).endswith("some 9 min to go")
     assert drain_progress(first, first, 60.0) == "10 blobs, 1000 B left"
+    assert drain_progress(first, {**now, "blobs": 1}, 60.0).startswith("1 blob, 900 B left")
     assert "waiting: no room" in drain_progress(first, {**now, "obstacle": "no room"}, 60.0)

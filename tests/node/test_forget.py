@@ -35,7 +35,7 @@ def test_forgotten_nodes_are_gone_for_good(make_node: MakeNode) -> None:
         save(client, b"only there", b"content")
         assert holders(client, b"only there") == (lost,)
     by_number[lost].kill()
-    wait_until(lambda: "the only copy of 1 blobs" in forget(through, str(lost)).stderr,
+    wait_until(lambda: "the only copy of 1 blob:" in forget(through, str(lost)).stderr,
                "the leader knows that it is gone", 60)  # fmt: skip
     assert any("pydi forget" in sentence for sentence in status(through)["advice"])
     assert forget(through, str(lost), "--force").returncode == EXIT_OK

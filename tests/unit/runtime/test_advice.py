@@ -35,7 +35,7 @@ WITNESS = {"role": "witness", "witness": True}
             {"under_replicated": 4},
             False,
             ["1 of 3 voters are reachable: writes are refused until node 2 or node 3",
-             "forget 2", "forget 3", "4 blobs have fewer copies within reach than they should: st"],
+             "forget 2", "forget 3", "4 blobs have fewer copies within reach than there should"],
         ),
         ([node(1), node(2), node(3, state="down")], {}, True, ["node 3 is down: start it"]),
         ([node(n) for n in (1, 2, 3)], {"under_replicated": 1}, True, ["copied by themselves"]),
