@@ -54,13 +54,26 @@ def parse_row(row: bytes) -> Mounted:
     )
 
 
-def unmount(mountpoint: bytes, *, lazy: bool) -> str:
+def abort(device: int) -> bool:
+    """Who waits for that mount's daemon gets an error at once, and whoever asks it from now on, no
+    matter who still holds /dev/fuse open. False: this machine does not offer it, or not to us."""
+    try:
+        # Its device has the number of its connection: fuse_ctl_add_conn in fs/fuse/control.c.
+        with open(f"/sys/fs/fuse/connections/{os.minor(device)}/abort", "wb", 0) as file:
+            file.write(b"1")
+    except OSError:
+        return False
+    return True
+
+
+def unmount(mountpoint: bytes, *, lazy: bool, force: bool = False) -> str:
     """Takes the topmost mount away; the empty string, or the tool's sentence why it did not.
 
-    lazy  detach now, let open files of a living daemon finish; the only way with a dead one.
+    lazy   detach now, let open files of a living daemon finish; the only way with a dead one.
+    force  as `abort`, where that is root's to ask.
     """
     sentence = ""
-    for command in _commands(lazy):
+    for command in _commands(lazy, force):
         try:
             done = subprocess.run(
                 [*command, mountpoint],
@@ -78,9 +91,9 @@ def unmount(mountpoint: bytes, *, lazy: bool) -> str:
     return sentence or "neither umount nor fusermount is installed"
 
 
-def _commands(lazy: bool) -> list[list[str]]:
+def _commands(lazy: bool, force: bool) -> list[list[str]]:
     """Tools to try, in order: root unmounts itself, others ask the set-uid helper."""
-    umount = ["umount", "-l"] if lazy else ["umount"]
+    umount = ["umount", *(["-l"] if lazy else []), *(["-f"] if force else [])]
     helpers = [[name, "-uz" if lazy else "-u"] for name in ("fusermount3", "fusermount")]
     commands = [command for command in (umount, *helpers) if shutil.which(command[0])]
     return commands[:1] if os.geteuid() == 0 else commands[::-1]

@@ -37,7 +37,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, NoReturn
 
-from pydi_fs.mountpoints import mounted_at, unmount
+from pydi_fs.mountpoints import abort, mounted_at, unmount
 from pydi_fs.restart_policy import BEAT_S, RestartPolicy, Watchdog
 from pydi_fs.vfs.journal import FORMAT
 from pydi_node.errors import EXIT_FAILED, EXIT_OK, PydiError, UserError
@@ -208,6 +208,7 @@ class Supervisor:
         self._line: socket.socket | None = None
         self._code: int | None = None  # the worker's word that this is the end
         self._was_usable = False
+        self._device = 0  # st_dev of what is mounted, once it is usable
         self._stopping = False
         self._check: _Check | None = None  # before one
         self._asker: socket.socket | None = None  # who asked for the one under way
@@ -222,6 +223,7 @@ class Supervisor:
         for fd in (*self._logs, *self._kept.values(), self._asker.fileno()):
             os.set_inheritable(fd, False)
         self._was_usable = True
+        self._device = handed.get("device", 0)  # a version before this key gave none
 
     def run(self) -> int:
         """Returns when the mount has ended; the exit code."""
@@ -348,6 +350,9 @@ class Supervisor:
 
     def _on_usable(self) -> None:
         self._was_usable = True
+        if not self._device:
+            mounted = mounted_at(os.fsencode(self._mountpoint))
+            self._device = 0 if mounted is None else mounted.device
         if self._stopping:
             os.kill(self._worker, signal.SIGTERM)
         if self._asker is not None:
@@ -391,7 +396,14 @@ class Supervisor:
             " programs get errors; what they had not closed or synced is lost",
             self._mountpoint,
         )
-        sentence = unmount(os.fsencode(self._mountpoint), lazy=True)
+        # A thread of a dead worker may wait in the kernel for ever and hold the device.
+        aborted = abort(self._device)
+        path = os.fsencode(self._mountpoint)
+        mounted = mounted_at(path)
+        if mounted is None or mounted.device != self._device:
+            sentence = "" if mounted is None else "something else is mounted over it"
+        else:
+            sentence = unmount(path, lazy=True, force=not aborted)
         if sentence:
             log.error("%s could not be unmounted: %s", self._mountpoint, sentence)
         return EXIT_FAILED
@@ -446,6 +458,7 @@ class Supervisor:
             return
         handed = {
             "mountpoint": self._mountpoint,
+            "device": self._device,
             "logs": self._logs,
             "kept": self._kept,
             "asker": asker.fileno(),

@@ -5,6 +5,7 @@ Everything here runs over the kernel driver; libfuse keeps its mount to one proc
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
@@ -24,6 +25,7 @@ from tests.harness.mounts import COMMAND_DEADLINE_S, MountProcess, World, pydi_m
 from tests.harness.procs import ROOT, START_DEADLINE_S, wait_until
 
 LOAD = Path(__file__).with_name("load_of_everything.py")
+PIDFD_GETFD = 438  # of pidfd_getfd(2), on every machine
 PROGRAMS = 3
 KILLS = 12
 
@@ -33,6 +35,16 @@ import fcntl, sys
 with open(sys.argv[1], "r+") as file:
     try: getattr(fcntl, sys.argv[2])(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError: sys.exit(7)
+"""
+
+# Opens a file and says so; syncs it when told to: exit code 7 for an error.
+SYNCS_WHEN_TOLD = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+print(flush=True)
+sys.stdin.read()
+try: os.fsync(fd)
+except OSError: os._exit(7)
 """
 
 
@@ -206,13 +218,9 @@ def test_changes_made_elsewhere_meanwhile_are_seen(supervised: World, tmp_path: 
         second.close()
 
 
-def test_a_crash_loop_ends(supervised: World) -> None:
-    """Workers that die one after the other: no more of them after a few, the mount is gone, the log
-    says why, and programs get an error."""
-    mount = supervised.mount
+def kill_until_given_up(mount: MountProcess) -> set[int]:
+    """The workers that were killed until the supervisor started no more."""
     killed: set[int] = set()
-    fd = os.open(supervised.path / "file", os.O_WRONLY | os.O_CREAT)
-    os.write(fd, b"x")
 
     def is_gone() -> bool:
         worker = mount.worker
@@ -222,6 +230,16 @@ def test_a_crash_loop_ends(supervised: World) -> None:
         return not mount.pids()
 
     wait_until(is_gone, "the supervisor gives up", START_DEADLINE_S)
+    return killed
+
+
+def test_a_crash_loop_ends(supervised: World) -> None:
+    """Workers that die one after the other: no more of them after a few, the mount is gone, the log
+    says why, and programs get an error."""
+    mount = supervised.mount
+    fd = os.open(supervised.path / "file", os.O_WRONLY | os.O_CREAT)
+    os.write(fd, b"x")
+    killed = kill_until_given_up(mount)
     with pytest.raises(OSError):
         os.fsync(fd)
     with pytest.raises(OSError):
@@ -231,6 +249,43 @@ def test_a_crash_loop_ends(supervised: World) -> None:
     assert "die one after the other" in mount.log_text
     mount.start()
     assert supervised.path.is_dir()
+
+
+def test_who_still_holds_the_device_makes_nobody_wait(supervised: World) -> None:
+    """/dev/fuse is open somewhere when the supervisor gives up, as when a thread of a dead worker
+    is stuck in the kernel: a program with an open file gets its error all the same."""
+    worker = supervised.mount.worker
+    assert worker is not None
+    links = Path(f"/proc/{worker}/fd").iterdir()
+    number = next(int(link.name) for link in links if os.readlink(link) == "/dev/fuse")
+    pidfd = os.pidfd_open(worker)
+    held = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, pidfd, number, 0)
+    assert held >= 0, os.strerror(ctypes.get_errno())
+    program = subprocess.Popen(
+        [sys.executable, "-c", SYNCS_WHEN_TOLD, supervised.path / "file"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert program.stdout is not None
+        program.stdout.readline()
+        kill_until_given_up(supervised.mount)
+        program.communicate(b"go", COMMAND_DEADLINE_S)
+        assert program.returncode == 7
+    finally:
+        os.close(held)  # with the last one the kernel ends whatever waits
+        os.close(pidfd)
+        program.kill()
+        program.wait()
+
+
+def test_giving_up_leaves_what_is_mounted_over_it(supervised: World) -> None:
+    """Somebody mounted another file system on the same folder: that is not ours to take away."""
+    path = os.fspath(supervised.path)
+    subprocess.run(["mount", "-t", "tmpfs", "over", path], check=True)
+    (supervised.path / "other").touch()
+    kill_until_given_up(supervised.mount)
+    assert (supervised.path / "other").exists()
+    assert "something else is mounted over it" in supervised.mount.log_text
 
 
 def test_a_killed_supervisor_takes_its_worker_along(supervised: World) -> None:
