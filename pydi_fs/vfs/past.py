@@ -75,17 +75,27 @@ class PastVfs(Vfs):
 
     async def start(self, connected: bool = True) -> None:
         await super().start(connected)
+        # Together: without a node each would wait for a deadline of its own.
+        inos = {Ino(opened.ino) for opened, _ in self._open_before}
+        found = await asyncio.gather(*[self._version_before(ino) for ino in sorted(inos)])
+        versions = dict(zip(sorted(inos), found, strict=True))
         for opened, caller in self._open_before:
             ino = Ino(opened.ino)
-            real, at = self._origin(ino)
-            try:
-                version = await self.client.call(GetFile(real, at))
-            except PydiError as exc:
-                log.warning("ino=%d of the past can't be read any more: %s", real, exc)
-                continue
-            version = version._replace(attr=self._shown(version.attr, at))
-            file = self._files.setdefault(ino, self._file_of(version))
-            self._add_handle(opened.fh, file, opened.flags, caller)
+            version = versions[ino]
+            if version is not None:
+                file = self._files.setdefault(ino, self._file_of(version))
+                self._add_handle(opened.fh, file, opened.flags, caller)
+        self._open_before = []
+
+    async def _version_before(self, ino: Ino) -> FileVersion | None:
+        """Of a file that was open before this process; None when it can't be had any more."""
+        real, at = self._origin(ino)
+        try:
+            version: FileVersion = await self.client.call(GetFile(real, at))
+        except PydiError as exc:
+            log.warning("ino=%d of the past can't be read any more: %s", real, exc)
+            return None
+        return version._replace(attr=self._shown(version.attr, at))
 
     def restore(self, state: State, stage_files: dict[int, int]) -> None:
         self._moments = list(state.moments)
