@@ -24,13 +24,12 @@ import errno
 import fcntl
 import logging
 import os
-import stat
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydi_fs.fuse import abi, codec
+from pydi_fs.fuse import abi, arguments, codec
 from pydi_fs.fuse.abi import FuseOpcode
 from pydi_fs.fuse.codec import CodecError, Header, Timeout
 from pydi_fs.fuse.filesystem import FileSystem
@@ -43,7 +42,7 @@ from pydi_fs.fuse.printer import describe_reply, describe_request
 from pydi_fs.vfs.journal import State
 from pydi_fs.vfs.journalling import RESENT, Journal
 from pydi_fs.vfs.local_blobs import LocalBlob
-from pydi_node.commands import ROOT_CALLER, TIME_NOW, Caller
+from pydi_node.commands import ROOT_CALLER, Caller
 from pydi_node.errors import FileError, PydiError, errno_of
 from pydi_node.ids import INT64_MAX, Ino
 from pydi_node.records import NAME_MAX_BYTES, Attr
@@ -60,10 +59,6 @@ INTERRUPT_GRACE_S = 0.25
 # The kernel rejects an answer with an errno of 512 or more, and the request would hang.
 _ERRNO_LIMIT = 512
 
-# cp -p, mv and ls ask for these on every file; PyDi has no ACLs, and to store them without obeying
-# them would be a lie.
-_POSIX_ACL_XATTRS = frozenset((b"system.posix_acl_access", b"system.posix_acl_default"))
-
 # Writes one message to the kernel. True: taken; False: nobody waits for it any more.
 # OSError: malformed, the request is still unanswered.
 WriteMessage = Callable[[Sequence[bytes]], bool]
@@ -77,7 +72,7 @@ class Operation:
     """The answer's payload; raises what `errno_of` understands."""
 
     nowait: Callable[[Dispatcher, Header, Any], bytes | None] | None = None
-    """The payload if known without waiting, else None."""
+    """The payload if known without waiting, else None; both may be asked."""
 
     changes: bool = True
     """False: changes nothing, so an interrupt may cancel it at any point."""
@@ -132,15 +127,14 @@ class Dispatcher:
         self._timeout_max_s = cache_timeout_s
         self._kernel_checks = kernel_checks
         self._passthrough_after_s = passthrough_after_s
-        # Handles that the kernel reads by itself, and the files that must stay open for it.
-        self._passed: dict[int, LocalBlob] = {}
+        self._passed: dict[int, LocalBlob] = {}  # must stay open for handles that are passed
         self._debug = debug
         self._journal = journal or Journal()
         self._lock_owners = LockOwners()
         # Requests without an answer yet, by unique.
         self._running: dict[int, tuple[asyncio.Task[None], Operation]] = {}
         self._began: dict[int, int] = {}  # of those: how many pushes there had been
-        # Keeps alive what runs on after its request was answered EINTR.
+        # Keeps alive what runs on after its request was answered.
         self._abandoned: set[asyncio.Task[None]] = set()
         self._unknown_opcodes: set[int] = set()
 
@@ -175,14 +169,19 @@ class Dispatcher:
                 self._on_interrupt(body.unique)
             return
         operation = _OPERATIONS[opcode]
-        if operation.nowait is not None:
+        # What comes again may have been done before, which takes a task to find out.
+        if operation.nowait is not None and not header.unique & RESENT:
             try:
                 payload = operation.nowait(self, header, body)
             except Exception as exc:
                 self._reply(header, self._errno_of(header, exc), b"")
                 return
             if payload is not None:
-                self._reply(header, 0, payload)
+                delivered = self._reply(header, 0, payload)
+                if operation.undo is not None:
+                    self._journal.answered(header.unique)
+                    if not delivered:
+                        self._beside(self._take_undo(operation, header, payload))
                 return
         self._began[header.unique] = self._vfs.pushes
         task = asyncio.create_task(self._run(operation, header, body))
@@ -234,11 +233,23 @@ class Dispatcher:
         waited_for = self._running.pop(header.unique, None) is not None
         delivered = waited_for and self._reply(header, error, payload)
         self._journal.answered(header.unique)
-        if not delivered and not error and operation.undo is not None:
-            try:
-                await operation.undo(self, header, payload)
-            except Exception as exc:
-                self._errno_of(header, exc)  # only for the log: nobody is left to tell
+        if not delivered and not error:
+            await self._take_undo(operation, header, payload)
+
+    async def _take_undo(self, operation: Operation, header: Header, payload: bytes) -> None:
+        """Nobody got this answer."""
+        if operation.undo is None:
+            return
+        try:
+            await operation.undo(self, header, payload)
+        except Exception as exc:
+            self._errno_of(header, exc)  # only for the log: nobody is left to tell
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what no request waits for."""
+        task = asyncio.create_task(work)
+        self._abandoned.add(task)
+        task.add_done_callback(self._abandoned.discard)
 
     async def _take_back(self, header: Header) -> None:
         """This request was answered with a handle, and the answer got lost with its worker."""
@@ -318,7 +329,7 @@ class Dispatcher:
     def _caller(self, header: Header) -> Caller:
         if self._kernel_checks:
             return Caller(header.uid, header.gid)
-        return Caller(header.uid, header.gid, _groups_of(header.pid))
+        return Caller(header.uid, header.gid, arguments.groups_of(header.pid))
 
     def _timeout(self, header: Header) -> Timeout:
         """How long the kernel may keep the answer to this request, given now.
@@ -347,18 +358,8 @@ class Dispatcher:
             await self._vfs.setattr(ROOT_CALLER, ino, mode=mode)
 
     async def _mode_without_set_id(self, ino: Ino) -> int | None:
-        """The permission bits that chown, truncate and write leave; None if nothing changes.
-
-        Set-group-id without group execution is no privilege but an old locking mark: it stays.
-        Source: chown(2), inode_drop_sgid in Linux.
-        """
         attr = self._vfs.getattr_nowait(ino) or await self._vfs.getattr(ino)
-        kill = stat.S_ISUID
-        if attr.mode & stat.S_IXGRP:
-            kill |= stat.S_ISGID
-        if not attr.is_regular or not attr.mode & kill:
-            return None
-        return attr.mode & 0o7777 & ~kill
+        return arguments.mode_without_set_id(attr)
 
     def _open_flags(self, ino: Ino, fh: int, flags: int, after: Attr | None) -> int:
         """FOPEN_* for a file just opened; ``after`` is what is known of it now."""
@@ -434,9 +435,9 @@ class Dispatcher:
             mode=mode,
             uid=body.uid if valid & abi.FATTR_UID else None,
             gid=body.gid if valid & abi.FATTR_GID else None,
-            size=_size(body.size) if valid & abi.FATTR_SIZE else None,
-            atime_ns=_time(valid, abi.FATTR_ATIME, abi.FATTR_ATIME_NOW, body.atime_ns),
-            mtime_ns=_time(valid, abi.FATTR_MTIME, abi.FATTR_MTIME_NOW, body.mtime_ns),
+            size=arguments.size(body.size) if valid & abi.FATTR_SIZE else None,
+            atime_ns=arguments.time(valid, abi.FATTR_ATIME, abi.FATTR_ATIME_NOW, body.atime_ns),
+            mtime_ns=arguments.time(valid, abi.FATTR_MTIME, abi.FATTR_MTIME_NOW, body.mtime_ns),
             fh=body.fh if valid & abi.FATTR_FH else None,
         )
         if self.nodeids.is_outdated(ino, header.second):
@@ -511,15 +512,15 @@ class Dispatcher:
     # --- handlers: extended attributes ------------------------------------------------------------
 
     def _xattr_nowait(self, _header: Header, body: Any) -> None:
-        if body.name in _POSIX_ACL_XATTRS:
+        if body.name in arguments.POSIX_ACL_XATTRS:
             raise FileError(errno.EOPNOTSUPP)
 
     async def _getxattr(self, header: Header, body: codec.Getxattr) -> bytes:
-        return _sized(await self._vfs.getxattr(Ino(header.nodeid), body.name), body.size)
+        return arguments.sized(await self._vfs.getxattr(Ino(header.nodeid), body.name), body.size)
 
     async def _listxattr(self, header: Header, body: codec.Getxattr) -> bytes:
         names = await self._vfs.listxattr(self._caller(header), Ino(header.nodeid))
-        return _sized(b"".join(name + b"\0" for name in names), body.size)
+        return arguments.sized(b"".join(name + b"\0" for name in names), body.size)
 
     async def _setxattr(self, header: Header, body: codec.Setxattr) -> bytes:
         ino = Ino(header.nodeid)
@@ -578,32 +579,75 @@ class Dispatcher:
         return b""
 
     async def _undo_opendir(self, _header: Header, payload: bytes) -> None:
-        fh = _fh_in(payload)
+        fh = arguments.fh_in(payload)
         await self._vfs.releasedir(fh)
         self._journal.closed(fh)
 
     # --- handlers: files --------------------------------------------------------------------------
 
+    def _open_nowait(self, header: Header, body: codec.Open) -> bytes | None:
+        ino = Ino(header.nodeid)
+        self._check_node_id(header, body)
+        if body.open_flags & abi.FUSE_OPEN_KILL_SUIDGID:
+            return None
+        fh = self._vfs.open_nowait(self._caller(header), ino, body.flags)
+        if fh is None:
+            return None
+        local: LocalBlob | None = None
+        if self._shall_pass(ino, body.flags):
+            known, local = self._vfs.local_file_nowait(fh)
+            if not known:
+                self._give_back(fh)
+                return None
+        payload = self._opened(header, body, fh, local)
+        if payload is None:
+            self._give_back(fh)
+            raise _under_its_other_node_id()
+        return payload
+
+    def _give_back(self, fh: int) -> None:
+        """Close a handle that the kernel never heard of."""
+        if not self._vfs.release_nowait(fh):
+            self._beside(self._vfs.release(fh))
+
+    def _check_node_id(self, header: Header, body: codec.Open) -> None:
+        if not self.nodeids.may_open(
+            Ino(header.nodeid), header.second, arguments.writes(body.flags)
+        ):
+            raise _under_its_other_node_id()
+
     async def _open(self, header: Header, body: codec.Open) -> bytes:
         ino = Ino(header.nodeid)
-        if not self.nodeids.may_open(ino, header.second, writes=_writes(body.flags)):
-            raise FileError(errno.ESTALE, "open it under its other node id")
+        self._check_node_id(header, body)
         before = self._vfs.getattr_nowait(ino)
         if body.open_flags & abi.FUSE_OPEN_KILL_SUIDGID:
             await self._clear_set_id(ino)
         fh = await self._vfs.open(self._caller(header), ino, body.flags)
-        local = None if _writes(body.flags) else await self._file_to_pass(ino, fh)
-        # No wait from here to the answer: what is booked is what the kernel is told.
+        try:
+            local = await self._vfs.local_file(fh) if self._shall_pass(ino, body.flags) else None
+        except BaseException:
+            self._give_back(fh)
+            raise
         after = self._vfs.getattr_nowait(ino)
         if before is None or after is None or before.changed != after.changed:
             # Close-to-open: the file was changed since the kernel last heard of it. The version
             # check drops its pages; without this it would cut reads at the size it remembers.
             self._forget_attributes(self.nodeids.of(ino))
+        payload = self._opened(header, body, fh, local)
+        if payload is None:
+            await self._vfs.release(fh)
+            raise _under_its_other_node_id()
+        return payload
+
+    def _opened(
+        self, header: Header, body: codec.Open, fh: int, local: LocalBlob | None
+    ) -> bytes | None:
+        """The answer, as it is booked. None: the kernel must take the other node id."""
+        ino = Ino(header.nodeid)
         backing_id = self._backing_id(local)
         verdict = self.nodeids.opened(ino, header.second, fh, local if backing_id else None)
         if verdict is Verdict.STALE:
-            await self._vfs.release(fh)
-            raise FileError(errno.ESTALE, "open it under its other node id")
+            return None
         if verdict is Verdict.PASSTHROUGH:
             assert local is not None
             assert backing_id is not None
@@ -613,7 +657,8 @@ class Dispatcher:
             self._note_open(header, ino, fh, body.flags, passing=True)
             return codec.encode_open(fh, abi.FOPEN_PASSTHROUGH | abi.FOPEN_NOFLUSH, backing_id)
         self._note_open(header, ino, fh, body.flags)
-        return codec.encode_open(fh, self._open_flags(ino, fh, body.flags, after))
+        known = self._vfs.getattr_nowait(ino)
+        return codec.encode_open(fh, self._open_flags(ino, fh, body.flags, known))
 
     def _note_open(
         self, header: Header, ino: Ino, fh: int, flags: int, passing: bool = False
@@ -622,15 +667,15 @@ class Dispatcher:
         caller = self._caller(header)
         self._journal.opened(header.unique, fh, ino, flags, caller, second, passing)
 
-    async def _file_to_pass(self, ino: Ino, fh: int) -> LocalBlob | None:
-        """The file that the kernel may read instead of asking us; not pinned."""
+    def _shall_pass(self, ino: Ino, flags: int) -> bool:
+        """Shall the kernel read the file instead of asking us, if there is one here?"""
         after_s = self._passthrough_after_s
-        if self.passthrough is None or after_s is None or not self.nodeids.may_pass(ino):
-            return None
+        if self.passthrough is None or after_s is None or arguments.writes(flags):
+            return False
+        if not self.nodeids.may_pass(ino):
+            return False
         attr = self._vfs.getattr_nowait(ino)
-        if attr is None or time.time_ns() - attr.mtime_ns < after_s * 1e9:
-            return None
-        return await self._vfs.local_file(fh)
+        return attr is not None and time.time_ns() - attr.mtime_ns >= after_s * 1e9
 
     def _backing_id(self, local: LocalBlob | None) -> int | None:
         if local is None or self.passthrough is None:
@@ -670,13 +715,13 @@ class Dispatcher:
         await self._undo(Ino(nodeid & ~SECOND), payload)
 
     async def _undo(self, ino: Ino, payload: bytes) -> None:
-        fh = _fh_in(payload)
+        fh = arguments.fh_in(payload)
         self._closed(ino, fh)
         await self._vfs.release(fh)
         self._journal.closed(fh)
 
     async def _read(self, _header: Header, body: codec.Read) -> bytes:
-        return await self._vfs.read(body.fh, _size(body.offset), body.size)
+        return await self._vfs.read(body.fh, arguments.size(body.offset), body.size)
 
     async def _write_file(self, header: Header, body: codec.Write) -> bytes:
         before = self._journal.written_before(header.unique)
@@ -684,7 +729,9 @@ class Dispatcher:
             return codec.encode_write(before)
         if body.write_flags & abi.FUSE_WRITE_KILL_SUIDGID:
             await self._clear_set_id(Ino(header.nodeid))
-        return codec.encode_write(await self._vfs.write(body.fh, _size(body.offset), body.data))
+        return codec.encode_write(
+            await self._vfs.write(body.fh, arguments.size(body.offset), body.data)
+        )
 
     async def _flush(self, header: Header, body: codec.Flush) -> bytes:
         ino = Ino(header.nodeid)
@@ -704,6 +751,16 @@ class Dispatcher:
         self._published(Ino(header.nodeid), body.fh)
         return b""
 
+    def _release_nowait(self, header: Header, body: codec.Release) -> bytes | None:
+        ino, fh = Ino(header.nodeid), body.fh
+        if body.release_flags & abi.FUSE_RELEASE_FLOCK_UNLOCK or self._lock_owners.any_of(ino, fh):
+            return None
+        self._closed(ino, fh)
+        if not self._vfs.release_nowait(fh):
+            return None
+        self._journal.closed(fh)
+        return b""
+
     async def _release(self, header: Header, body: codec.Release) -> bytes:
         ino = Ino(header.nodeid)
         self._closed(ino, body.fh)
@@ -718,12 +775,14 @@ class Dispatcher:
         return b""
 
     async def _fallocate(self, _header: Header, body: codec.Fallocate) -> bytes:
-        offset, length = _size(body.offset), _size(body.length)
+        offset, length = arguments.size(body.offset), arguments.size(body.length)
         await self._vfs.fallocate(body.fh, body.mode, offset, length)
         return b""
 
     async def _lseek(self, _header: Header, body: codec.Lseek) -> bytes:
-        return codec.encode_lseek(await self._vfs.lseek(body.fh, _size(body.offset), body.whence))
+        return codec.encode_lseek(
+            await self._vfs.lseek(body.fh, arguments.size(body.offset), body.whence)
+        )
 
     async def _copy_file_range(self, _header: Header, body: codec.CopyFileRange) -> bytes:
         return codec.encode_write(await self._copy(body, _COPY_32_MAX_BYTES))
@@ -734,9 +793,9 @@ class Dispatcher:
     async def _copy(self, body: codec.CopyFileRange, length_max: int) -> int:
         return await self._vfs.copy_file_range(
             body.fh_in,
-            _size(body.offset_in),
+            arguments.size(body.offset_in),
             body.fh_out,
-            _size(body.offset_out),
+            arguments.size(body.offset_out),
             min(body.length, length_max),
         )
 
@@ -798,14 +857,14 @@ class Dispatcher:
         FuseOpcode.FUSE_READDIRPLUS: Operation(_readdirplus, changes=False),
         FuseOpcode.FUSE_RELEASEDIR: Operation(_releasedir),
         FuseOpcode.FUSE_FSYNCDIR: Operation(_done),
-        FuseOpcode.FUSE_OPEN: Operation(_open, undo=_undo_open),
+        FuseOpcode.FUSE_OPEN: Operation(_open, nowait=_open_nowait, undo=_undo_open),
         FuseOpcode.FUSE_CREATE: Operation(_create, undo=_undo_create),
         FuseOpcode.FUSE_TMPFILE: Operation(_tmpfile, undo=_undo_create),
         FuseOpcode.FUSE_READ: Operation(_read, changes=False),
         FuseOpcode.FUSE_WRITE: Operation(_write_file),
         FuseOpcode.FUSE_FLUSH: Operation(_flush),
         FuseOpcode.FUSE_FSYNC: Operation(_fsync),
-        FuseOpcode.FUSE_RELEASE: Operation(_release),
+        FuseOpcode.FUSE_RELEASE: Operation(_release, nowait=_release_nowait),
         FuseOpcode.FUSE_FALLOCATE: Operation(_fallocate),
         FuseOpcode.FUSE_LSEEK: Operation(_lseek, changes=False),
         FuseOpcode.FUSE_COPY_FILE_RANGE: Operation(_copy_file_range),
@@ -836,46 +895,5 @@ def _cancel(task: asyncio.Task[None]) -> None:
     asyncio.get_running_loop().call_soon(task.cancel)
 
 
-def _writes(flags: int) -> bool:
-    """Do these flags of open(2) let the program change the content?"""
-    return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
-
-
-def _fh_in(payload: bytes) -> int:
-    """The handle in an answer to OPEN, OPENDIR, CREATE or TMPFILE: it ends with fuse_open_out."""
-    fh: int = abi.fuse_open_out.unpack_from(payload, len(payload) - abi.fuse_open_out.size)[0]
-    return fh
-
-
-def _size(value: int) -> int:
-    """An offset or size that off_t can hold, or EINVAL."""
-    if value > INT64_MAX:
-        raise FileError(errno.EINVAL, "beyond off_t")
-    return value
-
-
-def _time(valid: int, given: int, now: int, time_ns: int) -> int | None:
-    if valid & now:
-        return TIME_NOW
-    return time_ns if valid & given else None
-
-
-def _sized(value: bytes, size: int) -> bytes:
-    """The answer to getxattr(2) and listxattr(2) for a buffer of ``size`` bytes."""
-    if size == 0:
-        return codec.encode_xattr_size(len(value))
-    if len(value) > size:
-        raise FileError(errno.ERANGE)
-    return value
-
-
-def _groups_of(pid: int) -> tuple[int, ...]:
-    """Supplementary groups of a process; none if it is gone or in a foreign pid namespace."""
-    try:
-        with open(f"/proc/{pid}/status", "rb") as status:
-            for line in status:
-                if line.startswith(b"Groups:"):
-                    return tuple(int(group) for group in line.split()[1:])
-    except OSError:
-        pass  # fewer groups only refuse more
-    return ()
+def _under_its_other_node_id() -> FileError:
+    return FileError(errno.ESTALE, "open it under its other node id")

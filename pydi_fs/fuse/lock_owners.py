@@ -37,6 +37,11 @@ class LockOwners:
             del self._owners[ino]
         return found
 
+    def any_of(self, ino: Ino, fh: int) -> bool:
+        """May somebody hold a lock through this handle?"""
+        handles = self._owners.get(ino)
+        return handles is not None and fh in handles
+
     def released(self, ino: Ino, fh: int) -> list[int]:
         """Forget the handle. The owners whose locks must be released, ascending."""
         handles = self._owners.get(ino)

@@ -124,6 +124,18 @@ class LocalBlobs:
         local = await asyncio.shield(opening)
         return local if local is not None and local.fd >= 0 else None
 
+    def get_nowait(self, info: BlobInfo) -> tuple[bool, LocalBlob | None]:
+        """Whether the answer of `get` is known without asking a source, and then that answer."""
+        if not self._sources or not info.size:
+            return True, None
+        local = self._files.get(info.blob)
+        if local is None:
+            return self._absent.get(info.blob, 0.0) > asyncio.get_running_loop().time(), None
+        if not local.is_current:
+            return False, None
+        self._files.move_to_end(info.blob)
+        return True, local
+
     async def read(self, info: BlobInfo, offset: int, length: int) -> bytes | None:
         """The range of a blob, which is within its size; None if it can't be had here."""
         local = await self.get(info)

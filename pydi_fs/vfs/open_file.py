@@ -122,6 +122,22 @@ class OpenFile:
         return self._content.dirty or self._undecided
 
     @property
+    def is_staged(self) -> bool:
+        """Some of its content lies in staging space here."""
+        return bool(self._stages)
+
+    @property
+    def is_published(self) -> bool:
+        """What is here is a version of the cluster and nothing else; the newest, as far as heard
+        of."""
+        return not (self.dirty or self.stale or self.busy or self._stages)
+
+    @property
+    def content_bytes(self) -> int:
+        """Of what came with the version."""
+        return sum(map(len, self._contents.values()))
+
+    @property
     def size(self) -> int:
         return self._content.size
 

@@ -23,9 +23,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pydi_fs.vfs.directories import READDIR_LIMIT_MAX
 from pydi_fs.vfs.journal import Opened, State
 from pydi_fs.vfs.moments import parse_moment
-from pydi_fs.vfs.vfs import O_ACCMODE, READDIR_LIMIT_MAX, Vfs
+from pydi_fs.vfs.vfs import O_ACCMODE, Vfs
 from pydi_node import portable
 from pydi_node.commands import Caller, Command
 from pydi_node.errors import FileError, PydiError
@@ -171,16 +172,14 @@ class PastVfs(Vfs):
 
     # --- directories ------------------------------------------------------------------------------
 
-    async def readdir(self, fh: int, cookie: int, limit: int) -> list[DirEntry]:
-        listing = self._directories.get(fh)
-        if listing is None or not is_past(listing.ino):
-            return await super().readdir(fh, cookie, limit)
-        directory = listing.ino
-        if directory == _DOOR_INO:
+    async def entries(self, ino: Ino, reader: int, cookie: int, limit: int) -> list[DirEntry]:
+        if not is_past(ino):
+            return await super().entries(ino, reader, cookie, limit)
+        if ino == _DOOR_INO:
             return [] if cookie else [DirEntry(1, AT, _directory(_AT_INO))]
-        if directory == _AT_INO:
+        if ino == _AT_INO:
             return []  # every moment is there; which ones to list?
-        ino, at = self._origin(directory)
+        ino, at = self._origin(ino)
         page: Sequence[DirEntry] = await self.client.call(
             ReadDir(ino, cookie, min(limit, READDIR_LIMIT_MAX), at)
         )
@@ -232,14 +231,6 @@ class PastVfs(Vfs):
             if is_past(ino):
                 file.is_newest()  # what was stays as it was
         return told
-
-    async def _tell_open(self, ino: Ino) -> None:
-        if not is_past(ino):
-            await super()._tell_open(ino)
-
-    async def _tell_release(self, ino: Ino) -> None:
-        if not is_past(ino):
-            await super()._tell_release(ino)
 
     async def _root_at(self, name: bytes) -> Attr:
         """The root as it was at the moment with this name. ENOENT: no moment, or not kept."""

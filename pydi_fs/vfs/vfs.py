@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from pydi_fs.client import Client
+from pydi_fs.vfs.background import Background
 from pydi_fs.vfs.blob_cache import BlobCache
 from pydi_fs.vfs.cache import ABSENT, NameCache
+from pydi_fs.vfs.closed_files import ClosedFiles
+from pydi_fs.vfs.directories import Directories
+from pydi_fs.vfs.holds import Holds
 from pydi_fs.vfs.journal import Frozen, Opened, Staged, State
 from pydi_fs.vfs.journalling import Journal
-from pydi_fs.vfs.listing import Listing
 from pydi_fs.vfs.local_blobs import BlobSource, LocalBlob, LocalBlobs
 from pydi_fs.vfs.open_file import OpenFile
 from pydi_fs.vfs.posix import (
@@ -58,7 +61,7 @@ from pydi_node.commands import (
     Unlink,
 )
 from pydi_node.errors import FileError, PydiError
-from pydi_node.ids import INT64_MAX, Ino, LogIndex, TimeNs
+from pydi_node.ids import Ino, TimeNs
 from pydi_node.records import (
     FILE_SIZE_MAX,
     NAME_MAX_BYTES,
@@ -76,26 +79,18 @@ from pydi_node.wire.messages import (
     GetAttr,
     GetLock,
     GetXattr,
-    IndexAt,
     ListXattr,
     Lookup,
     Open,
-    ReadDir,
     ReadLink,
-    Release,
     SetLock,
 )
 
 log = logging.getLogger("pydi.vfs")
 
-READDIR_LIMIT_MAX = 1024  # entries in one answer: about 200 KB
 # F_SETLKW waits until the lock is free or the program is interrupted, by contract of fcntl(2).
 WAIT_FOREVER_S = 365.0 * 86400
 O_ACCMODE = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
-
-# A node purges a file without a name no sooner than 30 s after its last one went, so for that long
-# it need not know who has a file open.
-TELL_OPEN_AFTER_S = 0.5
 
 
 # (inodes, names, whether everything is stale) -> done when the binding's kernel uses none of them
@@ -152,14 +147,14 @@ class Vfs:
         self._reader = BlobReader(client, self._local, config.cache, rereads=config.rereads)
         if config.cache is not None:
             config.cache.on_kept = self._local.forget_absence
-        self._files: dict[Ino, OpenFile] = {}
+        self._files: dict[Ino, OpenFile] = {}  # that are open
+        self._closed = ClosedFiles()
         self._handles: dict[int, _Handle] = {}
-        self._directories: dict[int, Listing] = {}
+        self._directories = Directories(client, self._cache)
+        self._listed: dict[int, Ino] = {}  # open directories, by handle
         self._last_fh = 0
-        # Handles of files created here a moment ago, which the node knows nothing of yet.
-        self._untold: dict[int, Ino] = {}
-        self._telling: asyncio.TimerHandle | None = None  # when the node hears of them
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = Background()
+        self._holds = Holds(client, self._background.later)
         self._sweeps: asyncio.Task[None] | None = None
 
     async def start(self, connected: bool = True) -> None:
@@ -173,10 +168,10 @@ class Vfs:
         self.client.on_answer = self._cache.answers
         await self.client.subscribe(connected)
         self._sweeps = asyncio.get_running_loop().create_task(self._local.run_sweeps())
-        self._tell_all()
+        self._holds.tell_all()
         for file in self._files.values():
             if file.dirty and file.busy:
-                self._later(file.refresh())  # what was on its way is done the sooner
+                self._background.later(file.refresh())  # what was on its way is done the sooner
 
     def restore(self, state: State, stage_files: dict[int, int]) -> None:
         """Go on with what the worker before this one had open; before `start`. What the cluster has
@@ -188,7 +183,7 @@ class Vfs:
             caller = Caller(opened.uid, opened.gid, opened.groups)
             self._restore_handle(state, stage_files, opened, caller)
         for listed in state.directories.values():
-            self._directories[listed.fh] = self._listing(Ino(listed.ino))
+            self._listed[listed.fh] = Ino(listed.ino)
         drop_unused(stage_files, self._journal)
 
     def _restore_handle(
@@ -200,6 +195,7 @@ class Vfs:
             file = self._files[ino] = self._file_of(FileVersion(unknown(ino), (), ()))
             restore_content(file, state, stage_files, self._area)
         self._add_handle(opened.fh, file, opened.flags, caller)
+        self._holds.told(opened.fh, ino)  # to the node of then: `start` tells them again
 
     def freeze(self) -> Iterator[Staged | Frozen]:
         """Records of all unpublished content, for the journal."""
@@ -207,8 +203,7 @@ class Vfs:
 
     async def stop(self) -> None:
         """Publish what is left and give everything back. The first error is raised, at the end."""
-        if self._telling is not None:
-            self._telling.cancel()
+        self._holds.stop()
         failures: list[BaseException] = []
         for file in list(self._files.values()):
             try:
@@ -219,9 +214,7 @@ class Vfs:
             await file.discard()
         self._files.clear()
         self._handles.clear()
-        self._untold.clear()
-        if self._background:
-            await asyncio.wait(self._background)
+        await self._background.wait()
         if self._sweeps is not None:
             self._sweeps.cancel()
         self._local.close()
@@ -339,7 +332,7 @@ class Vfs:
             self._arrived_attr(answer)
             self._cache.put_name(parent, name, ABSENT)
 
-        await self._tell_before()
+        await self._before_name_goes(parent, name)
         await self._execute(Unlink(caller, parent, name), arrived)
 
     async def rmdir(self, caller: Caller, parent: Ino, name: bytes) -> None:
@@ -359,7 +352,7 @@ class Vfs:
     ) -> None:
         """rename(2), with RENAME_NOREPLACE or RENAME_EXCHANGE."""
         await self._publish_before_rename(parent, name)
-        await self._tell_before()
+        await self._before_name_goes(new_parent, new_name)
 
         def arrived(answer: Any) -> None:
             moved, other = answer
@@ -426,53 +419,63 @@ class Vfs:
         if not attr.is_dir:
             raise FileError(errno.ENOTDIR)
         fh = self._new_fh()
-        self._directories[fh] = self._listing(ino)
+        self._listed[fh] = ino
         return fh
 
     async def readdir(self, fh: int, cookie: int, limit: int) -> list[DirEntry]:
         """Up to ``limit`` entries after ``cookie`` (0: the start); an empty list is the end."""
-        listing = self._directories.get(fh)
-        if listing is None:
+        ino = self._listed.get(fh)
+        if ino is None:
             raise FileError(errno.EBADF)
-        entries = await listing.page(cookie, min(limit, READDIR_LIMIT_MAX))
+        return await self.entries(ino, fh, cookie, limit)
+
+    async def entries(self, ino: Ino, reader: int, cookie: int, limit: int) -> list[DirEntry]:
+        """`readdir` without a handle, for a reader who reads a directory once at a time."""
+        entries = await self._directories.page(ino, reader, cookie, limit)
         if not self._files:
             return list(entries)
         return [entry._replace(attr=self._overlay(entry.attr)) for entry in entries]
 
-    def _listing(self, ino: Ino) -> Listing:
-        def arrived(answer: Sequence[DirEntry]) -> Sequence[DirEntry]:
-            for entry in answer:
-                self._cache.put_attr(entry.attr)
-                self._cache.put_name(ino, entry.name, entry.attr.ino)
-            return answer
-
-        async def fetch(after: int, count: int, at: LogIndex | None) -> Sequence[DirEntry]:
-            entries: Sequence[DirEntry] = await self.client.call(
-                ReadDir(ino, after, count, at), arrived=arrived if at is None else None
-            )
-            return entries
-
-        async def newest_index() -> LogIndex:
-            index: LogIndex = await self.client.call(IndexAt(TimeNs(INT64_MAX)))
-            return index
-
-        return Listing(ino, fetch, newest_index)
-
     async def releasedir(self, fh: int) -> None:
-        if self._directories.pop(fh, None) is None:
+        if self._listed.pop(fh, None) is None:
             raise FileError(errno.EBADF)
 
     # --- files ---------------------------------------------------------------------------------
 
     async def open(self, caller: Caller, ino: Ino, flags: int) -> int:
         """open(2) of an existing regular file: the newest version that anybody has closed."""
+        known = self.open_nowait(caller, ino, flags)
+        if known is not None:
+            return known
         fh, _ = await self._open(caller, ino, flags)
         if flags & os.O_TRUNC and flags & O_ACCMODE != os.O_RDONLY:
             try:
                 await self._handles[fh].file.empty(caller)
             except BaseException:
-                self._later(self.release(fh))
+                self._background.later(self.release(fh))
                 raise
+        return fh
+
+    def open_nowait(self, caller: Caller, ino: Ino, flags: int) -> int | None:
+        """As `open`, without a question; None: one is needed.
+
+        While there is a lease the attributes at hand are the newest, and so is what is known of the
+        file since it was last looked at. Where that is nothing, it is looked at when it is read.
+        """
+        attr = self._cache.attr(ino)
+        if attr is None or not attr.is_regular or flags & os.O_TRUNC or self.lease_s() <= 0:
+            return None
+        file = self._files.get(ino)
+        if file is None:
+            file = self._closed.take(attr)
+            if file is None:
+                file = self._file_of(FileVersion(attr, (), ()))
+                file.changed_elsewhere()
+            self._files[ino] = file
+        elif file.stale:
+            return None  # the answer brings its content along
+        fh = self._new_handle(file, flags, caller)
+        self._holds.opened(fh, ino)
         return fh
 
     async def open_version(self, caller: Caller, ino: Ino) -> tuple[int, FileVersion]:
@@ -496,13 +499,14 @@ class Vfs:
             if is_late or file.busy:
                 file.changed_elsewhere()
             opened.append(self._new_handle(file, flags, caller))
+            self._holds.told(opened[0], ino)
             return opened[0], version
 
         try:
             answer: tuple[int, FileVersion] = await self.client.call(Open(ino), arrived=arrived)
         except asyncio.CancelledError:
             for handle in opened:
-                self._later(self.release(handle))
+                self._background.later(self.release(handle))
             raise
         return answer
 
@@ -530,7 +534,7 @@ class Vfs:
             fh = await self.open(caller, attr.ino, flags)
             return self._overlay(attr), fh
         fh = self._open_new(attr, flags, caller)
-        self._tell_later(fh)
+        self._holds.opened(fh, attr.ino)
         return attr, fh
 
     async def put_file(
@@ -551,7 +555,7 @@ class Vfs:
         command = Tmpfile(caller, parent, mode & 0o7777)
         attr = await self._execute(command, self._arrived_attr)
         fh = self._open_new(attr, flags, caller)
-        self._later(self._tell_open(attr.ino))
+        self._holds.opened(fh, attr.ino)
         return attr, fh
 
     async def read(self, fh: int, offset: int, size: int) -> bytes:
@@ -567,12 +571,21 @@ class Vfs:
         """The file on this machine that has exactly the content of ``fh`` now, if there is one.
         Not pinned: see `local_blobs`."""
         file = self._handle(fh).file
+        await file.look()
         info = file.whole_blob()
         if info is None:
             return None
         local = await self._local.get(info)
         # Meanwhile it may have been written, here or elsewhere.
         return local if file.whole_blob() == info else None
+
+    def local_file_nowait(self, fh: int) -> tuple[bool, LocalBlob | None]:
+        """Whether the answer of `local_file` is known without waiting, and then that answer."""
+        file = self._handle(fh).file
+        if file.stale:
+            return False, None
+        info = file.whole_blob()
+        return (True, None) if info is None else self._local.get_nowait(info)
 
     async def write(self, fh: int, offset: int, data: bytes | memoryview) -> int:
         """Stage ``data``; durable and seen by other machines after flush or fsync."""
@@ -608,6 +621,8 @@ class Vfs:
 
     async def release(self, fh: int) -> None:
         """The last descriptor of this open is closed. Errors were flush's to tell."""
+        if self.release_nowait(fh):
+            return
         handle = self._close(fh)
         file = handle.file
         if handle.writable and file.dirty:
@@ -616,6 +631,19 @@ class Vfs:
             except PydiError as exc:
                 log.warning("ino=%d: not published at close: %s", file.ino, exc)
         await self._let_go(fh, handle, wanted=True)
+
+    def release_nowait(self, fh: int) -> bool:
+        """As `release`, where nothing is left to do that takes time; False: something is."""
+        file = self._handle(fh).file
+        if file.dirty or file.busy or file.is_staged:
+            return False
+        handle = self._close(fh)
+        file.handles -= 1
+        file.writers -= handle.writable
+        if not file.handles:
+            self._forget(file)
+        self._holds.closed(fh)
+        return True
 
     async def abandon(self, fh: int) -> None:
         """Close without publishing: what was written since the last flush never was.
@@ -636,13 +664,24 @@ class Vfs:
         file.handles -= 1
         file.writers -= handle.writable
         if await file.is_unused() and self._files.get(file.ino) is file:
-            del self._files[file.ino]
+            self._forget(file)
             if file.dirty and wanted:
                 log.error("ino=%d: content lost, close() had reported the error", file.ino)
                 self.on_invalidate((file.ino,), (), False)  # the kernel shows it still
             await file.discard()
-        if self._untold.pop(fh, None) is None:
-            self._later(self._tell_release(file.ino))
+        self._holds.closed(fh)
+
+    def _forget(self, file: OpenFile) -> None:
+        """Nobody has it open any more; as long as it is the newest version it may be again."""
+        del self._files[file.ino]
+        known = self._cache.attr(file.ino)
+        if known is None:
+            return
+        if known.changed < file.attr.changed:
+            # A publication that nobody waited for.
+            self._cache.forget((file.ino,), ())
+        elif known.changed == file.attr.changed and file.is_published:
+            self._closed.put(file)
 
     def ino_of(self, fh: int) -> Ino:
         return self._handle(fh).file.ino
@@ -770,27 +809,10 @@ class Vfs:
         file = self._files[attr.ino] = self._file_of(FileVersion(attr, (), ()))
         return self._new_handle(file, flags, caller)
 
-    def _tell_later(self, fh: int) -> None:
-        """The node hears of a created file when it stays open, or may lose its name: most are
-        written and closed before, and cost two requests less."""
-        self._untold[fh] = self._handles[fh].file.ino
-        if self._telling is None:
-            loop = asyncio.get_running_loop()
-            self._telling = loop.call_later(TELL_OPEN_AFTER_S, self._tell_untold)
-
-    async def _tell_before(self) -> None:
-        """What is sent next may take the name of an open file: the node hears of the open first."""
-        if self._untold:
-            self._tell_untold()
-            await asyncio.sleep(0)  # now they are on their way
-
-    def _tell_untold(self) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
-        untold, self._untold = self._untold, {}
-        for ino in untold.values():
-            self._later(self._tell_open(ino))
+    async def _before_name_goes(self, parent: Ino, name: bytes) -> None:
+        ino = self._cache.name(parent, name) if self.lease_s() > 0 else None
+        if ino != ABSENT:
+            await self._holds.before_name_goes(ino)
 
     def _file_of(self, version: FileVersion) -> OpenFile:
         return OpenFile(self.client, self._area, self._reader, self._clock, version)
@@ -802,33 +824,6 @@ class Vfs:
         if not file.stale:
             self._cache.answers(self._cache.moment)
             self._cache.put_attr(file.attr)
-
-    def _tell_all(self) -> None:
-        """A node that knows nothing of this mount hears what is open."""
-        for file in self._files.values():
-            for _ in range(file.handles):
-                self._later(self._tell_open(file.ino))
-        self._untold.clear()
-
-    async def _tell_open(self, ino: Ino) -> None:
-        await self.client.call(Open(ino))
-
-    async def _tell_release(self, ino: Ino) -> None:
-        await self.client.call(Release(ino, 1))
-
-    def _later(self, work: Any) -> None:
-        """Run ``work`` beside; requests leave in the order in which they were started."""
-
-        async def run() -> None:
-            try:
-                await work
-            except PydiError as exc:
-                # The node forgets all opens of a session that ends, and `_reset` tells it anew.
-                log.debug("not told: %s", exc)
-
-        task = asyncio.get_running_loop().create_task(run())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
     async def _make(self, command: Mkdir | Mknod | Symlink) -> Attr:
         def arrived(answer: Any) -> Attr:
@@ -847,6 +842,7 @@ class Vfs:
 
         def handed_over(result: Result) -> Any:
             self._cache.forget(*result.touched)
+            self._closed.drop(result.touched.inos)
             try:
                 for attr in result.directories:
                     self._cache.put_attr(attr)
@@ -883,6 +879,7 @@ class Vfs:
     ) -> asyncio.Future[None] | None:
         """Someone else changed these; done when nobody on this machine uses them any more."""
         self._cache.drop(inos, entries)
+        self._closed.drop(inos)
         for ino in inos:
             file = self._files.get(ino)
             if file is not None:
@@ -893,7 +890,8 @@ class Vfs:
         """The stream of invalidations broke (another node, a gap): nothing cached is certain.
         Done when nobody on this machine uses it any more."""
         self._cache.clear()
+        self._closed.clear()
         for file in self._files.values():
             file.changed_elsewhere()
-        self._tell_all()
+        self._holds.tell_all()
         return self.on_invalidate((), (), True)

@@ -87,6 +87,8 @@ class Bounds:
                 raise FileError(errno.EPERM, "this token sees no paths but its own")
             case _ if isinstance(message, _OWN_WRITER):
                 return message
+            case messages.Open(ino=ino) if self._was_below(self._ours(ino)):
+                return dataclasses.replace(message, ino=self._ours(ino))
             case messages.Release(ino=ino):  # whatever it is now, it was opened here
                 return dataclasses.replace(message, ino=self._ours(ino))
         inner: messages.Request = self._inner(message, getattr(message, "at", None))
@@ -127,6 +129,15 @@ class Bounds:
                     seen.add(parent)
                     above.append(parent)
         return False
+
+    def _was_below(self, ino: Ino) -> bool:
+        """Whether its last name, which is gone, led to it: a mount tells of an open a moment later,
+        and somebody may have removed the file meanwhile."""
+        try:
+            attr = self._tree().getattr(ino)
+        except FileError:
+            return False
+        return attr.nlink == 0 and self._is_below(ino, LogIndex(attr.changed - 1))
 
     def _check_content(self, command: Commit | PutFile) -> None:
         given = {info.blob: info for info in command.blobs}

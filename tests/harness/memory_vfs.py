@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pydi_fs.fuse.filesystem import OnInvalidate
+from pydi_fs.vfs.local_blobs import LocalBlob
 from pydi_node.commands import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -323,6 +324,12 @@ class MemoryVfs:
 
     # --- files --------------------------------------------------------------------------------
 
+    def open_nowait(self, caller: Caller, ino: Ino, flags: int) -> int | None:
+        inode = self._inodes.get(ino)
+        if not self.cached or inode is None or stat.S_ISDIR(inode.mode) or flags & os.O_TRUNC:
+            return None
+        return self._open(inode, flags)
+
     async def open(self, caller: Caller, ino: Ino, flags: int) -> int:
         inode = self._inode(ino)
         if stat.S_ISDIR(inode.mode):
@@ -348,6 +355,9 @@ class MemoryVfs:
         inode = self._new_inode(caller, stat.S_IFREG | mode)
         inode.nlink = 0
         return self._attr(inode), self._open(inode, flags)
+
+    def local_file_nowait(self, fh: int) -> tuple[bool, LocalBlob | None]:
+        return self.cached, None
 
     async def local_file(self, fh: int) -> None:
         """Nothing here is in a file."""
@@ -388,6 +398,15 @@ class MemoryVfs:
         self._publish(self._inode(self._handle(fh).ino))
 
     async def release(self, fh: int) -> None:
+        self._release(fh)
+
+    def release_nowait(self, fh: int) -> bool:
+        if not self.cached or self._inode(self._handle(fh).ino).dirty:
+            return False
+        self._release(fh)
+        return True
+
+    def _release(self, fh: int) -> None:
         handle = self._handle(fh)
         del self._handles[fh]
         inode = self._inode(handle.ino)

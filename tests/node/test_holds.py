@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from pydi_fs.client import Client, node_on_this_machine
-from pydi_fs.vfs import vfs as vfs_module
+from pydi_fs.vfs import holds
 from pydi_fs.vfs.vfs import Vfs, VfsConfig
 from pydi_node.commands import RENAME_EXCHANGE, ROOT_CALLER
 from pydi_node.ids import ROOT_INO, Ino
+from pydi_node.runtime.housekeeping import ORPHAN_DELAY_S
 from pydi_node.wire.messages import Admin, GetAttr, Lookup, Request, Role
 from tests.harness.procs import NodeProcess
 from tests.unit.tree.driver import file_error
@@ -60,9 +61,9 @@ class Mount:
         return fh
 
     async def opens(self) -> int:
-        """Held by the mount, as the node counts them."""
-        (mount,) = (await self.asker.call(Admin("status")))["mounts"]
-        return int(mount["opens"])
+        """Held by all mounts, as the node counts them."""
+        mounts = (await self.asker.call(Admin("status")))["mounts"]
+        return sum(int(mount["opens"]) for mount in mounts)
 
     async def wait_opens(self, count: int) -> None:
         async with asyncio.timeout(DEADLINE_S):
@@ -75,7 +76,7 @@ def test_a_file_closed_at_once_costs_two_requests(
     node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """create, write, close: one command each for the name and for the content, nothing more."""
-    monkeypatch.setattr(vfs_module, "TELL_OPEN_AFTER_S", DEADLINE_S)
+    monkeypatch.setattr(holds, "TELL_AFTER_S", DEADLINE_S)
 
     async def scenario() -> None:
         async with Mount(node, tmp_path) as mount:
@@ -160,7 +161,7 @@ def test_a_file_that_stays_open_is_held(
     node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The node hears of it a moment later, and of its end; another open of it has its own hold."""
-    monkeypatch.setattr(vfs_module, "TELL_OPEN_AFTER_S", 0.01)
+    monkeypatch.setattr(holds, "TELL_AFTER_S", 0.01)
 
     async def scenario() -> None:
         async with Mount(node, tmp_path) as mount:
@@ -176,12 +177,130 @@ def test_a_file_that_stays_open_is_held(
     asyncio.run(scenario())
 
 
+def test_an_open_of_what_is_known_asks_nobody(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """open, read, close of a file that was looked at before, however large: no request, also when
+    several have it open; the first read of what was only listed is one."""
+    monkeypatch.setattr(holds, "TELL_AFTER_S", DEADLINE_S)
+    contents = {b"small": b"content", b"empty": b"", b"large": bytes(100_000)}
+
+    async def scenario() -> None:
+        async with Mount(node, tmp_path / "a") as other, Mount(node, tmp_path / "b") as mount:
+            for name, content in contents.items():
+                fh = await other.create(name)
+                await other.vfs.write(fh, 0, content)
+                await other.vfs.flush(fh)
+                await other.vfs.release(fh)
+            vfs, sent = mount.vfs, mount.client.sent
+            for name, content in contents.items():
+                ino = (await vfs.lookup(ROOT_INO, name)).ino
+                sent.clear()
+                assert await _content(vfs, ino) == content
+                assert sent == ["GetFile"] + ["BlobRead"] * (name == b"large")
+                for _ in range(3):
+                    sent.clear()
+                    assert await _content(vfs, ino) == content
+                    assert sent == []
+                handles = [await vfs.open(ROOT_CALLER, ino, flags) for flags in (0, os.O_RDWR)]
+                assert await vfs.read(handles[1], 0, 10) == content[:10]
+                for handle in handles:
+                    await vfs.release(handle)
+                assert sent == []
+            assert await mount.opens() == 0
+
+    asyncio.run(scenario())
+
+
+async def _content(vfs: Vfs, ino: Ino) -> bytes:
+    fh = await vfs.open(ROOT_CALLER, ino, os.O_RDONLY)
+    try:
+        return await vfs.read(fh, 0, 1 << 20)
+    finally:
+        await vfs.release(fh)
+
+
+def test_what_was_changed_since_is_asked_for(node: NodeProcess, tmp_path: Path) -> None:
+    """Content, attributes or the whole file, changed by another mount, by this one, or through no
+    mount: the next open shows it, though this one knew the file."""
+
+    async def scenario() -> None:
+        async with Mount(node, tmp_path / "a") as here, Mount(node, tmp_path / "b") as there:
+            await here.vfs.release(await here.create(b"f"))
+            ino = (await there.vfs.lookup(ROOT_INO, b"f")).ino
+            content = b""
+            for number, writer in enumerate((here, there, here, there)):
+                assert await _content(here.vfs, ino) == await _content(there.vfs, ino) == content
+                fh = await writer.vfs.open(ROOT_CALLER, ino, os.O_WRONLY | os.O_APPEND)
+                await writer.vfs.write(fh, 0, b"%d" % number)
+                await writer.vfs.flush(fh)
+                content += b"%d" % number
+                assert await _content(here.vfs, ino) == await _content(there.vfs, ino) == content
+                await writer.vfs.release(fh)
+                assert await _content(here.vfs, ino) == await _content(there.vfs, ino) == content
+                await writer.vfs.setattr(ROOT_CALLER, ino, size=len(content) + 1)
+                content += b"\0"
+            await there.vfs.unlink(ROOT_CALLER, ROOT_INO, b"f")
+            with file_error(errno.ENOENT):
+                await here.vfs.lookup(ROOT_INO, b"f")
+
+    asyncio.run(scenario())
+
+
+def test_without_a_lease_every_open_asks(node: NodeProcess, tmp_path: Path) -> None:
+    """What is known may be old then."""
+
+    async def scenario() -> None:
+        async with Mount(node, tmp_path) as mount:
+            fh = await mount.create(b"f")
+            ino = mount.vfs.ino_of(fh)
+            await mount.vfs.release(fh)
+            mount.client.lease_s = lambda: 0.0  # type: ignore[method-assign]
+            mount.client.sent.clear()
+            assert await _content(mount.vfs, ino) == b""
+            assert mount.client.sent[0] == "Open"
+
+    asyncio.run(scenario())
+
+
+def test_a_file_removed_elsewhere_is_held_in_time(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another mount takes the name of a file before the node knows that it is open here: it hears
+    of it long before such a file may be purged, and the content stays."""
+    assert holds.TELL_AFTER_S * 10 < ORPHAN_DELAY_S
+    monkeypatch.setattr(holds, "TELL_AFTER_S", 0.05)
+
+    async def scenario() -> None:
+        async with Mount(node, tmp_path / "a") as here, Mount(node, tmp_path / "b") as there:
+            fh = await there.create(b"f")
+            await there.vfs.write(fh, 0, b"content")
+            await there.vfs.flush(fh)
+            await there.vfs.release(fh)
+            ino = (await here.vfs.lookup(ROOT_INO, b"f")).ino
+            here.client.sent.clear()
+            fh = await here.vfs.open(ROOT_CALLER, ino, os.O_RDONLY)
+            assert here.client.sent == []
+            await there.vfs.unlink(ROOT_CALLER, ROOT_INO, b"f")
+            async with asyncio.timeout(DEADLINE_S):
+                while "Open" not in here.client.sent:  # noqa: ASYNC110 told by a timer
+                    await asyncio.sleep(0.01)
+            assert await here.vfs.read(fh, 0, 100) == b"content"
+            assert (await here.vfs.getattr(ino)).nlink == 0
+            here.client.sent.clear()
+            await here.vfs.release(fh)
+            await asyncio.sleep(0)
+            assert here.client.sent == ["Release"]
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("how", ["unlink", "rename over it"])
 def test_a_name_is_taken_only_after_its_open_is_told(
     node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """When a file loses its name while it is open here, the node knows who needs it."""
-    monkeypatch.setattr(vfs_module, "TELL_OPEN_AFTER_S", DEADLINE_S)
+    monkeypatch.setattr(holds, "TELL_AFTER_S", DEADLINE_S)
 
     async def scenario() -> None:
         async with Mount(node, tmp_path) as mount:

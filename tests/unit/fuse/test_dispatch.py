@@ -236,6 +236,9 @@ class _SlowVfs(MemoryVfs):
         self.go = asyncio.Event()
         self.finished = 0
 
+    def open_nowait(self, caller: Any, ino: Ino, flags: int) -> int | None:
+        return None
+
     async def open(self, caller: Any, ino: Ino, flags: int) -> int:
         await self.go.wait()
         self.finished += 1
@@ -410,6 +413,9 @@ class _ForgetfulVfs(MemoryVfs):
     def getattr_nowait(self, ino: Ino) -> Attr | None:
         return self.old if self.old is not None else super().getattr_nowait(ino)
 
+    def open_nowait(self, caller: Any, ino: Ino, flags: int) -> int | None:
+        return None
+
     async def open(self, caller: Any, ino: Ino, flags: int) -> int:
         self.old = None
         return await super().open(caller, ino, flags)
@@ -428,6 +434,23 @@ def test_an_open_that_finds_a_newer_file_makes_the_kernel_ask_for_its_size() -> 
         vfs.change_elsewhere(b"file", b"longer than before")
         await kernel.open(created.nodeid)
         assert kernel.forgotten == [created.nodeid]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["known", "asked for"])
+def test_an_open_that_nobody_waits_for_is_closed(cached: bool) -> None:
+    """Its program was killed meanwhile: no handle is left, whichever way the answer was found."""
+
+    async def main() -> None:
+        kernel = Kernel()
+        created = await kernel.create(b"file")
+        kernel.vfs.cached = cached
+        before = kernel.vfs.open_handles
+        kernel.takes = False
+        kernel.send(k.OPEN, created.nodeid, struct.pack("=II", os.O_RDONLY, 0))
+        await kernel.dispatcher.stop()
+        assert kernel.vfs.open_handles == before
 
     asyncio.run(main())
 

@@ -64,6 +64,12 @@ class FilesVfs(MemoryVfs):
             self.files[key] = LocalBlob(info, os.memfd_create("blob"))
         return self.files[key]
 
+    def local_file_nowait(self, fh: int) -> tuple[bool, LocalBlob | None]:
+        attr = self.getattr_nowait(self.ino_of(fh))
+        assert attr is not None
+        local = self.files.get((attr.ino, attr.version))
+        return local is not None, local
+
     def close(self) -> None:
         for local in self.files.values():
             local.let_go()

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from pydi_node.commands import CLIENT_COMMANDS, COMMAND_CODES, Commit, PutFile
+from pydi_node.commands import CLIENT_COMMANDS, COMMAND_CODES, Commit, Link, PutFile, Rename, Unlink
 from pydi_node.errors import BlobError, FileError
 from pydi_node.ids import ROOT_INO, ClientId, Ino, Serial
 from pydi_node.records import Attr, DirEntry, Result, Touched
 from pydi_node.runtime.bounds import _INODES, Bounds
 from pydi_node.wire import messages as m
 from pydi_node.wire.messages import Role
-from tests.unit.tree.driver import Driver
+from tests.unit.tree.driver import ROOT, Driver, file_error
 from tests.unit.wire.samples import ATTR, COMMANDS, INFO, SAMPLES
 
 # Requests of a mount that name nothing in the tree, or only a blob that the session writes itself.
@@ -84,6 +84,30 @@ def test_content_of_others_is_not_to_be_named(driver: Driver, kind: type[Any]) -
         command = dataclasses.replace(COMMANDS[kind], **place, blobs=blobs)  # type: ignore[arg-type]
         with pytest.raises(BlobError):
             bounds.inward(m.Execute(ClientId(1), Serial(1), command))
+
+
+def test_an_open_is_told_after_the_name_went(driver: Driver) -> None:
+    """A mount tells of an open a little later than it happens. What was removed within the
+    directory may be opened then, and nothing that was removed elsewhere."""
+    bounds = bounds_of(driver)
+    for folder, is_allowed in ((b"own", True), (b"other", False)):
+        parent = driver.tree.resolve(b"/" + folder).ino
+        ino = driver.create(b"f", parent)
+        driver.ok(Link(ROOT, ino, ROOT_INO, b"outside"))
+        driver.ok(Unlink(ROOT, ROOT_INO, b"outside"))
+        driver.ok(Unlink(ROOT, parent, b"f"))
+        assert driver.tree.getattr(ino).nlink == 0
+        if is_allowed:
+            assert bounds.inward(m.Open(ino)) == m.Open(ino)
+        else:
+            with file_error(errno.ESTALE):
+                bounds.inward(m.Open(ino))
+        with file_error(errno.ESTALE):
+            bounds.inward(m.GetAttr(ino, None))  # nothing else of it
+    moved = driver.create(b"moved", driver.tree.resolve(b"/own").ino)
+    driver.ok(Rename(ROOT, driver.tree.resolve(b"/own").ino, b"moved", ROOT_INO, b"moved", 0))
+    with file_error(errno.ESTALE):
+        bounds.inward(m.Open(moved))
 
 
 def test_the_root_is_the_directory(driver: Driver) -> None:
