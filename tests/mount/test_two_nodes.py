@@ -11,7 +11,9 @@ import os
 import random
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -190,6 +192,65 @@ def test_random_operations_against_one_model(two: tuple[Path, Path], seed: int) 
                 assert (at / look).read_bytes() == expected, (action, name, look)
     for at in two:
         assert sorted(os.listdir(at)) == sorted(model)
+
+
+def test_no_open_shows_less_than_a_close_that_returned(two: tuple[Path, Path], seed: int) -> None:
+    """Writers and readers of a few files on both mounts at a time, warm all along. Whoever opens a
+    file reads at least the number whose close(2) had returned, wherever that was, and whether the
+    file was written in place or replaced; and what its stat(2) says is as new."""
+    names = ["a", "b", "c"]
+    writing = {name: threading.Lock() for name in names}
+    begun = dict.fromkeys(names, 0)
+    closed = dict.fromkeys(names, 0)
+    over = threading.Event()
+    for name in names:
+        (two[0] / name).write_bytes(b"%015d\n" % 0)
+
+    def write(at: Path, number: int) -> None:
+        rng = random.Random(f"writer {seed} {number}")
+        for _ in range(OPERATIONS // 4):
+            name = rng.choice(names)
+            with writing[name]:
+                begun[name] += 1
+                # Its number is its size, too.
+                content = b"%015d\n" % begun[name] + bytes(begun[name])
+                if rng.random() < 0.5:
+                    (at / f"new {name}").write_bytes(content)
+                    os.rename(at / f"new {name}", at / name)
+                else:
+                    fd = os.open(at / name, os.O_WRONLY)
+                    try:
+                        os.write(fd, content)
+                    finally:
+                        os.close(fd)
+                closed[name] = begun[name]
+
+    def read(at: Path, number: int) -> int:
+        rng = random.Random(f"reader {seed} {number}")
+        reads = 0
+        while not over.is_set():
+            name = rng.choice(names)
+            least = closed[name]
+            fd = os.open(at / name, os.O_RDONLY)
+            try:
+                found = int(os.read(fd, 16))
+            finally:
+                os.close(fd)
+            assert least <= found <= begun[name], (name, least, found, begun[name])
+            least = closed[name]
+            assert least <= os.stat(at / name).st_size - 16 <= begun[name], (name, least)
+            reads += 1
+        return reads
+
+    with ThreadPoolExecutor(6) as pool:
+        readers = [pool.submit(read, two[number % 2], number) for number in range(4)]
+        writers = [pool.submit(write, two[number % 2], number) for number in range(2)]
+        try:
+            for writer in writers:
+                writer.result()
+        finally:
+            over.set()
+        assert sum(reader.result() for reader in readers) > OPERATIONS
 
 
 @pytest.mark.parametrize("stopped", ["mount", "node"])
