@@ -162,7 +162,8 @@ def test_a_mount_brings_content_beside_its_command_only(make_node: MakeNode) -> 
 
 
 def test_opening_a_small_file_brings_its_content(node: NodeProcess, tmp_path: Path) -> None:
-    """open and read are one request; what is written on top of it reads right, too."""
+    """open asks nobody, and all reads are one request; what is written on top of it reads right,
+    too."""
 
     async def scenario() -> None:
         async with Mount(node, tmp_path) as mount:
@@ -176,7 +177,7 @@ def test_opening_a_small_file_brings_its_content(node: NodeProcess, tmp_path: Pa
             fh = await vfs.open(ROOT_CALLER, ino, os.O_RDWR)
             assert await vfs.read(fh, 0, 100) == b"some content"
             assert await vfs.read(fh, 5, 3) == b"con"
-            assert sent == ["Open"]
+            assert sent == ["GetFile"]
             assert await vfs.local_file(fh) is None
             await vfs.write(fh, 5, b"C")
             assert await vfs.read(fh, 0, 100) == b"some Content"
