@@ -107,6 +107,10 @@ class Persisted(NamedTuple):
     number: int
 
 
+class Overdue(NamedTuple):
+    """``Replica.overdue_s`` has come, and was not changed by a step in between."""
+
+
 class DiskFull(NamedTuple):
     """Whether the log has no room (True) or has room again (False)."""
 
@@ -192,9 +196,9 @@ class SnapshotPartial(NamedTuple):
 
 
 Event = (
-    Tick | FromPeer | Propose | Read | Settle | Dropped | Persisted | DiskFull | AddMember
-    | RemoveMember | Leave | SnapshotTaken | SnapshotFailed | SnapshotBytes | SnapshotWritten
-    | SnapshotInstalled | SnapshotRefused | SnapshotPartial
+    Tick | FromPeer | Propose | Read | Settle | Dropped | Persisted | Overdue | DiskFull
+    | AddMember | RemoveMember | Leave | SnapshotTaken | SnapshotFailed | SnapshotBytes
+    | SnapshotWritten | SnapshotInstalled | SnapshotRefused | SnapshotPartial
 )  # fmt: skip
 
 

@@ -27,21 +27,18 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, ClassVar
-
-import msgpack  # type: ignore[import-untyped]  # it has none
 
 from pydi_node.commands import (
     MAKES_ROOM,
     Command,
-    CommandError,
     Envelope,
-    decode_envelope,
-    encode_envelope,
 )
 from pydi_node.consensus import codec
 from pydi_node.consensus.raft import Raft
 from pydi_node.consensus.types import (
+    NO_INDEX,
     ChangeKind,
     Entry,
     EntryKind,
@@ -67,6 +64,7 @@ from pydi_node.effects import (
     Leave,
     MembersChanged,
     Now,
+    Overdue,
     PeerBroke,
     PeerMessage,
     Persist,
@@ -93,9 +91,9 @@ from pydi_node.effects import (
     Tick,
     TreeStalled,
 )
+from pydi_node.envelopes import pack_envelope, unpack_envelope
 from pydi_node.errors import (
     BusyError,
-    CorruptionError,
     DeadlineError,
     NoQuorumError,
     NoSpaceError,
@@ -137,6 +135,9 @@ class ReplicaConfig:
     # Likewise. Larger ones hold up all that comes meanwhile; one larger command goes alone.
     proposal_bytes_per_step_max: int = 4 << 20
     forwarded_max: int = 10_000  # waiting for the log on the leader; others are sent again
+    # A commit that takes longer has every follower's disk asked, not only a majority's. Longer than
+    # a network and a disk take; shorter than anybody notices, for it is what a dead follower costs.
+    overdue_s: float = 0.01
 
 
 @dataclass(slots=True)
@@ -188,7 +189,7 @@ class Replica:
         self._in_log: set[Key] = set()  # proposed by this leader in this term, not yet applied
         self._envelopes: dict[LogIndex, tuple[Term, Envelope]] = {}  # spares decoding on the leader
         self._time_ns = TimeNs(0)  # newest stamp given out
-        self._next_expiry_s = float("inf")
+        self._next_expiry_s = inf
 
         # Reads: not asked yet, asked, and answered with an index that isn't applied yet.
         self._reads_new: list[tuple[int, float]] = []
@@ -210,6 +211,9 @@ class Replica:
         self._cut_at_s = now.mono_s
         self._uncut_bytes = 0  # of commands applied since
         self._taking_snapshot = False
+        # When Overdue is to come, unless that has changed by then; inf: not at all.
+        self.overdue_s = inf
+        self._awaited = NO_INDEX  # what should be committed by then
 
         # Members.
         self._leaving: _Leaving | None = None
@@ -261,6 +265,7 @@ class Replica:
         if self.raft.has_ready():
             self._take(self.raft.ready())
             self._apply()
+        self._look_at_pace()
         if messages := self.leases.advance(now.uptime_s):
             self._send(messages)
         for answer in self._unreleased.take(self.leases.released):
@@ -407,7 +412,7 @@ class Replica:
     def _expire(self) -> None:
         """Answers whatever is past its deadline, saying what it waited for."""
         now_s = self._now.mono_s
-        nearest = float("inf")
+        nearest = inf
         for key, pending in list(self._pending.items()):
             left = [waiter for waiter in pending.waiters if waiter[1] > now_s]
             if len(left) < len(pending.waiters):
@@ -650,6 +655,21 @@ class Replica:
         if meta is not None:
             self._effects.append(Cut(meta))
 
+    # --- the pace of the majority -----------------------------------------------------------------
+
+    def _look_at_pace(self) -> None:
+        raft = self.raft
+        if not raft.holds_back:
+            self.overdue_s = inf
+        elif self.overdue_s == inf or raft.commit_index >= self._awaited:
+            self._awaited = raft.last_index
+            self.overdue_s = self._now.mono_s + self.config.overdue_s
+
+    def _on_overdue(self, _: Overdue) -> None:
+        if self._now.mono_s >= self.overdue_s:
+            self.overdue_s = inf
+            self.raft.flush()
+
     # --- snapshots --------------------------------------------------------------------------------
 
     def _on_snapshot_taken(self, event: SnapshotTaken) -> None:
@@ -846,6 +866,7 @@ class Replica:
         Settle: _on_settle,
         Dropped: _on_dropped,
         Persisted: _on_persisted,
+        Overdue: _on_overdue,
         DiskFull: _on_disk_full,
         AddMember: _on_add_member,
         RemoveMember: _on_remove_member,
@@ -858,25 +879,6 @@ class Replica:
         SnapshotRefused: _on_snapshot_refused,
         SnapshotPartial: _on_snapshot_partial,
     }
-
-
-def pack_envelope(envelope: Envelope) -> bytes:
-    """A command as the log keeps it."""
-    packed: bytes = msgpack.packb(encode_envelope(envelope), use_bin_type=True)
-    return packed
-
-
-def unpack_envelope(data: bytes) -> Envelope:
-    """The command in a log entry. CorruptionError: no node ever wrote this."""
-    try:
-        return decode_envelope(
-            msgpack.unpackb(data, raw=False, use_list=False, strict_map_key=True)
-        )
-    except (CommandError, ValueError, msgpack.UnpackException) as exc:
-        raise CorruptionError(
-            f"a log entry is not a command that this version of PyDi knows ({exc}): update PyDi on"
-            " this machine"
-        ) from exc
 
 
 def _reads_of(context: object) -> Iterable[tuple[int, float]]:

@@ -57,7 +57,7 @@ ROOMS = (
     Room(("pydi_node/tree/*",), _VOCABULARY),
     Room(("pydi_node/blobs/*",), (*_FOUNDATION, "pydi_node.records")),
     Room(
-        ("pydi_node/replica.py", "pydi_node/effects.py"),
+        ("pydi_node/replica.py", "pydi_node/effects.py", "pydi_node/envelopes.py"),
         (
             *_CLIENT,
             "pydi_node.consensus",
@@ -108,6 +108,7 @@ PURE = (
     "pydi_node/leases.py",
     "pydi_node/replica.py",
     "pydi_node/effects.py",
+    "pydi_node/envelopes.py",
     "pydi_node/blobs/placement*.py",
     "pydi_node/blobs/repair.py",
     "pydi_node/blobs/scrub.py",

@@ -80,6 +80,11 @@ Signatures (pydi_node.consensus.raft; records in .types, bytes and plain tuples 
             # NotLeaderError(None) when no leader is known; else ends in Ready.reads or
             # Ready.failed_reads (lost messages are asked again by tick).
         def transfer_leadership(self, to: NodeNumber) -> None    # NotLeaderError, UserError
+        def attend(self, number: NodeNumber, attentive: bool) -> None
+            # Whether somebody uses that node. One that nobody uses and whose disk no majority needs
+            # gets entries with the next tick (leadership.py).
+        holds_back: bool; def flush(self) -> None
+            # True for longer than disk and network take: flush, and every follower gets everything.
         def campaign(self) -> None       # elect now, as if the election time-out had passed
         def persisted(self, number: int) -> None
         def applied(self, index: LogIndex) -> None

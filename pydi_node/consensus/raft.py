@@ -18,18 +18,19 @@ leader that forgot its term could lead it a second time, with other entries unde
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pydi_node.consensus.codec import pack_membership
+from pydi_node.consensus.leadership import Leadership, Outgoing
 from pydi_node.consensus.log import Log, entries_of
 from pydi_node.consensus.membership import changed
 from pydi_node.consensus.progress import Progress, ProgressState
 from pydi_node.consensus.quorum import VoteResult, majority, majority_index, vote_result
+from pydi_node.consensus.splitmix import SplitMix64
 from pydi_node.consensus.types import (
     ENTRY_DATA_MAX_BYTES,
     ENTRY_OVERHEAD_BYTES,
-    NO_INDEX,
     VOTERS_MAX,
     AppendRequest,
     AppendResponse,
@@ -80,40 +81,12 @@ SNAPSHOT_HOLD_FACTOR = 4
 
 
 @dataclass(slots=True)
-class _Outgoing:
-    """The snapshot this leader sends, to one follower or several."""
-
-    snapshot_id: bytes
-    meta: SnapshotMeta
-    size: int
-
-
-@dataclass(slots=True)
 class _Incoming:
     """The snapshot this follower receives."""
 
     snapshot_id: bytes
     offset: int = 0  # bytes written
     writing: bool = False
-
-
-@dataclass(slots=True)
-class _Leadership:
-    """What only a leader has; gone with its role."""
-
-    first_index: LogIndex  # of this term: nothing is committed by counting below it
-    peers: dict[NodeNumber, Progress] = field(default_factory=dict)  # ascending
-    broadcast: bool = False  # there may be something to append to followers
-    heartbeat_elapsed: int = 0
-    transferee: NodeNumber | None = None
-    transfer_elapsed: int = 0
-    # Reads that wait for the next round: (asking node or None for this one, context or number).
-    reads_waiting: list[tuple[NodeNumber | None, Any]] = field(default_factory=list)
-    round_reads: list[tuple[NodeNumber | None, Any]] = field(default_factory=list)
-    round_index: LogIndex = NO_INDEX
-    round_acks: set[NodeNumber] = field(default_factory=set)
-    outgoing: _Outgoing | None = None
-    snapshot_asked: bool = False  # snapshot_wanted went out and was not answered yet
 
 
 class Raft:
@@ -147,9 +120,9 @@ class Raft:
         self.vote = hard_state.vote if self.term == hard_state.term else None
         self.leader: NodeNumber | None = None
         self._log = log
-        self._lead: _Leadership | None = None  # not None exactly while role is LEADER
+        self._lead: Leadership | None = None  # not None exactly while role is LEADER
         self._votes: dict[NodeNumber, bool] = {}
-        self._random = _Random(config.seed, config.node)
+        self._random = SplitMix64(config.seed, config.node)
         self._election_elapsed = 0
         self._election_timeout = self._random_timeout()
         self._durable_term = hard_state.term
@@ -219,6 +192,12 @@ class Raft:
     def applied_index(self) -> LogIndex:
         return self._log.applied_index
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether entries are not certain yet that some follower was not sent: see flush()."""
+        lead = self._lead
+        return lead is not None and lead.holds_back and self._log.commit_index < self.last_index
+
     def status(self) -> Status:
         """This core's state at a glance; peers only while it leads."""
         peers = self._lead.peers.values() if self._lead is not None else ()
@@ -278,6 +257,12 @@ class Raft:
         if (lead := self._lead) is not None and (progress := lead.peers.get(number)) is not None:
             lead.broadcast |= attentive and not progress.attentive
             progress.attentive = attentive
+
+    def flush(self) -> None:
+        """Every follower gets at once what it lacks. To be called when ``holds_back`` was true for
+        longer than a disk takes; each tick does it, too."""
+        if (lead := self._lead) is not None:
+            self._flush(lead)
 
     # --- inputs: proposals and reads
 
@@ -397,7 +382,7 @@ class Raft:
                 lead.snapshot_asked = False
             return
         lead.snapshot_asked = False
-        lead.outgoing = _Outgoing(snapshot_id, meta, size)
+        lead.outgoing = Outgoing(snapshot_id, meta, size)
         for progress in receivers:
             progress.snapshot_offset = 0
             self._serve_snapshot(lead, progress)
@@ -580,7 +565,7 @@ class Raft:
                 # A learner can't help itself, but it must not promise reads of a dead leader.
                 self._become_follower(self.term, None)
 
-    def _tick_leader(self, lead: _Leadership) -> None:
+    def _tick_leader(self, lead: Leadership) -> None:
         config = self.config
         for progress in lead.peers.values():
             progress.silent_ticks += 1
@@ -597,6 +582,7 @@ class Raft:
             lead.transfer_elapsed += 1
             if lead.transfer_elapsed >= config.election_ticks:
                 lead.transferee = None
+        self._flush(lead)
         lead.heartbeat_elapsed += 1
         if lead.heartbeat_elapsed >= config.heartbeat_ticks:
             lead.heartbeat_elapsed = 0
@@ -675,7 +661,7 @@ class Raft:
         self.leader = self.node
         self._reset_election()
         first = LogIndex(log.last_index + 1)
-        lead = self._lead = _Leadership(first)
+        lead = self._lead = Leadership(first)
         self._update_peers(lead)
         # An entry of the own term, so that those of older terms can be committed (Raft 5.4.2, 8).
         log.append([Entry(first, self.term, EntryKind.EMPTY, b"")])
@@ -683,7 +669,7 @@ class Raft:
         if self.term_is_durable:
             self._send_heartbeats(lead)  # silences the other candidates without a disk's delay
 
-    def _leave_leadership(self, lead: _Leadership) -> None:
+    def _leave_leadership(self, lead: Leadership) -> None:
         self._lead = None
         for asker, context in (*lead.round_reads, *lead.reads_waiting):
             if asker is None:
@@ -907,17 +893,36 @@ class Raft:
     def _may_send(self, progress: Progress) -> bool:
         return progress.may_send(self.config.inflight_messages_max, self.config.inflight_bytes_max)
 
-    def _replicate(self, lead: _Leadership) -> None:
+    def _replicate(self, lead: Leadership) -> None:
         """Send each follower what it lacks, as far as its window allows."""
-        lead.broadcast = False
+        lead.broadcast = lead.holds_back = False
+        lead.choose_needed(self.membership.voters, self.config.election_ticks)
         batches: dict[LogIndex, tuple[tuple[Entry, ...], int]] = {}  # shared by equal followers
         for progress in lead.peers.values():
+            if self._may_wait(lead, progress):
+                lead.holds_back = True
+                continue
             while self._send_append(lead, progress, batches):
                 pass
 
+    def _may_wait(self, lead: Leadership, progress: Progress) -> bool:
+        """Whether this follower lacks entries, and gets them later: see leadership.py."""
+        log, first = self._log, progress.next_index
+        return (
+            lead.may_wait(progress)
+            and max(log.front.index, log.membership_index) < first <= log.last_index
+            and not progress.wants_news(log.commit_index, log.membership_index)
+            # What waits becomes one message.
+            and log.bytes_after(LogIndex(first - 1)) < self.config.append_bytes_max
+        )
+
+    def _flush(self, lead: Leadership) -> None:
+        lead.flushed_index = self._log.last_index
+        lead.broadcast |= lead.holds_back
+
     def _send_append(
         self,
-        lead: _Leadership,
+        lead: Leadership,
         progress: Progress,
         batches: dict[LogIndex, tuple[tuple[Entry, ...], int]],
     ) -> bool:
@@ -956,7 +961,7 @@ class Raft:
         progress.sent(LogIndex(previous + len(entries)), size, commit)
         return bool(entries) and progress.next_index <= log.last_index
 
-    def _send_heartbeats(self, lead: _Leadership) -> None:
+    def _send_heartbeats(self, lead: Leadership) -> None:
         if not self.term_is_durable:
             return
         commit = self._log.commit_index
@@ -968,7 +973,7 @@ class Raft:
                 )
             )  # fmt: skip
 
-    def _maybe_commit(self, lead: _Leadership) -> None:
+    def _maybe_commit(self, lead: Leadership) -> None:
         """Commit what a majority holds on its disks, this node's own disk counted like others."""
         log = self._log
         index = majority_index(
@@ -989,12 +994,12 @@ class Raft:
 
     # --- membership
 
-    def _leadership(self) -> _Leadership:
+    def _leadership(self) -> Leadership:
         if self._lead is None:
             raise NotLeaderError(self.leader)
         return self._lead
 
-    def _check_no_change_pending(self, lead: _Leadership) -> None:
+    def _check_no_change_pending(self, lead: Leadership) -> None:
         log = self._log
         if log.commit_index < lead.first_index:
             raise BusyError("this leader has not committed an entry of its term yet")
@@ -1003,7 +1008,7 @@ class Raft:
         if lead.transferee is not None:
             raise BusyError("leadership is being handed over")
 
-    def _append_membership(self, lead: _Leadership, membership: Membership) -> LogIndex:
+    def _append_membership(self, lead: Leadership, membership: Membership) -> LogIndex:
         log = self._log
         assert log.membership_index <= log.commit_index, (log.membership_index, log.commit_index)
         assert log.commit_index >= lead.first_index, (log.commit_index, lead.first_index)
@@ -1019,7 +1024,7 @@ class Raft:
             lead.transferee = None
         return index
 
-    def _update_peers(self, lead: _Leadership) -> None:
+    def _update_peers(self, lead: Leadership) -> None:
         """One Progress for each other member; one that stays keeps what is known of it."""
         peers: dict[NodeNumber, Progress] = {}
         for member in self.membership.members:
@@ -1032,7 +1037,7 @@ class Raft:
             peers[member.number] = progress
         lead.peers = peers
 
-    def _promote_learner(self, lead: _Leadership) -> None:
+    def _promote_learner(self, lead: Leadership) -> None:
         """Make one caught-up learner marked ``promote`` a voter, if nothing is in the way."""
         log = self._log
         if (
@@ -1062,24 +1067,24 @@ class Raft:
     def _is_active(self, progress: Progress) -> bool:
         return progress.silent_ticks < self.config.election_ticks
 
-    def _is_voter_active(self, lead: _Leadership, voter: NodeNumber) -> bool:
+    def _is_voter_active(self, lead: Leadership, voter: NodeNumber) -> bool:
         return voter == self.node or self._is_active(lead.peers[voter])
 
-    def _hand_over(self, lead: _Leadership) -> None:
+    def _hand_over(self, lead: Leadership) -> None:
         """Voted out, and that is committed: step down, and spare the rest the time-out."""
         voters = [lead.peers[voter] for voter in self.membership.voters]
         best = max(voters, key=lambda progress: progress.match_index)
         self._messages.append(TimeoutNow(self.node, best.member.number, self.term))
         self._become_follower(self.term, None)
 
-    def _try_transfer(self, lead: _Leadership) -> None:
+    def _try_transfer(self, lead: Leadership) -> None:
         to = lead.transferee
         if to is not None and lead.peers[to].match_index == self._log.last_index:
             self._messages.append(TimeoutNow(self.node, to, self.term))
 
     # --- reads (thesis 6.4)
 
-    def _may_start_round(self, lead: _Leadership) -> bool:
+    def _may_start_round(self, lead: Leadership) -> bool:
         # Before an entry of its own term is committed, a leader doesn't know what is committed.
         return bool(
             lead.reads_waiting
@@ -1087,7 +1092,7 @@ class Raft:
             and self._log.commit_index >= lead.first_index
         )
 
-    def _start_round(self, lead: _Leadership) -> None:
+    def _start_round(self, lead: Leadership) -> None:
         """Have a majority confirm that this node still leads, for all reads that wait."""
         lead.round_reads, lead.reads_waiting = lead.reads_waiting, []
         lead.round_index = self._log.commit_index
@@ -1097,7 +1102,7 @@ class Raft:
         if lead.round_reads:
             self._send_heartbeats(lead)
 
-    def _maybe_finish_round(self, lead: _Leadership) -> None:
+    def _maybe_finish_round(self, lead: Leadership) -> None:
         voters = self.membership.voters
         if sum(1 for voter in voters if voter in lead.round_acks) < majority(len(voters)):
             return
@@ -1142,10 +1147,10 @@ class Raft:
 
     # --- snapshots, leader's side
 
-    def _snapshot_receivers(self, lead: _Leadership) -> list[Progress]:
+    def _snapshot_receivers(self, lead: Leadership) -> list[Progress]:
         return [p for p in lead.peers.values() if p.state is ProgressState.SNAPSHOT]
 
-    def _serve_snapshot(self, lead: _Leadership, progress: Progress) -> None:
+    def _serve_snapshot(self, lead: Leadership, progress: Progress) -> None:
         """Bring the next piece on its way, or have a snapshot made."""
         outgoing = lead.outgoing
         if outgoing is not None and outgoing.meta.index < self._log.front.index:
@@ -1167,7 +1172,7 @@ class Raft:
             SnapshotRead(progress.member.number, outgoing.snapshot_id, offset, length)
         )
 
-    def _tick_snapshot(self, lead: _Leadership, progress: Progress) -> None:
+    def _tick_snapshot(self, lead: Leadership, progress: Progress) -> None:
         timeout = self.config.election_ticks
         if progress.silent_ticks >= SNAPSHOT_PATIENCE_TIMEOUTS * timeout:
             progress.become_probe(LogIndex(progress.match_index + 1))
@@ -1203,14 +1208,14 @@ class Raft:
         if message.offset < outgoing.size:
             self._serve_snapshot(lead, progress)
 
-    def _drop_outgoing(self, lead: _Leadership) -> None:
+    def _drop_outgoing(self, lead: Leadership) -> None:
         if lead.outgoing is not None:
             self._snapshots_dropped.append(lead.outgoing.snapshot_id)
             lead.outgoing = None
         for progress in self._snapshot_receivers(lead):
             progress.become_snapshot()
 
-    def _release_outgoing(self, lead: _Leadership) -> None:
+    def _release_outgoing(self, lead: Leadership) -> None:
         if not self._snapshot_receivers(lead):
             self._drop_outgoing(lead)
 
@@ -1264,22 +1269,6 @@ class Raft:
                 SnapshotAck(self.node, chunk.sender, self.term, chunk.session, snapshot_id, offset)
             )
 
-
-class _Random:
-    """splitmix64: deterministic, seedable, good enough to spread time-outs."""
-
-    def __init__(self, seed: int, stream: int) -> None:
-        self._state = (seed * 0x9E3779B97F4A7C15 + stream * 0xD1342543DE82EF95) & _MASK64
-
-    def next(self) -> int:
-        """The next value, 0 .. 2**64 - 1."""
-        self._state = z = (self._state + 0x9E3779B97F4A7C15) & _MASK64
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
-        return z ^ (z >> 31)
-
-
-_MASK64 = (1 << 64) - 1
 
 _FROM_LEADER = (AppendRequest, HeartbeatRequest, SnapshotChunk)
 

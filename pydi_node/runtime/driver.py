@@ -41,6 +41,7 @@ from pydi_node.effects import (
     Leave,
     MembersChanged,
     Now,
+    Overdue,
     PeerBroke,
     PeerMessage,
     Persist,
@@ -148,6 +149,8 @@ class Driver:
         self._snapshot_disk = ThreadPoolExecutor(1, "snapshot")
         self._events: list[Event] = []
         self._flush_scheduled = False
+        self._overdue_s = inf  # of the replica, as of the last step
+        self._overdue: asyncio.TimerHandle | None = None
         self._next_request = 1
         self._waiting: dict[int, Callback] = {}
         self._persist_number = 0  # newest Persist appended to the log
@@ -305,6 +308,7 @@ class Driver:
         """Nothing more happens; what was appended is synced and the log is closed."""
         for task in self._tasks:
             task.cancel()
+        self._wait_overdue(inf)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._snapshot_disk.shutdown()
         try:
@@ -342,6 +346,16 @@ class Driver:
                 events = [Dropped(dropped)]
         except Exception as exc:
             self.fail(exc)
+        if self.replica.overdue_s != self._overdue_s:
+            self._wait_overdue(self.replica.overdue_s)
+
+    def _wait_overdue(self, overdue_s: float) -> None:
+        self._overdue_s = overdue_s
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+        if overdue_s != inf:
+            self._overdue = self._loop.call_at(overdue_s, self.submit, Overdue())
 
     def _on_persist(self, effect: Persist) -> None:
         self._log.append(effect.hard_state, effect.entries, effect.truncate_from)

@@ -19,9 +19,9 @@ from pydi_node.config import Address, NodeConfig
 from pydi_node.consensus.log import Log
 from pydi_node.consensus.types import EntryKind
 from pydi_node.discovery.finder import Finder
+from pydi_node.envelopes import unpack_envelope
 from pydi_node.errors import PydiError, RemoteProtocolError, UnavailableError, UserError
 from pydi_node.ids import NodeNumber
-from pydi_node.replica import unpack_envelope
 from pydi_node.runtime.datadir import DataDir, Identity
 from pydi_node.runtime.disklog import read_log
 from pydi_node.runtime.histories import HISTORY_KEY, unpack

@@ -33,10 +33,10 @@ from pydi_node.consensus.codec import pack_membership
 from pydi_node.consensus.log import Log
 from pydi_node.consensus.quorum import majority
 from pydi_node.consensus.types import Entry, EntryKind, HardState, Member, Membership
+from pydi_node.envelopes import pack_envelope, unpack_envelope
 from pydi_node.errors import BlobMissingError, CorruptionError, UserError
 from pydi_node.ids import BlobId, ClientId, LogIndex, NodeNumber, Serial, Term, TimeNs, blob_name
 from pydi_node.records import HOLE, BlobInfo, NodeInfo
-from pydi_node.replica import pack_envelope, unpack_envelope
 from pydi_node.runtime import peers
 from pydi_node.runtime.datadir import DataDir, Identity
 from pydi_node.runtime.disklog import DiskLog, LoadedState, read_log

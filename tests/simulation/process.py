@@ -12,6 +12,7 @@ import contextlib
 import sqlite3
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,6 +35,7 @@ from pydi_node.effects import (
     FromPeer,
     Leave,
     MembersChanged,
+    Overdue,
     PeerBroke,
     PeerMessage,
     Persist,
@@ -103,6 +105,7 @@ class Process(Owner):
         self.seen = Seen(raft)
         self._events: list[Event] = []
         self._flush_scheduled = False
+        self._overdue_s = inf  # of the replica, as of the last step
         self._told = tree.applied_index  # up to where mounts have been told, or know
         self._waiting: dict[int, Callback] = {}
         self._next_request = 1
@@ -243,10 +246,25 @@ class Process(Owner):
         for effect in self.replica.step(self.machine.clock.now(), events):
             self._EFFECTS[type(effect)](self, effect)
         self.machine.watch.on_step(self.machine.number, self.seen, self.replica.raft)
+        if self.replica.overdue_s != self._overdue_s:
+            self._overdue_s = self.replica.overdue_s
+            self._wait_overdue(self._overdue_s)
         applied = self.replica.tree.applied_index
         if applied > self._told:
             self._told = applied
             self.later(self.drop_us(), "caches dropped", lambda: self._drop(applied))
+
+    def _wait_overdue(self, overdue_s: float) -> None:
+        if overdue_s == inf:
+            return
+
+        def come() -> None:
+            if self._overdue_s == overdue_s:
+                self.submit(Overdue())
+
+        clock = self.machine.clock
+        own_us = int((overdue_s - clock.now().mono_s) * SECOND) + 1
+        self.later(own_us * 1000 // clock.rate_permille + 1, "overdue", come)
 
     def drop_us(self) -> int:
         """How long the mounts of this node take to drop what became stale."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydi_node.consensus.raft import Raft, _Leadership
+from pydi_node.consensus.leadership import Leadership
+from pydi_node.consensus.raft import Raft
 from pydi_node.consensus.types import (
     NO_INDEX,
     AppendResponse,
@@ -67,7 +68,7 @@ def _nothing(entries: Sequence[Entry]) -> int:
 class CountsItselfBeforePersisted(Raft):
     """A leader counts its own entries before its own disk has them."""
 
-    def _maybe_commit(self, lead: _Leadership) -> None:
+    def _maybe_commit(self, lead: Leadership) -> None:
         durable, self._log.durable_index = self._log.durable_index, self._log.last_index
         super()._maybe_commit(lead)
         self._log.durable_index = durable
@@ -101,7 +102,7 @@ class SpeaksBeforeTermPersisted(Raft):
 class ReadsWithoutAsking(Raft):
     """A leader answers reads without asking whether it still leads (thesis 6.4)."""
 
-    def _start_round(self, lead: _Leadership) -> None:
+    def _start_round(self, lead: Leadership) -> None:
         waiting, lead.reads_waiting = lead.reads_waiting, []
         index = self._log.commit_index
         self._reads_done.extend(ReadState(c, index) for asker, c in waiting if asker is None)
@@ -127,7 +128,7 @@ class ForgetsWritesUnderWay(Raft):
 class ChangesMembershipAtOnce(Raft):
     """A change does not wait for an entry of the leader's own term (raft-dev, July 2015)."""
 
-    def _check_no_change_pending(self, lead: _Leadership) -> None:
+    def _check_no_change_pending(self, lead: Leadership) -> None:
         lead.first_index = NO_INDEX
         super()._check_no_change_pending(lead)
 

@@ -19,7 +19,8 @@ from typing import TypeVar
 from pydi_node.consensus import codec
 from pydi_node.consensus.log import recovered
 from pydi_node.consensus.progress import ProgressState
-from pydi_node.consensus.raft import Raft, _Random
+from pydi_node.consensus.raft import Raft
+from pydi_node.consensus.splitmix import SplitMix64
 from pydi_node.consensus.types import (
     AppendRequest,
     AppendResponse,
@@ -54,7 +55,7 @@ class Dice:
     """Random choices out of one seed."""
 
     def __init__(self, seed: int) -> None:
-        self._random = _Random(seed, 0)
+        self._random = SplitMix64(seed, 0)
 
     def below(self, bound: int) -> int:
         return self._random.next() % bound
@@ -303,7 +304,11 @@ class Simulation:
             "committed_bytes_max": dice.pick([1, 300, 100_000]),
             "trailing_entries": dice.pick([0, 3, 20]),
             "snapshot_chunk_bytes": dice.pick([7, 20, 1000]),
-        } | forced
+        }
+        # Out of dice of its own, so that seeds go on living the lives for which they are known.
+        self.habits = Dice(~seed)
+        parameters["unused"] = self.habits.pick([0, 50, 100])  # followers that may be made to wait
+        parameters |= forced
         voters_count, joiners_count = parameters.pop("voters"), parameters.pop("joiners")
         self.loss = parameters.pop("loss")
         self.repeat = parameters.pop("repeat")
@@ -315,6 +320,7 @@ class Simulation:
         self.disk_speed = parameters.pop("disk_speed")
         self.changes = parameters.pop("changes")
         self.compacts = parameters.pop("compacts")
+        self.unused = parameters.pop("unused")
         self.settings = parameters
         founding = Membership.founding(*range(1, voters_count + 1))
         self.nodes: dict[int, Node] = {}
@@ -531,6 +537,10 @@ class Simulation:
         if choice < 83:
             if dice.percent(self.clock_percent[node.number]):
                 node.raft.tick()
+            elif self.habits.percent(50):
+                node.raft.flush()
+            for number in self.nodes:
+                node.raft.attend(number, not self.habits.percent(self.unused))
         elif choice < 88:
             busy = [n for n in up if n.snapshot_wanted or n.reads or n.chunks or n.install]
             if busy:

@@ -30,7 +30,7 @@ from pydi_node.consensus.types import (
     VoteResponse,
 )
 from pydi_node.errors import BusyError, NoQuorumError, NotLeaderError, RemoteProtocolError
-from pydi_node.ids import NodeNumber
+from pydi_node.ids import NodeNumber, Term
 
 FRONT = SnapshotMeta(0, 0, Membership.founding(1, 2, 3))
 
@@ -295,12 +295,128 @@ def test_who_attends_to_nothing_gets_entries_and_no_news() -> None:
     assert sorted(acknowledge(raft)) == [2, 3]
     raft.attend(NodeNumber(2), False)
     raft.propose([b"x"])
-    assert sorted(message.to for message in drive(raft)) == [2, 3]
+    assert [message.to for message in drive(raft)] == [3]
+    assert raft.holds_back
+    raft.flush()
+    assert [message.to for message in drive(raft)] == [2]
     assert acknowledge(raft) == [3]
     raft.attend(NodeNumber(2), True)
     assert [message.to for message in drive(raft)] == [2]
     raft.attend(NodeNumber(2), True)
     assert not raft.has_ready()
+
+
+def appended(messages: list[Message]) -> list[tuple[NodeNumber, int]]:
+    """To whom entries went, and how many."""
+    return [(m.to, len(m.entries)) for m in messages if isinstance(m, AppendRequest) and m.entries]
+
+
+def unused(*numbers: int) -> Raft:
+    """Node 1 leads, with these followers, that nobody uses, on one level with it."""
+    raft = Raft(
+        Config(1, 1, append_bytes_max=1000), HardState(),
+        SnapshotMeta(0, 0, Membership.founding(1, *numbers)), [], 0,
+    )  # fmt: skip
+    raft.campaign()
+    drive(raft)
+    for pre in (True, False):
+        for number in numbers:
+            raft.step(VoteResponse(number, 1, 1, True, pre))
+        drive(raft)
+    assert raft.role is Role.LEADER
+    for number in numbers:
+        raft.step(AppendResponse(number, 1, 1, 0, 1))
+        raft.attend(number, False)
+    drive(raft)
+    raft.tick()
+    return raft
+
+
+def test_a_spare_follower_gets_many_batches_in_one_message() -> None:
+    """Two of five voters' answers make a majority; the other two get all with the next tick."""
+    raft = unused(2, 3, 4, 5)
+    for _ in range(3):
+        raft.propose([b"x"])
+        assert appended(drive(raft)) == [(2, 1), (3, 1)]
+        for number in (2, 3):
+            raft.step(AppendResponse(number, 1, 1, 0, raft.last_index))
+        drive(raft)
+        assert raft.commit_index == raft.last_index
+        assert not raft.holds_back
+    raft.tick()
+    assert appended(drive(raft)) == [(4, 3), (5, 3)]
+
+
+def test_whoever_answers_first_is_needed_from_then_on() -> None:
+    """A follower that does not answer is waited for until flush(), and not with the next batch."""
+    raft = unused(2, 3)
+    raft.propose([b"x"])
+    assert appended(drive(raft)) == [(2, 1)]
+    assert raft.holds_back
+    raft.flush()
+    assert appended(drive(raft)) == [(3, 1)]
+    raft.step(AppendResponse(3, 1, 1, 0, raft.last_index))
+    drive(raft)
+    assert raft.commit_index == raft.last_index
+    raft.propose([b"x"])
+    assert appended(drive(raft)) == [(3, 1)]
+    for number in (3, 2):  # on one level again: no reason for another change
+        raft.step(AppendResponse(number, 1, 1, 0, raft.last_index))
+    drive(raft)
+    raft.propose([b"x"])
+    assert appended(drive(raft)) == [(3, 1)]
+
+
+def test_a_follower_in_use_counts_for_the_majority() -> None:
+    """Its answer comes in any case, so no other one is needed."""
+    raft = unused(2, 3)
+    raft.attend(NodeNumber(3), True)
+    drive(raft)
+    raft.propose([b"x"])
+    assert appended(drive(raft)) == [(3, 1)]
+
+
+def test_a_learner_that_nobody_uses_waits_for_the_tick() -> None:
+    """A lone voter needs nobody."""
+    front = SnapshotMeta(0, 0, Membership((Member(1, True), Member(2, False))))
+    raft = Raft(Config(1, 1), HardState(), front, [], 0)
+    raft.campaign()
+    drive(raft)
+    raft.step(AppendResponse(2, 1, 1, 0, 1))
+    raft.attend(NodeNumber(2), False)
+    drive(raft)
+    raft.propose([b"x"])
+    assert appended(drive(raft)) == []
+    assert not raft.holds_back, "certain without it"
+    raft.tick()
+    assert appended(drive(raft)) == [(2, 1)]
+
+
+@pytest.mark.parametrize("why", ["much", "behind", "membership", "transfer"])
+def test_a_spare_follower_does_not_wait(why: str) -> None:
+    """For more than a message holds, while it catches up, for a change of members or leaders."""
+    raft = unused(2, 3)
+    if why == "much":
+        raft.propose([b"x" * 1000])
+    elif why == "behind":
+        for _ in range(4):
+            raft.propose([b"x" * 400])
+        drive(raft)
+        raft.tick()
+        drive(raft)
+        raft.step(AppendResponse(3, 1, 1, 0, raft.last_index, True, 1, Term(1)))  # it forgot them
+        drive(raft)
+        raft.step(AppendResponse(3, 1, 1, 0, 2))  # the first of them is there again
+    elif why == "membership":
+        raft.attend(NodeNumber(3), True)  # so that no older news hides this one
+        drive(raft)
+        raft.attend(NodeNumber(3), False)
+        raft.propose_membership(MembershipChange(ChangeKind.ADD_LEARNER, NodeNumber(4)))
+    else:
+        raft.propose([b"x"])
+        drive(raft)
+        raft.transfer_leadership(NodeNumber(3))
+    assert NodeNumber(3) in [number for number, _ in appended(drive(raft))]
 
 
 def test_a_change_of_members_is_news_for_everyone() -> None:

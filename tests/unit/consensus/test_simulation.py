@@ -83,7 +83,7 @@ def test_a_broken_rule_is_noticed(
 ) -> None:
     """With one safety rule broken, some schedule within bounded seeds violates an invariant."""
     for seed in range(MUTANT_SEEDS):
-        simulation = Simulation(seed, mutant, contract, **forced)
+        simulation = Simulation(seed, mutant, contract, **{"unused": 0} | forced)
         try:
             simulation.run(4_000)
         except AssertionError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from pydi_node.commands import ROOT_CALLER, Command, Create
@@ -31,6 +32,7 @@ from pydi_node.effects import (
     Event,
     FromPeer,
     Now,
+    Overdue,
     PeerMessage,
     Persist,
     Persisted,
@@ -183,13 +185,15 @@ class Cluster:
             self.step(number, Dropped(applied_index))
 
     def deliver(self, rounds_max: int = 1000) -> None:
-        """Until no message is under way and no disk has anything to do."""
+        """Until no message is under way, no disk has anything to do, and nobody waits in vain."""
         for _ in range(rounds_max):
             for number, member in self.members.items():
                 if member.unsynced and not member.disk_stopped:
                     self.sync(number)
-            if not self._queue and not any(
-                m.unsynced and not m.disk_stopped for m in self.members.values()
+            if (
+                not self._queue
+                and not any(m.unsynced and not m.disk_stopped for m in self.members.values())
+                and not self._let_overdue_come()
             ):
                 return
             queue, self._queue = self._queue, []
@@ -199,6 +203,20 @@ class Cluster:
                     plain = encode_peer_message(message)
                     self.step(message.to, FromPeer(decode_peer_message(_tuples(plain))))
         raise AssertionError("the network does not come to rest")
+
+    def _let_overdue_come(self) -> bool:
+        """The clock goes on to the first moment at which somebody's patience ends, if there is one
+        before the next tick."""
+        waiting = [
+            (m.replica.overdue_s, n) for n, m in self.members.items() if m.replica is not None
+        ]
+        due_s, number = min(waiting, default=(inf, 0))
+        if due_s > self.now.mono_s + TICK_S:
+            return False
+        due_s = max(due_s, self.now.mono_s)
+        self.now = Now(due_s, self.now.time_ns, due_s)
+        self.step(number, Overdue())
+        return True
 
     def sync(self, number: int) -> None:
         """The disk writes what it has."""

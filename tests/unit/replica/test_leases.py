@@ -97,7 +97,8 @@ def test_a_lease_that_nobody_uses_ends(make: MakeCluster) -> None:
 
 
 def test_a_node_that_nobody_uses_gets_entries_and_no_news(make: MakeCluster) -> None:
-    """One message per batch: what is committed and released it learns with a later one."""
+    """One message per batch to one of them, whose disk is needed, and none to the other before the
+    next tick: what is committed and released they learn with a later one."""
     cluster = make(3)
     leader = cluster.elect()
     idle = set(others_of(cluster, leader))
@@ -107,9 +108,13 @@ def test_a_node_that_nobody_uses_gets_entries_and_no_news(make: MakeCluster) -> 
     for serial in range(1, 6):
         assert answered_at_once(cluster, leader, serial)
     to_idle = [message for message in sent if message.to in idle]
-    assert len(to_idle) == 5 * len(idle)
+    assert len(to_idle) == 5
+    assert len({message.to for message in to_idle}) == 1
     assert all(isinstance(m, AppendRequest) and m.entries for m in to_idle)
     assert all(applied(cluster, number) < applied(cluster, leader) for number in idle)
+    last = cluster.replica(leader).raft.last_index
+    cluster.tick()
+    assert all(cluster.replica(number).raft.last_index == last for number in idle)
     cluster.tick(ticks(RENEW_S) + 1)
     assert all(applied(cluster, number) == applied(cluster, leader) for number in idle)
     assert all(cluster.replica(number).is_settled for number in idle)
@@ -132,6 +137,26 @@ def test_a_node_that_was_idle_waits_for_no_clock(make: MakeCluster, first: str) 
         assert cluster.members[idle].replies.pop(request) == Result()
     assert applied(cluster, idle) == applied(cluster, leader)
     assert cluster.replica(idle).is_settled
+
+
+def test_a_needed_disk_that_is_silent_costs_one_moment(make: MakeCluster) -> None:
+    """Of two nodes that nobody uses one is cut off, whichever it is. A command waits for it, less
+    than a tick, once at most; the other one's disk is needed from then on."""
+    cluster = make(3)
+    leader = cluster.elect()
+    config = cluster.replica(leader).config
+    cluster.tick(ticks(WANTED_S + RENEW_S))
+    for lost in others_of(cluster, leader):
+        cluster.cut = lambda sender, to, lost=lost: lost in (sender, to)  # type: ignore[misc]
+        waits = []
+        for serial in range(1, 4):
+            began_s = cluster.now.mono_s
+            assert answered_at_once(cluster, leader, 10 * lost + serial)
+            waits.append(cluster.now.mono_s - began_s)
+        assert waits[0] == pytest.approx(config.overdue_s) or waits[0] == 0
+        assert waits[1:] == [0, 0]
+        cluster.cut = lambda sender, to: False
+        cluster.tick(4)
 
 
 def test_a_change_waits_until_every_holder_has_dropped_it(make: MakeCluster) -> None:
