@@ -207,7 +207,8 @@ class Leases:
         self._wanted_until_s = -inf
         self._heard: tuple[Term, int] = (Term(0), 0)  # newest stamp of the leader of a term
         self._given_up_us = 0  # a grant for a Renew before this came too late
-        self._reported: tuple[Term, NodeNumber, LogIndex] | None = None  # by the last Renew
+        # By the last Renew; no index: a lease is not wanted.
+        self._reported: tuple[Term, NodeNumber, LogIndex | None] | None = None
         self._next_s = -inf
         # Members that left, and when: they may hold a lease for a while.
         self._members = _numbers(raft.membership)
@@ -318,8 +319,9 @@ class Leases:
         if leader is None:
             return ()
         wanted = now_s < self._wanted_until_s
-        report = (self._raft.term, leader, self.dropped)
-        if now_s < self._next_s and (not wanted or report == self._reported):
+        # What was dropped matters to the leader while it knows of a lease; so does its end.
+        report = (self._raft.term, leader, self.dropped if wanted else None)
+        if now_s < self._next_s and report == self._reported:
             return ()
         self._next_s = now_s + RENEW_S
         self._reported = report

@@ -96,6 +96,16 @@ def test_a_lease_that_nobody_uses_ends(make: MakeCluster) -> None:
     assert answered_at_once(cluster, leader, 1)
 
 
+def test_a_lease_that_ends_for_want_of_use_holds_nobody_up(make: MakeCluster) -> None:
+    """Who gives it up says so at once; until then it says what it has dropped."""
+    cluster = make(3)
+    leader = cluster.elect()
+    give_leases(cluster, 1, 2, 3)
+    for serial in range(1, ticks(WANTED_S + RENEW_S)):
+        assert answered_at_once(cluster, leader, serial), serial
+        cluster.tick()
+
+
 def test_a_node_that_nobody_uses_gets_entries_and_no_news(make: MakeCluster) -> None:
     """One message per batch to one of them, whose disk is needed, and none to the other before the
     next tick: what is committed and released they learn with a later one."""
