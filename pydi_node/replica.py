@@ -103,41 +103,17 @@ from pydi_node.errors import (
     UnavailableError,
     UserError,
 )
+from pydi_node.handover import Demand, can_lead
 from pydi_node.ids import ClientId, LogIndex, NodeNumber, Serial, Term, TimeNs
 from pydi_node.leases import Grant, Leases, Renew, Unreleased
 from pydi_node.records import Result, Touched
-from pydi_node.tree.committer import CommitConfig, Committer
+from pydi_node.replica_config import ReplicaConfig
+from pydi_node.tree.committer import Committer
 from pydi_node.tree.machine import Tree
 
 _log = logging.getLogger(__name__)
 
 Key = tuple[ClientId, Serial]
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaConfig:
-    """Periods in seconds of Now.mono_s; they only decide when, never whether, something is done."""
-
-    tick_s: float = 0.05  # how far apart Tick events are; raft counts its time-outs in them
-    # A forwarded command that isn't applied yet is sent again: its message or its leader got lost.
-    forward_retry_s: float = 1.0
-    # How often members ask for their place and the leader looks for vanished ones.
-    members_period_s: float = 1.0
-    # Entries applied between two checkpoints of the tree, behind which the log is cut. A checkpoint
-    # costs two fsyncs in the loop; 5,000 entries are 1 MiB to replay and some 6 MB of memory.
-    cut_entries: int = 5_000
-    cut_bytes: int = 8 << 20  # and after so much of larger ones: they carry small files
-    cut_idle_s: float = 60.0  # and after this time if anything was applied at all
-    # Entries applied in one piece: about 50 ms in which nothing else runs.
-    apply_batch_max: int = 1000
-    commit: CommitConfig = field(default_factory=CommitConfig)
-    proposals_per_step_max: int = 2000  # bounds one append; the rest goes with the next one
-    # Likewise. Larger ones hold up all that comes meanwhile; one larger command goes alone.
-    proposal_bytes_per_step_max: int = 4 << 20
-    forwarded_max: int = 10_000  # waiting for the log on the leader; others are sent again
-    # A commit that takes longer has every follower's disk asked, not only a majority's. Longer than
-    # a network and a disk take; shorter than anybody notices, for it is what a dead follower costs.
-    overdue_s: float = 0.01
 
 
 @dataclass(slots=True)
@@ -188,6 +164,7 @@ class Replica:
         self._unsent: dict[Key, Command] = {}
         self._in_log: set[Key] = set()  # proposed by this leader in this term, not yet applied
         self._envelopes: dict[LogIndex, tuple[Term, Envelope]] = {}  # spares decoding on the leader
+        self._demand = Demand(config.handover, now.mono_s)  # a leader's
         self._time_ns = TimeNs(0)  # newest stamp given out
         self._next_expiry_s = inf
 
@@ -281,6 +258,8 @@ class Replica:
         now_s = self._now.mono_s
         if now_s >= self._next_expiry_s:
             self._expire()
+        if self.is_leader and (favourite := self._demand.favourite(now_s)) is not None:
+            self._go_where_the_work_is(favourite)
         if not self.is_leader and self.raft.leader is not None:
             for key, pending in self._pending.items():
                 if now_s - pending.sent_s >= self.config.forward_retry_s:
@@ -326,6 +305,7 @@ class Replica:
         else:
             self._pending[key] = _Pending(event.command, [(event.request, event.deadline_s)])
             self._unsent[key] = event.command
+            self._count(self.raft.node, event.command)
         self._next_expiry_s = min(self._next_expiry_s, event.deadline_s)
 
     def _on_forward(self, message: Forward) -> None:
@@ -338,10 +318,16 @@ class Replica:
             if self.space_is_short and not isinstance(command, MAKES_ROOM):
                 refused.append(key)
             elif key not in self._in_log and len(self._unsent) < self.config.forwarded_max:
+                if key not in self._unsent:
+                    self._count(message.sender, command)
                 self._unsent[key] = command
         if refused:
             refuse = Refuse(self.raft.node, message.sender, RefuseReason.NO_SPACE, tuple(refused))
             self._send([refuse])
+
+    def _count(self, number: NodeNumber, command: Command) -> None:
+        if not isinstance(command, MAKES_ROOM):
+            self._demand.count(number)
 
     def _on_refuse(self, message: Refuse) -> None:
         if message.sender != self.raft.leader:
@@ -544,6 +530,7 @@ class Replica:
         assert change is not None
         self._effects.append(RoleChanged(change.role, change.term, change.leader))
         self.leases.role_changed(self._now.uptime_s)
+        self._demand = Demand(self.config.handover, self._now.mono_s)
         # Entries proposed or forwarded under the old leader may be lost with it: all goes again.
         self._in_log.clear()
         self._envelopes.clear()
@@ -839,6 +826,14 @@ class Replica:
                 _log.debug("hand-over put off: %s", exc)
         elif self._leaving is not None and (heirs := self._heirs()):
             self._change(MembershipChange(ChangeKind.PROMOTE, max(heirs, key=_advance).number))
+
+    def _go_where_the_work_is(self, number: NodeNumber) -> None:
+        raft = self.raft
+        ready = can_lead(number, raft.status(), 2 * raft.config.heartbeat_ticks, self.tree.nodes())
+        if ready:
+            self._demand.handed_over(self._now.mono_s)
+            _log.info("hands over to node %d, where most changes come from", number)
+            raft.transfer_leadership(number)
 
     def _heirs(self) -> list[PeerStatus]:
         """Learners that are up and want to be voters. One that resigned may still seem to be up,

@@ -1,9 +1,13 @@
 """Locks across the cluster: one table on the leader, and on each node a mirror of its own.
 
 Called by service.py for SetLock and GetLock. A node asks the leader (itself, or over its link to
-it) and remembers what its own sessions hold. The table lives in memory only: a new leader waits
-GRACE_S, in which every node tells it what its sessions hold, and only then gives out new locks.
+it) and remembers what its own sessions hold. The table lives in memory only: every node tells a new
+leader what its sessions hold. When all members have, or after GRACE_S, it gives out new locks.
 A node that can't be reached for LOST_S has lost its locks.
+
+No lock is held twice, though the old leader may still give some out: a node believes an answer
+only while the leader that it asked is the newest that it knows, and what it tells a new leader is
+what it believes by then. So when all have told, nobody believes the old one any more.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from pydi_node.errors import (
     NotLeaderError,
     UnavailableError,
 )
-from pydi_node.ids import Ino, NodeNumber
+from pydi_node.ids import Ino, NodeNumber, Term
 from pydi_node.runtime.locks import Lock, LockTable, Owner, Session
 from pydi_node.runtime.peers import Peers
 from pydi_node.wire.messages import Admin, GetLock, LockHolder, LockKind, SetLock
@@ -34,6 +38,7 @@ LOST_S = 10.0
 RETRY_S = 0.2
 
 Key = tuple[Ino, bool, Owner]
+Leadership = tuple[Term, NodeNumber | None]
 
 
 class Locking:
@@ -46,8 +51,12 @@ class Locking:
         self._table = LockTable()  # everybody's, while this node leads
         self._mirror = LockTable()  # of this node's sessions
         self._asking: dict[Key, int] = {}  # requests under way: what they get isn't in the mirror
-        self._leader: NodeNumber | None = None
+        self._leadership: Leadership = (Term(0), None)  # that the table is of
+        self._moved = asyncio.Event()
         self._leads_since_s = 0.0
+        self._heard: set[NodeNumber] = set()  # who told this leader what it holds
+        self._all_heard = asyncio.Event()
+        self._waiters: set[asyncio.Future[None]] = set()  # for locks of the table
         self._told = asyncio.Event()  # the leader must be told anew what is held here
         self._gone: dict[NodeNumber, float] = {}  # nodes without a link, and since when
         self.admin: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
@@ -105,43 +114,89 @@ class Locking:
 
     async def run(self) -> None:
         """Tells every new leader what is held here, and forgets nodes that are gone."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch_leadership())
+            while True:
+                await self._follow()
+                try:
+                    async with asyncio.timeout(RETRY_S):
+                        await self._told.wait()
+                except TimeoutError:
+                    pass  # look again who is gone
+
+    async def _watch_leadership(self) -> None:
+        changed = self._peers.driver.role_changed
         while True:
-            await self._follow()
-            try:
-                async with asyncio.timeout(RETRY_S):
-                    await self._told.wait()
-            except TimeoutError:
-                pass  # look again whether somebody else leads
+            changed.clear()
+            self._look_at_leadership()
+            await changed.wait()
 
     # --- asking the leader ------------------------------------------------------------------------
 
     async def _ask(self, verb: str, arguments: dict[str, Any], deadline_s: float) -> Any:
         """The leader's answer, whoever leads by then; DeadlineError."""
         while True:
+            asked = self._newest_leadership()
             try:
                 return await self._ask_once(verb, arguments, deadline_s)
             except (NotLeaderError, DisconnectedError) as exc:
                 if self._loop.time() + RETRY_S >= deadline_s:
                     raise DeadlineError("no leader gave out locks before the deadline") from exc
-            await asyncio.sleep(RETRY_S)
+            now = self._newest_leadership()
+            if now == asked or now[1] is None:
+                await self._wait_moved()
+
+    async def _wait_moved(self) -> None:
+        """Until leadership moves, or for RETRY_S."""
+        try:
+            async with asyncio.timeout(RETRY_S):
+                await self._moved.wait()
+        except TimeoutError:
+            pass  # what went wrong may have been the connection
 
     async def _ask_once(self, verb: str, arguments: dict[str, Any], deadline_s: float) -> Any:
         replica = self._peers.driver.replica
+        asked = self._newest_leadership()
         if replica.is_leader:
-            return await self.answer(verb, arguments, deadline_s)
-        if replica.raft.leader is None:
+            answer = await self.answer(verb, arguments, deadline_s)
+        elif replica.raft.leader is None:
             raise NotLeaderError(None)
-        return await self._peers.request(replica.raft.leader, Admin(verb, arguments), deadline_s)
+        else:
+            answer = await self._peers.request(
+                replica.raft.leader, Admin(verb, arguments), deadline_s
+            )
+        if self._newest_leadership() != asked:
+            raise NotLeaderError(replica.raft.leader)  # it may know nothing of this answer
+        return answer
+
+    def _newest_leadership(self) -> Leadership:
+        raft = self._peers.driver.replica.raft
+        return raft.term, raft.leader
+
+    def _look_at_leadership(self) -> None:
+        """The table of a new leadership is a new one, whoever leads, or nobody."""
+        leadership = self._newest_leadership()
+        if leadership == self._leadership:
+            return
+        self._leadership = leadership
+        self._table = LockTable()
+        self._leads_since_s = self._loop.time()
+        self._heard.clear()
+        # Whoever waits for one of them looks again.
+        self._all_heard.set()
+        self._all_heard = asyncio.Event()
+        self._moved.set()
+        self._moved = asyncio.Event()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(NotLeaderError(leadership[1]))  # to be asked for again
+        self._told.set()
 
     async def _follow(self) -> None:
         replica = self._peers.driver.replica
         now_s = self._loop.time()
-        leader = replica.raft.leader
-        if leader != self._leader:
-            self._leader = leader
-            self._table = LockTable()
-            self._leads_since_s = now_s
-            self._told.set()
+        self._look_at_leadership()
+        term, leader = self._leadership
         if replica.is_leader:
             for number in self._peers.members:
                 if self._peers.is_connected(number):
@@ -159,11 +214,13 @@ class Locking:
         asking = [[ino, flock, *_flat(owner)] for ino, flock, owner in self._asking]
         try:
             await self._ask_once(
-                "locks", {"node": self._node, "held": held, "asking": asking}, now_s + GRACE_S
+                "locks",
+                {"node": self._node, "held": held, "asking": asking, "term": term},
+                now_s + GRACE_S,
             )
         except UnavailableError as exc:
             _log.debug("leader not told of locks: %s", exc)
-            await asyncio.sleep(RETRY_S)
+            await self._wait_moved()
             self._told.set()
 
     # --- the leader's side ------------------------------------------------------------------------
@@ -186,8 +243,7 @@ class Locking:
         """This leader's answer to one node, itself included."""
         if not self._peers.driver.replica.is_leader:
             raise NotLeaderError(self._peers.driver.replica.raft.leader)
-        if self._leader != self._node:
-            await self._follow_as_leader()
+        self._look_at_leadership()
         try:
             if verb == "locks":
                 self._replace(arguments)
@@ -207,21 +263,20 @@ class Locking:
             return True
         return await self._wait(ino, flock, lock, deadline_s) if wait else False
 
-    async def _follow_as_leader(self) -> None:
-        """This node leads and its own task hasn't noticed yet."""
-        self._leader = self._node
-        self._table = LockTable()
-        self._leads_since_s = self._loop.time()
-        self._told.set()
-
     async def _wait_grace(self, deadline_s: float) -> None:
-        if not self._peers.members:
-            return  # nobody else could hold anything
-        left_s = self._leads_since_s + GRACE_S - self._loop.time()
-        if left_s > 0:
-            if self._loop.time() + left_s > deadline_s:
-                raise DeadlineError("a new leader is still learning who holds which lock")
-            await asyncio.sleep(left_s)
+        """Returns when this leader knows of every lock that is held."""
+        end_s = self._leads_since_s + GRACE_S
+        if self._all_heard.is_set() or not self._peers.members or self._loop.time() >= end_s:
+            return
+        leadership = self._leadership
+        try:
+            async with asyncio.timeout_at(min(end_s, deadline_s)):
+                await self._all_heard.wait()
+        except TimeoutError as exc:
+            if deadline_s < end_s:
+                raise DeadlineError("a new leader is still learning who holds which lock") from exc
+        if self._leadership != leadership:
+            raise NotLeaderError(None)  # leadership went and came meanwhile: ask again
 
     async def _wait(self, ino: Ino, flock: bool, lock: Lock, deadline_s: float) -> bool:
         table = self._table
@@ -235,16 +290,18 @@ class Locking:
                 table.unlock(ino, flock, lock.owner, lock.start, lock.end)
 
         cancel = table.wait(ino, flock, lock, on_granted)
+        self._waiters.add(granted)
         try:
             async with asyncio.timeout_at(deadline_s):
                 await granted
         except TimeoutError as exc:
             raise DeadlineError("the lock was not free before the deadline") from exc
         except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled():
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
                 table.unlock(ino, flock, lock.owner, lock.start, lock.end)
             raise
         finally:
+            self._waiters.discard(granted)
             cancel()
         if table is not self._table:
             raise NotLeaderError(None)  # leadership went and came meanwhile: ask again
@@ -265,6 +322,11 @@ class Locking:
         for ino, flock, lock in held:
             if not self._table.set(ino, flock, lock):
                 _log.warning("node %s and another one hold the same lock of inode %d", node, ino)
+        # One of an earlier term may be older than a lock that was given out since.
+        if arguments.get("term") == self._leadership[0]:
+            self._heard.add(node)
+            if self._heard >= {self._node, *self._peers.members}:
+                self._all_heard.set()
 
 
 def _is_of(node: NodeNumber, session: Session) -> bool:

@@ -31,7 +31,8 @@ from pydi_node.effects import Now
 from pydi_node.errors import EXIT_FAILED, EXIT_OK, CorruptionError, PydiError, UserError
 from pydi_node.ids import NodeNumber, TimeNs, counted
 from pydi_node.records import HOLE
-from pydi_node.replica import Replica, ReplicaConfig
+from pydi_node.replica import Replica
+from pydi_node.replica_config import ReplicaConfig
 from pydi_node.runtime.admission import Admission
 from pydi_node.runtime.compacting import Compacting
 from pydi_node.runtime.datadir import DataDir, Identity

@@ -228,10 +228,12 @@ class WireClient:
     def close(self) -> None:
         self.sock.close()
 
-    def send(self, request: Request, payload: bytes = b"") -> int:
+    def send(
+        self, request: Request, payload: bytes = b"", deadline_s: float = CALL_DEADLINE_S
+    ) -> int:
         """Sends without waiting; the request's id."""
         request_id, buffers = self.session.send_request(
-            request, payload, deadline_ms=int(CALL_DEADLINE_S * 1000)
+            request, payload, deadline_ms=int(deadline_s * 1000)
         )
         self._write(buffers)
         return request_id

@@ -16,7 +16,7 @@ from pydi_node.consensus.types import Membership
 from pydi_node.effects import Now
 from pydi_node.errors import NoSpaceError
 from pydi_node.ids import LogIndex, NodeNumber, Term, TimeNs
-from pydi_node.replica import ReplicaConfig
+from pydi_node.replica_config import ReplicaConfig
 from pydi_node.tree.machine import Tree
 from tests.harness.disk_sim import Crash, SimulatedDisk
 from tests.simulation.process import Process

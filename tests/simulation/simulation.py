@@ -8,14 +8,16 @@ tree, new commands succeed, and everything that was ever acknowledged is found a
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from pydi_node.commands import ROOT_CALLER, Create
 from pydi_node.consensus.types import Membership
 from pydi_node.effects import AddMember, PeerMessage, RemoveMember, Tick
 from pydi_node.errors import PydiError
+from pydi_node.handover import HandoverConfig
 from pydi_node.ids import ROOT_INO
-from pydi_node.replica import ReplicaConfig
+from pydi_node.replica_config import ReplicaConfig
 from pydi_node.tree.check import check
 from pydi_node.tree.committer import CommitConfig
 from tests.simulation.clients import Attempted, Client, Plan, Workload
@@ -90,6 +92,8 @@ _RAFT = (
     "election_ticks", "heartbeat_ticks", "append_bytes_max", "inflight_messages_max",
     "committed_bytes_max", "unapplied_bytes_max", "trailing_entries", "snapshot_chunk_bytes",
 )  # fmt: skip
+# Lives are short, and clients go to any node.
+_HANDOVER = HandoverConfig(window_s=0.2, commands_min=2, hold_s=0.4)
 _REPLICA = ("cut_entries", "apply_batch_max", "proposals_per_step_max", "forwarded_max")
 
 
@@ -110,7 +114,9 @@ class Simulation:
         parameters = draw_parameters(self.dice)
         # Out of dice of its own: known seeds go on living the lives for which they are known, with
         # this at 0.
-        parameters["small_files"] = Dice(~seed).pick([0, 40])
+        own = Dice(~seed)
+        parameters["small_files"] = own.pick([0, 40])
+        parameters["handover"] = own.pick([0, 1])  # whether leadership goes to where the work is
         forced = forced or {}
         assert forced.keys() <= parameters.keys(), forced
         self.parameters = parameters | forced
@@ -127,6 +133,7 @@ class Simulation:
                 tick_s=0.05,
                 cut_idle_s=5.0,
                 commit=CommitConfig(entries_max=self.parameters["commit_entries"]),
+                handover=_HANDOVER if self.parameters["handover"] else HandoverConfig(hold_s=inf),
                 **{name: self.parameters[name] for name in _REPLICA},
             ),
             raft={name: self.parameters[name] for name in _RAFT},

@@ -20,6 +20,7 @@ from pydi_node.consensus.types import (
     HardState,
     Membership,
     Role,
+    TimeoutNow,
     VoteRequest,
     VoteResponse,
 )
@@ -82,6 +83,7 @@ class Watch:
         self.digests_compared = 0
         self.memberships = 0
         self.installs = 0  # of snapshots
+        self.handovers = 0  # of leadership, tried
 
     def require(self, holds: bool, *facts: object) -> None:
         if not holds:
@@ -113,6 +115,8 @@ class Watch:
             promises.term = max(promises.term, term)
             if isinstance(message, AppendRequest):
                 self._match(message.prev_term, message.entries)
+            elif isinstance(message, TimeoutNow):
+                self.handovers += 1
             elif isinstance(message, VoteRequest):
                 self._vote(promises, node, term, node)
             elif isinstance(message, VoteResponse) and message.granted:

@@ -53,7 +53,8 @@ from pydi_node.effects import (
 from pydi_node.errors import PydiError
 from pydi_node.ids import ROOT_INO, ClientId, LogIndex, NodeNumber, Serial, TimeNs
 from pydi_node.records import Result, Touched
-from pydi_node.replica import Replica, ReplicaConfig
+from pydi_node.replica import Replica
+from pydi_node.replica_config import ReplicaConfig
 from pydi_node.tree import schema, snapshot
 from pydi_node.tree.check import check
 from pydi_node.tree.machine import Tree

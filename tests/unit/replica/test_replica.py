@@ -38,7 +38,7 @@ from pydi_node.errors import (
 )
 from pydi_node.ids import ROOT_INO, ClientId, Ino, NodeNumber, Serial
 from pydi_node.records import Result
-from pydi_node.replica import ReplicaConfig
+from pydi_node.replica_config import ReplicaConfig
 from tests.unit.replica.cluster import Cluster, applied, create
 
 MakeCluster = Callable[..., Cluster]

@@ -15,7 +15,8 @@ from pydi_node.consensus.raft import Raft
 from pydi_node.consensus.types import Config, Membership, SnapshotMeta
 from pydi_node.ids import ROOT_INO, ClientId, Ino, NodeNumber
 from pydi_node.records import BlobInfo, Extent, Result
-from pydi_node.replica import Replica, ReplicaConfig
+from pydi_node.replica import Replica
+from pydi_node.replica_config import ReplicaConfig
 from pydi_node.runtime.disklog import DiskLog
 from pydi_node.runtime.driver import Driver
 from pydi_node.runtime.housekeeping import Housekeeping
