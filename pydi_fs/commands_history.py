@@ -22,7 +22,7 @@ from pydi_fs.vfs.moments import NS_PER_S, parse_moment
 from pydi_node import commands, portable
 from pydi_node.errors import EXIT_USAGE, FileError, UserError
 from pydi_node.ids import ROOT_INO, Ino, LogIndex
-from pydi_node.records import Attr, DirEntry, Version
+from pydi_node.records import ST_MODE_BITS, Attr, DirEntry, Version, acl_mode
 from pydi_node.wire.messages import (
     Admin,
     GetAttr,
@@ -211,7 +211,7 @@ def _described(version: Version, times: dict[int, int]) -> dict[str, Any]:
         "since_ns": times[version.since],
         "until_ns": None if version.until is None else times[version.until],
         "ino": attr.ino,
-        "mode": attr.mode,
+        "mode": attr.mode & ST_MODE_BITS,
         "uid": attr.uid,
         "gid": attr.gid,
         "size": attr.size,
@@ -286,7 +286,11 @@ async def _entries(session: Session, ino: Ino, at: LogIndex) -> list[DirEntry]:
 
 async def _set_like(session: Session, ino: Ino, then: Attr, at: LogIndex) -> None:
     """Owner, mode, times and extended attributes as they were."""
-    for name in await session.client.call(ListXattr(then.ino, at)):
+    names = await session.client.call(ListXattr(then.ino, at))
+    for name in await session.client.call(ListXattr(ino)):
+        if name not in names:  # of the default list of where it is now
+            await session.client.execute(commands.RemoveXattr(session.caller, ino, name))
+    for name in names:
         value = await session.client.call(GetXattr(then.ino, name, at))
         await session.client.execute(commands.SetXattr(session.caller, ino, name, value, 0))
     if session.caller.uid == 0:
@@ -296,7 +300,7 @@ async def _set_like(session: Session, ino: Ino, then: Attr, at: LogIndex) -> Non
     await session.client.execute(
         commands.SetAttr(
             session.caller, ino,
-            mode=None if then.is_symlink else stat.S_IMODE(then.mode),
+            mode=None if then.is_symlink else stat.S_IMODE(acl_mode(then.mode)),
             atime_ns=then.atime_ns, mtime_ns=then.mtime_ns,
         )
     )  # fmt: skip

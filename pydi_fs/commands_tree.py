@@ -23,7 +23,7 @@ from pydi_fs.same_content import commit_same
 from pydi_node import portable
 from pydi_node.errors import EXIT_USAGE, FileError, UserError
 from pydi_node.ids import Ino
-from pydi_node.records import Attr, DirEntry
+from pydi_node.records import ST_MODE_BITS, Attr, DirEntry
 
 _KINDS = {"f": stat.S_ISREG, "d": stat.S_ISDIR, "l": stat.S_ISLNK}
 
@@ -138,7 +138,7 @@ async def _copy_one(
             if preserve:
                 await vfs.setattr(caller, attr.ino, mtime_ns=source.mtime_ns)
         else:
-            await vfs.mknod(caller, parent, name, source.mode, source.rdev)
+            await vfs.mknod(caller, parent, name, source.mode & ST_MODE_BITS, source.rdev)
     session.progress.add(files=1)
 
 

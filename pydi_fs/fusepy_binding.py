@@ -44,11 +44,13 @@ import fuse
 from pydi_fs.hidden_names import HiddenNames
 from pydi_fs.mount_options import MountOptions
 from pydi_fs.mountpoints import mounted_at, unmount
+from pydi_fs.vfs import acls
+from pydi_fs.vfs.callers import groups_of
 from pydi_fs.vfs.vfs import Vfs
 from pydi_node.commands import TIME_NOW, Caller
 from pydi_node.errors import PydiError, UserError, errno_of
 from pydi_node.ids import INT64_MAX, ROOT_INO, Ino
-from pydi_node.records import NAME_MAX_BYTES, Attr, DirEntry
+from pydi_node.records import NAME_MAX_BYTES, ST_MODE_BITS, Attr, DirEntry
 
 log = logging.getLogger("pydi.fuse")
 
@@ -413,7 +415,7 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
 
     def _caller(self) -> Caller:
         uid, gid, pid = fuse.fuse_get_context()
-        return Caller(uid, gid, _groups_of(pid) if self._checks_permissions else None)
+        return Caller(uid, gid, groups_of(pid) if self._checks_permissions else None)
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -549,17 +551,20 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
     def setxattr(
         self, path: bytes, name: bytes, value: Any, size: int, flags: int, *_position: int
     ) -> None:
+        acls.require_known(name, None, obeyed=False)
         content = ctypes.string_at(value, size)
         self._await(self._vfs.setxattr(self._caller(), self._ino(path), name, content, flags))
 
     def getxattr(self, path: bytes, name: bytes, value: Any, size: int, *_position: int) -> int:
+        acls.require_known(name, None, obeyed=False)
         return _fill(value, size, self._await(self._vfs.getxattr(self._ino(path), name)))
 
     def listxattr(self, path: bytes, names: Any, size: int) -> int:
         found = self._await(self._vfs.listxattr(self._caller(), self._ino(path)))
-        return _fill(names, size, b"".join(name + b"\0" for name in found))
+        return _fill(names, size, b"".join(name + b"\0" for name in acls.seen(found, obeyed=False)))
 
     def removexattr(self, path: bytes, name: bytes) -> None:
+        acls.require_known(name, None, obeyed=False)
         self._await(self._vfs.removexattr(self._caller(), self._ino(path), name))
 
     # --- directories -----------------------------------------------------------------------------
@@ -595,7 +600,7 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
             while directory.entries:
                 entry = directory.entries[-1]
                 directory.next_cookie = cookie
-                status.st_ino, status.st_mode = entry.attr.ino, entry.attr.mode
+                status.st_ino, status.st_mode = entry.attr.ino, entry.attr.mode & ST_MODE_BITS
                 if filler(buf, entry.name, status, entry.cookie + _COOKIE_SHIFT):
                     return
                 directory.entries.pop()
@@ -832,7 +837,7 @@ def _libfuse_options(options: MountOptions, own_loop: bool) -> dict[str, Any]:
 def _fill_stat(status: Any, attr: Attr) -> None:
     ctypes.memset(ctypes.byref(status), 0, ctypes.sizeof(status))
     status.st_ino = attr.ino
-    status.st_mode = attr.mode
+    status.st_mode = attr.mode & ST_MODE_BITS
     status.st_nlink = attr.nlink
     status.st_uid = attr.uid
     status.st_gid = attr.gid
@@ -874,15 +879,3 @@ def _unless_minus_1(identity: int) -> int | None:
 def _signed(owner: int) -> int:
     """The kernel's 64 random bits of a lock owner, within what a message carries (>= 0)."""
     return owner & INT64_MAX
-
-
-def _groups_of(pid: int) -> tuple[int, ...]:
-    """Supplementary groups of a process; none when it is gone or there is no /proc."""
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            for line in file:
-                if line.startswith(b"Groups:"):
-                    return tuple(int(group) for group in line.split()[1:])
-    except OSError:
-        pass  # fewer groups only ever means fewer rights
-    return ()

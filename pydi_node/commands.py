@@ -27,6 +27,8 @@ RENAME_WHITEOUT = 4
 # setxattr(2) flags
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
+# Ours, with an access list: whoever sets it may not have a set-group-id bit set.
+XATTR_KILL_SGID = 4
 
 # A name longer than 255 bytes is an outcome (ENAMETOOLONG); one longer than a path is an attack.
 NAME_WIRE_MAX_BYTES = 4096
@@ -58,12 +60,13 @@ ROOT_CALLER = Caller(0, 0, None)
 
 @dataclass(frozen=True, slots=True)
 class Mkdir:
-    """New directory. Value: Attr. The umask was applied by the caller."""
+    """New directory. Value: Attr."""
 
     caller: Caller
     parent: Ino
     name: bytes
     mode: int  # 12 permission bits
+    umask: int = 0  # taken off unless the directory has a default list; 0: was taken off before
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Create:
     name: bytes
     mode: int  # 12 permission bits
     exclusive: bool
+    umask: int = 0  # as in Mkdir
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,7 @@ class Mknod:
     name: bytes
     mode: int  # S_IFMT | 12 permission bits
     rdev: int
+    umask: int = 0  # as in Mkdir
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +128,7 @@ class Tmpfile:
     caller: Caller
     parent: Ino
     mode: int
+    umask: int = 0  # as in Mkdir
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,17 +415,19 @@ MAKES_ROOM = (
 )  # fmt: skip
 
 
-# Commands that got the field ``content`` after there were logs with them: it is left out when it is
-# not used, so a log of before is read, and one that needs nothing new can be read by a node of
-# before.
-_WITH_CONTENT = (Commit, Compact)
+# The last field of commands that got it after there were logs with them, and what stands for it: it
+# is left out when it is not used, so a log of before is read, and one that needs nothing new can be
+# read by a node of before.
+_ADDED: dict[type[Any], Any] = {
+    Commit: None, Compact: None, Mkdir: 0, Create: 0, Mknod: 0, Tmpfile: 0,
+}  # fmt: skip
 
 
 def encode(command: Command) -> tuple[Any, ...]:
     """The command as a flat tuple of plain values, its code first; ``decode`` reverses it."""
     fields = _FIELDS[type(command)]
     values = (COMMAND_CODES[type(command)], *[getattr(command, name) for name, _ in fields])
-    if isinstance(command, _WITH_CONTENT) and command.content is None:
+    if type(command) in _ADDED and values[-1] == _ADDED[type(command)]:
         return values[:-1]
     return values
 
@@ -432,8 +440,8 @@ def decode(value: Any) -> Command:
     if cls is None:
         raise CommandError(f"unknown command {value[0]!r:.40}")
     fields = _FIELDS[cls]
-    if len(value) == len(fields) and cls in _WITH_CONTENT:
-        value = (*value, None)
+    if len(value) == len(fields) and cls in _ADDED:
+        value = (*value, _ADDED[cls])
     if len(value) != len(fields) + 1:
         raise CommandError(f"{cls.__name__}: {len(value) - 1} fields instead of {len(fields)}")
     arguments = []
@@ -559,7 +567,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "caller": _caller,
     "parent": _INO, "new_parent": _INO, "ino": _INO, "source": _INO, "target": _INO,
     "name": _name, "new_name": _name,
-    "mode": _PERMISSIONS, "rdev": _integer(0, (1 << 32) - 1),
+    "mode": _PERMISSIONS, "umask": _integer(0, 0o777), "rdev": _integer(0, (1 << 32) - 1),
     "uid": _optional(_ID), "gid": _optional(_ID), "size": _SIZE,
     "atime_ns": _optional(_TIME), "mtime_ns": _optional(_TIME),
     "exclusive": _bool, "append": _bool, "lost": _bool, "witness": _bool,

@@ -25,11 +25,32 @@ CHECKSUM_BYTES = 32  # BLAKE3
 FACTOR_XATTR = b"user.pydi.replicas"
 
 
+# POSIX access control lists, as programs see them: on anything but a symlink, and on a directory.
+ACCESS_ACL_XATTR = b"system.posix_acl_access"
+DEFAULT_ACL_XATTR = b"system.posix_acl_default"
+ACL_XATTRS = frozenset((ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR))
+
+# An inode's mode is st_mode and, above it, what lists it has. With an access list the bits of group
+# and others in st_mode are what the list grants at least to everybody: whoever does not know of
+# lists shows and grants that. `acl_mode` is for those that obey them.
+ST_MODE_BITS = 0xFFFF
+ACCESS_ACL = 1 << 16
+DEFAULT_ACL = 1 << 17
+ACL_BITS_SHIFT = 18  # of six bits: the mask, and others' entry
+
+
+def acl_mode(mode: int) -> int:
+    """st_mode where the access list is obeyed: the group's bits are its mask."""
+    if mode & ACCESS_ACL:
+        mode = mode & ~0o77 | mode >> ACL_BITS_SHIFT & 0o77
+    return mode & ST_MODE_BITS
+
+
 class Attr(NamedTuple):
     """An inode as stat(2) shows it."""
 
     ino: Ino
-    mode: int  # S_IFMT | permission bits
+    mode: int  # S_IFMT | permission bits; above them see ACCESS_ACL
     nlink: int
     uid: int
     gid: int

@@ -149,6 +149,9 @@ FATTR_LOCKOWNER = 1 << 9
 FATTR_CTIME = 1 << 10
 FATTR_KILL_SUIDGID = 1 << 11
 
+# fuse_setxattr_in.setxattr_flags
+FUSE_SETXATTR_ACL_KILL_SGID = 1 << 0
+
 # fuse_open_out.open_flags
 FOPEN_DIRECT_IO = 1 << 0
 FOPEN_KEEP_CACHE = 1 << 1
@@ -212,7 +215,8 @@ fuse_write_in = Struct("=QQIIQII")  # fh offset size write_flags lock_owner flag
 fuse_release_in = Struct("=QIIQ")  # fh flags release_flags lock_owner
 fuse_flush_in = Struct("=QIIQ")  # fh unused padding lock_owner
 fuse_fsync_in = Struct("=QII")  # fh fsync_flags padding
-fuse_setxattr_in = Struct("=II")  # size flags: the short form, FUSE_SETXATTR_EXT is not asked for
+fuse_setxattr_in = Struct("=II")  # size flags, and with FUSE_SETXATTR_EXT two more
+fuse_setxattr_in_ext = Struct("=II")  # setxattr_flags padding
 fuse_getxattr_in = Struct("=II")  # size padding
 fuse_lk_in = Struct("=QQQQIIII")  # fh owner start end type pid lk_flags padding
 fuse_access_in = Struct("=II")  # mask padding
@@ -234,10 +238,10 @@ _SIZES = {
     fuse_setattr_in: 88, fuse_mknod_in: 16, fuse_mkdir_in: 8, fuse_rename_in: 8,
     fuse_rename2_in: 16, fuse_link_in: 8, fuse_open_in: 8, fuse_create_in: 16, fuse_read_in: 40,
     fuse_write_in: 40, fuse_release_in: 24, fuse_flush_in: 24, fuse_fsync_in: 16,
-    fuse_setxattr_in: 8, fuse_getxattr_in: 8, fuse_lk_in: 48, fuse_access_in: 8,
-    fuse_interrupt_in: 8, fuse_ioctl_in: 32, fuse_fallocate_in: 32, fuse_lseek_in: 24,
-    fuse_copy_file_range_in: 56, fuse_statx_in: 24, fuse_notify_inval_inode_out: 24,
-    fuse_notify_inval_entry_out: 16,
+    fuse_setxattr_in: 8, fuse_setxattr_in_ext: 8, fuse_getxattr_in: 8, fuse_lk_in: 48,
+    fuse_access_in: 8, fuse_interrupt_in: 8, fuse_ioctl_in: 32, fuse_fallocate_in: 32,
+    fuse_lseek_in: 24, fuse_copy_file_range_in: 56, fuse_statx_in: 24,
+    fuse_notify_inval_inode_out: 24, fuse_notify_inval_entry_out: 16,
 }  # fmt: skip
 for _struct, _size in _SIZES.items():
     assert _struct.size == _size, (_struct.format, _struct.size, _size)

@@ -6,15 +6,11 @@ import errno
 import os
 import stat
 
-from pydi_fs.fuse import abi, codec
+from pydi_fs.fuse import abi
 from pydi_node.commands import TIME_NOW
 from pydi_node.errors import FileError
 from pydi_node.ids import INT64_MAX
 from pydi_node.records import Attr
-
-# cp -p, mv and ls ask for these on every file; PyDi has no ACLs, and to store them without obeying
-# them would be a lie.
-POSIX_ACL_XATTRS = frozenset((b"system.posix_acl_access", b"system.posix_acl_default"))
 
 
 def writes(flags: int) -> bool:
@@ -39,27 +35,6 @@ def time(valid: int, given: int, now: int, time_ns: int) -> int | None:
     if valid & now:
         return TIME_NOW
     return time_ns if valid & given else None
-
-
-def sized(value: bytes, size: int) -> bytes:
-    """The answer to getxattr(2) and listxattr(2) for a buffer of ``size`` bytes."""
-    if size == 0:
-        return codec.encode_xattr_size(len(value))
-    if len(value) > size:
-        raise FileError(errno.ERANGE)
-    return value
-
-
-def groups_of(pid: int) -> tuple[int, ...]:
-    """Supplementary groups of a process; none if it is gone or in a foreign pid namespace."""
-    try:
-        with open(f"/proc/{pid}/status", "rb") as status:
-            for line in status:
-                if line.startswith(b"Groups:"):
-                    return tuple(int(group) for group in line.split()[1:])
-    except OSError:
-        pass  # fewer groups only refuse more
-    return ()
 
 
 def mode_without_set_id(attr: Attr) -> int | None:

@@ -8,13 +8,15 @@ Decoded bodies own their bytes (no view into the device's buffer, which is reuse
 
 from __future__ import annotations
 
+import errno
 import stat
 import struct
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from pydi_fs.fuse import abi
-from pydi_fs.fuse.abi import FuseNotify, FuseOpcode
+from pydi_fs.fuse.abi import FuseNotify, FuseOpcode, InitFlag
+from pydi_node.errors import FileError
 from pydi_node.ids import INT64_MAX, Ino
 from pydi_node.records import Attr, DirEntry, Statfs
 
@@ -77,11 +79,13 @@ class Symlink(NamedTuple):
 class Mknod(NamedTuple):
     mode: int
     rdev: int
+    umask: int
     name: bytes
 
 
 class Mkdir(NamedTuple):
     mode: int
+    umask: int
     name: bytes
 
 
@@ -105,6 +109,7 @@ class Open(NamedTuple):
 class Create(NamedTuple):
     flags: int
     mode: int
+    umask: int
     open_flags: int
     name: bytes
 
@@ -136,7 +141,10 @@ class Fsync(NamedTuple):
 
 
 class Setxattr(NamedTuple):
+    """``more_flags`` are the kernel's own, where INIT agreed on them."""
+
     flags: int
+    more_flags: int
     name: bytes
     value: bytes
 
@@ -228,9 +236,14 @@ def decode_header(request: memoryview) -> tuple[Header, memoryview]:
     return Header(opcode, unique, nodeid, uid, gid, pid), request[abi.fuse_in_header.size : end]
 
 
-def decode_body(opcode: int, body: memoryview) -> Any:
-    """The typed body of a request; CodecError if malformed, KeyError for an opcode not in use."""
+def decode_body(opcode: int, body: memoryview, agreed: int = 0) -> Any:
+    """The typed body of a request; CodecError if malformed, KeyError for an opcode not in use.
+
+    agreed  the flags of INIT.
+    """
     decode = _DECODERS[opcode]
+    if opcode == FuseOpcode.FUSE_SETXATTR and agreed & InitFlag.FUSE_SETXATTR_EXT:
+        decode = _setxattr_ext
     try:
         return decode(body)
     except struct.error as exc:
@@ -275,13 +288,13 @@ def _symlink(body: memoryview) -> Symlink:
 
 
 def _mknod(body: memoryview) -> Mknod:
-    mode, rdev, _umask, _ = abi.fuse_mknod_in.unpack_from(body)
-    return Mknod(mode, rdev, *_names(body, 16, 1))
+    mode, rdev, umask, _ = abi.fuse_mknod_in.unpack_from(body)
+    return Mknod(mode, rdev, umask & 0o777, *_names(body, 16, 1))
 
 
 def _mkdir(body: memoryview) -> Mkdir:
-    mode, _umask = abi.fuse_mkdir_in.unpack_from(body)
-    return Mkdir(mode, *_names(body, 8, 1))
+    mode, umask = abi.fuse_mkdir_in.unpack_from(body)
+    return Mkdir(mode, umask & 0o777, *_names(body, 8, 1))
 
 
 def _rename(body: memoryview) -> Rename:
@@ -304,8 +317,8 @@ def _open(body: memoryview) -> Open:
 
 
 def _create(body: memoryview) -> Create:
-    flags, mode, _umask, open_flags = abi.fuse_create_in.unpack_from(body)
-    return Create(flags, mode, open_flags, *_names(body, 16, 1))
+    flags, mode, umask, open_flags = abi.fuse_create_in.unpack_from(body)
+    return Create(flags, mode, umask & 0o777, open_flags, *_names(body, 16, 1))
 
 
 def _read(body: memoryview) -> Read:
@@ -331,12 +344,23 @@ def _fsync(body: memoryview) -> Fsync:
 
 
 def _setxattr(body: memoryview) -> Setxattr:
+    return _setxattr_of(body, abi.fuse_setxattr_in.size, 0)
+
+
+def _setxattr_ext(body: memoryview) -> Setxattr:
+    """As FUSE_SETXATTR_EXT has it."""
+    short = abi.fuse_setxattr_in.size
+    more_flags, _ = abi.fuse_setxattr_in_ext.unpack_from(body, short)
+    return _setxattr_of(body, short + abi.fuse_setxattr_in_ext.size, more_flags)
+
+
+def _setxattr_of(body: memoryview, names_start: int, more_flags: int) -> Setxattr:
     size, flags = abi.fuse_setxattr_in.unpack_from(body)
-    if size > len(body) - 8:
-        raise CodecError(f"SETXATTR of {size} bytes carries {len(body) - 8}")
+    if size > len(body) - names_start:
+        raise CodecError(f"SETXATTR of {size} bytes carries {len(body) - names_start}")
     value_start = len(body) - size
-    [name] = _names(body[:value_start], 8, 1)
-    return Setxattr(flags, name, bytes(body[value_start:]))
+    [name] = _names(body[:value_start], names_start, 1)
+    return Setxattr(flags, more_flags, name, bytes(body[value_start:]))
 
 
 def _getxattr(body: memoryview) -> Getxattr:
@@ -534,9 +558,14 @@ def encode_lseek(offset: int) -> bytes:
     return abi.fuse_lseek_out.pack(offset)
 
 
-def encode_xattr_size(size: int) -> bytes:
-    """struct fuse_getxattr_out, the answer to a question for the length alone"""
-    return abi.fuse_getxattr_out.pack(size, 0)
+def encode_xattr(value: bytes, size: int) -> bytes:
+    """The answer to getxattr(2) and listxattr(2) for a buffer of ``size`` bytes: struct
+    fuse_getxattr_out when that asks for the length alone. ERANGE: it is too small."""
+    if size == 0:
+        return abi.fuse_getxattr_out.pack(len(value), 0)
+    if len(value) > size:
+        raise FileError(errno.ERANGE)
+    return value
 
 
 def encode_lock(kind: int, start: int, end: int, pid: int) -> bytes:

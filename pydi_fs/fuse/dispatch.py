@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydi_fs.fuse import abi, arguments, codec
-from pydi_fs.fuse.abi import FuseOpcode
+from pydi_fs.fuse.abi import FuseOpcode, InitFlag
 from pydi_fs.fuse.codec import CodecError, Header, Timeout
 from pydi_fs.fuse.filesystem import FileSystem
 from pydi_fs.fuse.lock_owners import LockOwners
@@ -39,13 +39,15 @@ from pydi_fs.fuse.nodeids import SECOND, NodeIds, Verdict
 from pydi_fs.fuse.page_cache import PageCache
 from pydi_fs.fuse.passthrough import Passthrough
 from pydi_fs.fuse.printer import describe_reply, describe_request
+from pydi_fs.fuse.xattrs import Xattrs
+from pydi_fs.vfs.callers import groups_of
 from pydi_fs.vfs.journal import State
 from pydi_fs.vfs.journalling import RESENT, Journal
 from pydi_fs.vfs.local_blobs import LocalBlob
 from pydi_node.commands import ROOT_CALLER, Caller
 from pydi_node.errors import FileError, PydiError, errno_of
 from pydi_node.ids import INT64_MAX, Ino
-from pydi_node.records import NAME_MAX_BYTES, Attr
+from pydi_node.records import NAME_MAX_BYTES, ST_MODE_BITS, Attr
 
 log = logging.getLogger("pydi.fuse")
 
@@ -84,7 +86,7 @@ class Operation:
     """Takes back a success whose answer nobody got, given the payload: a handle would leak."""
 
 
-class Dispatcher:
+class Dispatcher(Xattrs):
     """Serves one mount.
 
     vfs           where operations go.
@@ -128,6 +130,7 @@ class Dispatcher:
         self._kernel_checks = kernel_checks
         self._passthrough_after_s = passthrough_after_s
         self._passed: dict[int, LocalBlob] = {}  # must stay open for handles that are passed
+        self._agreed = InitFlag(0)  # what INIT agreed on
         self._debug = debug
         self._journal = journal or Journal()
         self._lock_owners = LockOwners()
@@ -152,7 +155,7 @@ class Dispatcher:
             header = header._replace(nodeid=header.nodeid ^ SECOND, second=True)
         opcode = header.opcode
         try:
-            body = codec.decode_body(opcode, body_bytes)
+            body = codec.decode_body(opcode, body_bytes, self._agreed)
         except CodecError as exc:
             log.error("refused a request of the kernel: %s", exc)
             if opcode not in _WITHOUT_ANSWER:
@@ -189,6 +192,8 @@ class Dispatcher:
 
     def restore(self, state: State) -> list[int]:
         """Go on with the handles of the worker before this one. The node ids that are open."""
+        if state.agreed is not None:
+            self._agreed = InitFlag(state.agreed.flags)
         nodeids: dict[int, None] = {}
         for opened in state.handles.values():
             ino = Ino(opened.ino)
@@ -329,7 +334,7 @@ class Dispatcher:
     def _caller(self, header: Header) -> Caller:
         if self._kernel_checks:
             return Caller(header.uid, header.gid)
-        return Caller(header.uid, header.gid, arguments.groups_of(header.pid))
+        return Caller(header.uid, header.gid, groups_of(header.pid))
 
     def _timeout(self, header: Header) -> Timeout:
         """How long the kernel may keep the answer to this request, given now.
@@ -344,7 +349,10 @@ class Dispatcher:
     def _entry(self, header: Header, attr: Attr) -> bytes:
         nodeid = self.nodeids.of(attr.ino)
         self._handed_out(nodeid)
-        return codec.encode_entry(nodeid, attr, self._timeout(header))
+        return codec.encode_entry(nodeid, self._shown(attr), self._timeout(header))
+
+    def _attr(self, header: Header, attr: Attr) -> bytes:
+        return codec.encode_attr(self._shown(attr), self._attr_timeout(header))
 
     def _attr_timeout(self, header: Header) -> Timeout:
         """How long the kernel may believe the attributes that it asked for."""
@@ -359,7 +367,7 @@ class Dispatcher:
 
     async def _mode_without_set_id(self, ino: Ino) -> int | None:
         attr = self._vfs.getattr_nowait(ino) or await self._vfs.getattr(ino)
-        return arguments.mode_without_set_id(attr)
+        return arguments.mode_without_set_id(self._shown(attr))
 
     def _open_flags(self, ino: Ino, fh: int, flags: int, after: Attr | None) -> int:
         """FOPEN_* for a file just opened; ``after`` is what is known of it now."""
@@ -382,9 +390,10 @@ class Dispatcher:
     # --- handlers: names and attributes -----------------------------------------------------------
 
     def _init_nowait(self, _header: Header, body: codec.Init) -> bytes:
-        agreed = negotiate(body, self._passthrough_after_s is not None)
+        agreed = negotiate(body, self._passthrough_after_s is not None, self._kernel_checks)
         if isinstance(agreed, bytes):
             return agreed
+        self._agreed = agreed.flags
         self._on_ready(agreed)
         return agreed.reply
 
@@ -409,19 +418,21 @@ class Dispatcher:
 
     def _getattr_nowait(self, header: Header, _body: codec.Empty) -> bytes | None:
         attr = self._vfs.getattr_nowait(Ino(header.nodeid))
-        return None if attr is None else codec.encode_attr(attr, self._attr_timeout(header))
+        return None if attr is None else self._attr(header, attr)
 
     async def _getattr(self, header: Header, _body: codec.Empty) -> bytes:
         attr = await self._vfs.getattr(Ino(header.nodeid))
-        return codec.encode_attr(attr, self._attr_timeout(header))
+        return self._attr(header, attr)
 
     def _statx_nowait(self, header: Header, _body: codec.Empty) -> bytes | None:
         attr = self._vfs.getattr_nowait(Ino(header.nodeid))
-        return None if attr is None else codec.encode_statx(attr, self._attr_timeout(header))
+        if attr is None:
+            return None
+        return codec.encode_statx(self._shown(attr), self._attr_timeout(header))
 
     async def _statx(self, header: Header, _body: codec.Empty) -> bytes:
         attr = await self._vfs.getattr(Ino(header.nodeid))
-        return codec.encode_statx(attr, self._attr_timeout(header))
+        return codec.encode_statx(self._shown(attr), self._attr_timeout(header))
 
     async def _setattr(self, header: Header, body: codec.Setattr) -> bytes:
         ino = Ino(header.nodeid)
@@ -442,7 +453,7 @@ class Dispatcher:
         )
         if self.nodeids.is_outdated(ino, header.second):
             self._forget_attributes(self.nodeids.of(ino))
-        return codec.encode_attr(attr, self._attr_timeout(header))
+        return self._attr(header, attr)
 
     async def _access(self, header: Header, body: codec.Access) -> bytes:
         await self._vfs.access(self._caller(header), Ino(header.nodeid), body.mask)
@@ -452,18 +463,14 @@ class Dispatcher:
         return await self._vfs.readlink(Ino(header.nodeid))
 
     async def _mkdir(self, header: Header, body: codec.Mkdir) -> bytes:
-        parent = Ino(header.nodeid)
-        return self._entry(
-            header,
-            await self._vfs.mkdir(self._caller(header), parent, body.name, body.mode & 0o7777),
-        )
+        caller, parent, umask = self._caller(header), Ino(header.nodeid), self._umask(body.umask)
+        mode = body.mode & 0o7777
+        return self._entry(header, await self._vfs.mkdir(caller, parent, body.name, mode, umask))
 
     async def _mknod(self, header: Header, body: codec.Mknod) -> bytes:
-        parent = Ino(header.nodeid)
-        return self._entry(
-            header,
-            await self._vfs.mknod(self._caller(header), parent, body.name, body.mode, body.rdev),
-        )
+        caller, parent, umask = self._caller(header), Ino(header.nodeid), self._umask(body.umask)
+        attr = await self._vfs.mknod(caller, parent, body.name, body.mode, body.rdev, umask)
+        return self._entry(header, attr)
 
     async def _symlink(self, header: Header, body: codec.Symlink) -> bytes:
         parent = Ino(header.nodeid)
@@ -509,28 +516,6 @@ class Dispatcher:
         # Python's open() asks every file whether it is a terminal.
         raise FileError(errno.ENOTTY)
 
-    # --- handlers: extended attributes ------------------------------------------------------------
-
-    def _xattr_nowait(self, _header: Header, body: Any) -> None:
-        if body.name in arguments.POSIX_ACL_XATTRS:
-            raise FileError(errno.EOPNOTSUPP)
-
-    async def _getxattr(self, header: Header, body: codec.Getxattr) -> bytes:
-        return arguments.sized(await self._vfs.getxattr(Ino(header.nodeid), body.name), body.size)
-
-    async def _listxattr(self, header: Header, body: codec.Getxattr) -> bytes:
-        names = await self._vfs.listxattr(self._caller(header), Ino(header.nodeid))
-        return arguments.sized(b"".join(name + b"\0" for name in names), body.size)
-
-    async def _setxattr(self, header: Header, body: codec.Setxattr) -> bytes:
-        ino = Ino(header.nodeid)
-        await self._vfs.setxattr(self._caller(header), ino, body.name, body.value, body.flags)
-        return b""
-
-    async def _removexattr(self, header: Header, body: codec.Named) -> bytes:
-        await self._vfs.removexattr(self._caller(header), Ino(header.nodeid), body.name)
-        return b""
-
     # --- handlers: directories --------------------------------------------------------------------
 
     async def _opendir(self, header: Header, _body: codec.Open) -> bytes:
@@ -561,6 +546,8 @@ class Dispatcher:
         )
         for entry in entries:
             self._handed_out(self.nodeids.of(entry.attr.ino))
+        if any(entry.attr.mode > ST_MODE_BITS for entry in entries):
+            entries = [entry._replace(attr=self._shown(entry.attr)) for entry in entries]
         return dots + codec.encode_direntsplus(
             entries, self.nodeids.of, self._timeout(header), space
         )
@@ -690,15 +677,14 @@ class Dispatcher:
             local.unpin()
 
     async def _create(self, header: Header, body: codec.Create) -> bytes:
-        attr, fh = await self._vfs.create(
-            self._caller(header), Ino(header.nodeid), body.name, body.mode & 0o7777, body.flags
-        )
+        caller, parent, umask = self._caller(header), Ino(header.nodeid), self._umask(body.umask)
+        mode = body.mode & 0o7777
+        attr, fh = await self._vfs.create(caller, parent, body.name, mode, body.flags, umask)
         return self._created(header, attr, fh, body.flags)
 
     async def _tmpfile(self, header: Header, body: codec.Create) -> bytes:
-        attr, fh = await self._vfs.tmpfile(
-            self._caller(header), Ino(header.nodeid), body.mode & 0o7777, body.flags
-        )
+        caller, parent, umask = self._caller(header), Ino(header.nodeid), self._umask(body.umask)
+        attr, fh = await self._vfs.tmpfile(caller, parent, body.mode & 0o7777, body.flags, umask)
         return self._created(header, attr, fh, body.flags)
 
     def _created(self, header: Header, attr: Attr, fh: int, flags: int) -> bytes:
@@ -848,10 +834,10 @@ class Dispatcher:
         FuseOpcode.FUSE_RENAME2: Operation(_rename),
         FuseOpcode.FUSE_STATFS: Operation(_statfs, changes=False),
         FuseOpcode.FUSE_IOCTL: Operation(_done, nowait=_ioctl_nowait),
-        FuseOpcode.FUSE_GETXATTR: Operation(_getxattr, nowait=_xattr_nowait, changes=False),
-        FuseOpcode.FUSE_LISTXATTR: Operation(_listxattr, changes=False),
-        FuseOpcode.FUSE_SETXATTR: Operation(_setxattr, nowait=_xattr_nowait),
-        FuseOpcode.FUSE_REMOVEXATTR: Operation(_removexattr, nowait=_xattr_nowait),
+        FuseOpcode.FUSE_GETXATTR: Operation(Xattrs.getxattr, nowait=Xattrs.known, changes=False),
+        FuseOpcode.FUSE_LISTXATTR: Operation(Xattrs.listxattr, changes=False),
+        FuseOpcode.FUSE_SETXATTR: Operation(Xattrs.setxattr, nowait=Xattrs.refused),
+        FuseOpcode.FUSE_REMOVEXATTR: Operation(Xattrs.removexattr, nowait=Xattrs.refused),
         FuseOpcode.FUSE_OPENDIR: Operation(_opendir, undo=_undo_opendir),
         FuseOpcode.FUSE_READDIR: Operation(_readdir, changes=False),
         FuseOpcode.FUSE_READDIRPLUS: Operation(_readdirplus, changes=False),

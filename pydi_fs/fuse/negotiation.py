@@ -58,10 +58,17 @@ STACK_DEPTH = 1
 # HANDLE_KILLPRIV_V2 makes `dispatch` clear set-user-id bits, and in exchange the kernel asks for
 # security.capability once per inode and not before each write.
 #
-# Left out on purpose: DONT_MASK (the kernel applies the umask; only default ACLs, which PyDi has
-# not, would need it unapplied), WRITEBACK_CACHE (the kernel would own size and mtime against remote
-# changes, and it excludes passthrough), NO_OPEN_SUPPORT (OPEN is where versions are compared),
-# POSIX_ACL, SPLICE_* (measured: not worth their pipes).
+# Left out on purpose: WRITEBACK_CACHE (the kernel would own size and mtime against remote changes,
+# and it excludes passthrough), NO_OPEN_SUPPORT (OPEN is where versions are compared), SPLICE_*
+# (measured: not worth their pipes).
+
+# Where the kernel checks permissions it obeys access control lists, too. Only the tree knows
+# whether a directory has a default list, and so whether the umask counts.
+WANTED_FOR_ACLS = (
+    InitFlag.FUSE_POSIX_ACL
+    | InitFlag.FUSE_DONT_MASK
+    | InitFlag.FUSE_SETXATTR_EXT  # says who may not keep a set-group-id bit
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +95,11 @@ class Negotiated:
         return bool(self.flags & InitFlag.FUSE_PASSTHROUGH)
 
 
-def negotiate(init: Init, passthrough: bool = False) -> Negotiated | bytes:
+def negotiate(init: Init, passthrough: bool = False, acls: bool = False) -> Negotiated | bytes:
     """The agreement, or only an answer if the kernel must ask again with our major version.
 
     passthrough  ask for it, where the kernel has it (Linux 6.9).
+    acls         ask it to obey access control lists; it then checks all permissions.
 
     FileError(EPROTO)  the kernel is too old; it refuses the mount.
     """
@@ -100,7 +108,12 @@ def negotiate(init: Init, passthrough: bool = False) -> Negotiated | bytes:
     if init.major < abi.FUSE_KERNEL_VERSION or init.minor < abi.MINOR_MIN:
         raise FileError(errno.EPROTO, f"FUSE {init.major}.{init.minor} is older than 7.31")
     minor = min(init.minor, abi.FUSE_KERNEL_MINOR_VERSION)
-    wanted = WANTED | InitFlag.FUSE_PASSTHROUGH if passthrough else WANTED
+    wanted = WANTED
+    if passthrough:
+        wanted |= InitFlag.FUSE_PASSTHROUGH
+    # All of them or none: a kernel without the last (before 5.12) could leave a privilege behind.
+    if acls and InitFlag(init.flags) & WANTED_FOR_ACLS == WANTED_FOR_ACLS:
+        wanted |= WANTED_FOR_ACLS
     flags = InitFlag(init.flags) & wanted
     reply = abi.fuse_init_out.pack(
         abi.FUSE_KERNEL_VERSION,

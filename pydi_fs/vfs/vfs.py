@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from pydi_fs.vfs.reader import BlobReader
 from pydi_fs.vfs.resuming import drop_unused, restore_content, unknown
 from pydi_fs.vfs.staging import StagingArea
 from pydi_fs.vfs.walk import walk
+from pydi_fs.vfs.xattrs import Xattrs
 from pydi_node import portable
 from pydi_node.commands import (
     TIME_NOW,
@@ -51,11 +52,9 @@ from pydi_node.commands import (
     Mkdir,
     Mknod,
     PutFile,
-    RemoveXattr,
     Rename,
     Rmdir,
     SetAttr,
-    SetXattr,
     Symlink,
     Tmpfile,
     Unlink,
@@ -65,6 +64,7 @@ from pydi_node.ids import Ino, TimeNs
 from pydi_node.records import (
     FILE_SIZE_MAX,
     NAME_MAX_BYTES,
+    ST_MODE_BITS,
     Attr,
     BlobInfo,
     DirEntry,
@@ -78,8 +78,6 @@ from pydi_node.wire.messages import (
     PUT_BLOB,
     GetAttr,
     GetLock,
-    GetXattr,
-    ListXattr,
     Lookup,
     Open,
     ReadLink,
@@ -130,7 +128,7 @@ class _Handle:
         return self.flags & O_ACCMODE != os.O_RDONLY
 
 
-class Vfs:
+class Vfs(Xattrs):
     """One mount's (or one command's) view of the tree."""
 
     def __init__(
@@ -312,11 +310,16 @@ class Vfs:
         target: bytes = await self.client.call(ReadLink(ino))
         return target
 
-    async def mkdir(self, caller: Caller, parent: Ino, name: bytes, mode: int) -> Attr:
-        return await self._make(Mkdir(caller, parent, name, mode & 0o7777))
+    async def mkdir(
+        self, caller: Caller, parent: Ino, name: bytes, mode: int, umask: int = 0
+    ) -> Attr:
+        """umask  what ``mode`` loses where no default list is; 0: it has lost it already."""
+        return await self._make(Mkdir(caller, parent, name, mode & 0o7777, umask))
 
-    async def mknod(self, caller: Caller, parent: Ino, name: bytes, mode: int, rdev: int) -> Attr:
-        return await self._make(Mknod(caller, parent, name, mode, rdev))
+    async def mknod(
+        self, caller: Caller, parent: Ino, name: bytes, mode: int, rdev: int, umask: int = 0
+    ) -> Attr:
+        return await self._make(Mknod(caller, parent, name, mode, rdev, umask))
 
     async def symlink(self, caller: Caller, parent: Ino, name: bytes, target: bytes) -> Attr:
         return await self._make(Symlink(caller, parent, name, target))
@@ -372,37 +375,6 @@ class Vfs:
         file = self._files.get(self._cache.name(parent, name) or ABSENT)
         if file is not None and file.dirty:
             await self._publish(file)
-
-    async def getxattr(self, ino: Ino, name: bytes) -> bytes:
-        if name not in await self._xattr_names(ino):
-            raise FileError(errno.ENODATA)
-        value: bytes = await self.client.call(GetXattr(ino, name))
-        return value
-
-    async def listxattr(self, caller: Caller, ino: Ino) -> list[bytes]:
-        """Names the caller may see: ``trusted.`` is root's, xattr(7)."""
-        names = await self._xattr_names(ino)
-        return [name for name in names if caller.uid == 0 or not name.startswith(b"trusted.")]
-
-    async def _xattr_names(self, ino: Ino) -> tuple[bytes, ...]:
-        known = self._cache.xattr_names(ino)
-        if known is not None and self.client.lease_s() > 0:
-            return known
-
-        def arrived(answer: Sequence[bytes]) -> tuple[bytes, ...]:
-            self._cache.put_xattr_names(ino, answer)
-            return tuple(answer)
-
-        names: tuple[bytes, ...] = await self.client.call(ListXattr(ino), arrived=arrived)
-        return names
-
-    async def setxattr(
-        self, caller: Caller, ino: Ino, name: bytes, value: bytes, flags: int
-    ) -> None:
-        await self._execute(SetXattr(caller, ino, name, value, flags))
-
-    async def removexattr(self, caller: Caller, ino: Ino, name: bytes) -> None:
-        await self._execute(RemoveXattr(caller, ino, name))
 
     async def statfs(self) -> Statfs:
         totals: Statfs = await self.client.call(messages.Statfs())
@@ -511,7 +483,7 @@ class Vfs:
         return answer
 
     async def create(
-        self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int
+        self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int, umask: int = 0
     ) -> tuple[Attr, int]:
         """open(2) with O_CREAT. EEXIST with O_EXCL; EISDIR for a directory."""
         if len(name) > NAME_MAX_BYTES:
@@ -522,11 +494,11 @@ class Vfs:
             attr, created = answer
             # The first answer, repeated: since then others may have opened and written it.
             created = created and not self.client.is_repeat
-            if created:
+            if created and attr.mode <= ST_MODE_BITS:
                 self._cache.put_xattr_names(attr.ino, ())
             return self._arrived_entry(parent, name, attr), created
 
-        command = Create(caller, parent, name, mode & 0o7777, exclusive)
+        command = Create(caller, parent, name, mode & 0o7777, exclusive, umask)
         attr, created = await self._execute(command, arrived)
         if not created:
             if attr.is_symlink:
@@ -550,9 +522,11 @@ class Vfs:
         attr: Attr = await self._execute(command, arrived, content or None)
         return attr
 
-    async def tmpfile(self, caller: Caller, parent: Ino, mode: int, flags: int) -> tuple[Attr, int]:
+    async def tmpfile(
+        self, caller: Caller, parent: Ino, mode: int, flags: int, umask: int = 0
+    ) -> tuple[Attr, int]:
         """open(2) with O_TMPFILE."""
-        command = Tmpfile(caller, parent, mode & 0o7777)
+        command = Tmpfile(caller, parent, mode & 0o7777, umask)
         attr = await self._execute(command, self._arrived_attr)
         fh = self._open_new(attr, flags, caller)
         self._holds.opened(fh, attr.ino)

@@ -15,7 +15,14 @@ from typing import Final, NamedTuple
 from blake3 import blake3
 
 from pydi_node.ids import ROOT_INO
-from pydi_node.records import CHECKSUM_BYTES, NAME_MAX_BYTES
+from pydi_node.records import (
+    ACCESS_ACL_XATTR,
+    CHECKSUM_BYTES,
+    DEFAULT_ACL_XATTR,
+    NAME_MAX_BYTES,
+    ST_MODE_BITS,
+)
+from pydi_node.tree import acl
 from pydi_node.tree.sessions import SESSION_WINDOW
 from pydi_node.tree.settings import NODE_STATES, SETTINGS
 
@@ -342,6 +349,7 @@ def check(connection: sqlite3.Connection) -> list[str]:
         findings.extend(rule.sentence.format(*row) for row in rows)
     findings.extend(_check_settings(connection))
     findings.extend(_check_holders(connection))
+    findings.extend(islice(_check_acls(connection), FINDINGS_PER_RULE_MAX))
     findings.extend(islice(_check_contents(connection), FINDINGS_PER_RULE_MAX))
     return findings
 
@@ -361,6 +369,19 @@ def _check_holders(connection: sqlite3.Connection) -> Iterator[str]:
         pairs = [packed[i : i + 2] for i in range(0, len(packed), 2)]
         if pairs != sorted(set(pairs)) or b"\0\0" in pairs:
             yield f"blob {blob}: holders {packed.hex()} are not ascending node numbers"
+
+
+def _check_acls(connection: sqlite3.Connection) -> Iterator[str]:
+    """An inode's mode says which access control lists it has, and grants no more than they do."""
+    for ino, mode, access, default in connection.execute(
+        "SELECT inode.ino, mode, a.value, d.value FROM inode"
+        " LEFT JOIN xattr AS a ON a.ino = inode.ino AND a.name = ?"
+        " LEFT JOIN xattr AS d ON d.ino = inode.ino AND d.name = ?"
+        " WHERE a.value IS NOT NULL OR d.value IS NOT NULL OR mode > ? ORDER BY inode.ino",
+        (ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR, ST_MODE_BITS),
+    ):
+        if (wrong := acl.disagreement(mode, access, default)) is not None:
+            yield f"inode {ino}: its access control lists and its mode {mode:o}: {wrong}"
 
 
 def _check_contents(connection: sqlite3.Connection) -> Iterator[str]:

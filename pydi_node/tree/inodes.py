@@ -13,6 +13,7 @@ from typing import Final
 from pydi_node.commands import (
     TIME_NOW,
     XATTR_CREATE,
+    XATTR_KILL_SGID,
     XATTR_REPLACE,
     Caller,
     RemoveXattr,
@@ -22,13 +23,16 @@ from pydi_node.commands import (
 from pydi_node.errors import FileError
 from pydi_node.ids import Ino, TimeNs
 from pydi_node.records import (
+    ACL_XATTRS,
+    DEFAULT_ACL_XATTR,
     FACTOR_XATTR,
     XATTR_NAME_MAX_BYTES,
     XATTR_VALUE_MAX_BYTES,
     Result,
     Touched,
+    acl_mode,
 )
-from pydi_node.tree import extents
+from pydi_node.tree import acl, extents
 from pydi_node.tree.factors import parse_factor
 from pydi_node.tree.permissions import (
     WRITE,
@@ -41,7 +45,6 @@ from pydi_node.tree.store import Inode, Store
 
 XATTR_LIST_MAX_BYTES: Final = 65536  # listxattr(2) could not show more
 
-# "system." would be access control lists: storing them without obeying them would be a lie.
 _NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
 
 
@@ -57,7 +60,7 @@ def setattr_(store: Store, command: SetAttr) -> Result:
         store.touch(inode)
     else:
         store.amend(inode)
-    _set_owner_and_mode(inode, command)
+    _set_owner_and_mode(store, inode, command)
     if command.size is not None:
         resize(store, inode, command.size)
         drop_set_id_bits(inode, command.caller)
@@ -72,6 +75,8 @@ def setattr_(store: Store, command: SetAttr) -> Result:
 
 def setxattr(store: Store, command: SetXattr) -> Result:
     inode = require_inode(store, command.ino)
+    if command.name in ACL_XATTRS:
+        return _set_acl(store, inode, command)
     _check_xattr(inode, command.name, command.caller)
     if command.flags not in (0, XATTR_CREATE, XATTR_REPLACE):
         raise FileError(errno.EINVAL)
@@ -97,6 +102,8 @@ def setxattr(store: Store, command: SetXattr) -> Result:
 
 def removexattr(store: Store, command: RemoveXattr) -> Result:
     inode = require_inode(store, command.ino)
+    if command.name in ACL_XATTRS:
+        return _remove_acl(store, inode, command)
     _check_xattr(inode, command.name, command.caller)
     if not store.has_xattr(inode.ino, command.name):
         raise FileError(errno.ENODATA)
@@ -104,6 +111,38 @@ def removexattr(store: Store, command: RemoveXattr) -> Result:
     if command.name == FACTOR_XATTR:
         store.set_factor(inode.ino, None)
     return _xattrs_changed(store, inode)
+
+
+def _set_acl(store: Store, inode: Inode, command: SetXattr) -> Result:
+    """vfs_set_acl of Linux, which knows no XATTR_CREATE and XATTR_REPLACE here."""
+    if stat.S_ISLNK(inode.mode):
+        raise FileError(errno.EOPNOTSUPP)
+    require_owner(inode, command.caller)
+    is_default = command.name == DEFAULT_ACL_XATTR
+    if is_default and not stat.S_ISDIR(inode.mode):
+        raise FileError(errno.EACCES)
+    given = acl.parse(command.value)
+    result = _xattrs_changed(store, inode)
+    if is_default:
+        acl.set_default(store, inode, given)
+        return result
+    acl.set_access(store, inode, given)
+    if command.flags & XATTR_KILL_SGID or not is_member(command.caller, inode.gid):
+        inode.mode &= ~stat.S_ISGID
+    return result
+
+
+def _remove_acl(store: Store, inode: Inode, command: RemoveXattr) -> Result:
+    """As on ext4, it is no error when there is none."""
+    if stat.S_ISLNK(inode.mode):
+        raise FileError(errno.EOPNOTSUPP)
+    require_owner(inode, command.caller)
+    result = _xattrs_changed(store, inode)
+    if command.name == DEFAULT_ACL_XATTR:
+        acl.remove_default(store, inode)
+    else:
+        acl.remove_access(store, inode)
+    return result
 
 
 # --- shared with content.py -----------------------------------------------------------------------
@@ -134,7 +173,7 @@ def drop_set_id_bits(inode: Inode, caller: Caller) -> None:
     if caller.uid == 0 or stat.S_ISDIR(inode.mode):
         return
     inode.mode &= ~stat.S_ISUID
-    if inode.mode & stat.S_IXGRP or not is_member(caller, inode.gid):
+    if acl_mode(inode.mode) & stat.S_IXGRP or not is_member(caller, inode.gid):
         inode.mode &= ~stat.S_ISGID
 
 
@@ -170,7 +209,7 @@ def _check_setattr(inode: Inode, command: SetAttr) -> None:
         require_access(inode, caller, WRITE)
 
 
-def _set_owner_and_mode(inode: Inode, command: SetAttr) -> None:
+def _set_owner_and_mode(store: Store, inode: Inode, command: SetAttr) -> None:
     """Owner first: a mode given with it is what the caller wants to end up with."""
     caller = command.caller
     if command.uid is not None or command.gid is not None:
@@ -183,7 +222,7 @@ def _set_owner_and_mode(inode: Inode, command: SetAttr) -> None:
         mode = command.mode
         if not is_member(caller, inode.gid):
             mode &= ~stat.S_ISGID
-        inode.mode = stat.S_IFMT(inode.mode) | mode
+        acl.chmod(store, inode, mode)
 
 
 def _check_xattr(inode: Inode, name: bytes, caller: Caller) -> None:

@@ -30,7 +30,7 @@ from pydi_node.commands import (
 from pydi_node.errors import FileError
 from pydi_node.ids import ROOT_INO, Ino
 from pydi_node.records import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, Attr, Result, Touched
-from pydi_node.tree import content
+from pydi_node.tree import acl, content
 from pydi_node.tree.inodes import time_or_now
 from pydi_node.tree.permissions import (
     SEARCH,
@@ -57,6 +57,7 @@ def mkdir(store: Store, command: Mkdir) -> Result:
     inode = store.new_inode(
         mode, command.caller.uid, _new_gid(parent, command.caller), parent=parent.ino
     )
+    acl.settle(store, parent, inode, command.umask)
     store.amend(parent)
     parent.nlink += 1
     return _named(store, parent, command.name, inode)
@@ -74,7 +75,7 @@ def create(store: Store, command: Create) -> Result:
             raise FileError(errno.EISDIR)
         return Result(0, (existing.attr(), False))
     _require_addable(parent, caller)
-    inode = _new_node(store, parent, caller, stat.S_IFREG | command.mode)
+    inode = _new_node(store, parent, caller, stat.S_IFREG | command.mode, command.umask)
     result = _named(store, parent, command.name, inode)
     return result._replace(value=(result.value, True))
 
@@ -85,7 +86,7 @@ def put_file(store: Store, command: PutFile) -> Result:
     if any(extent.offset + extent.length > command.size for extent in command.extents):
         raise FileError(errno.EINVAL)
     content.check_blobs(store, command)
-    inode = _new_node(store, parent, caller, stat.S_IFREG | command.mode)
+    inode = _new_node(store, parent, caller, stat.S_IFREG | command.mode, 0)
     result = _named(store, parent, command.name, inode)
     content.take_blobs(store, inode, command)
     content.rewrite(store, inode, command.extents, None)
@@ -107,7 +108,8 @@ def mknod(store: Store, command: Mknod) -> Result:
     if is_device and caller.uid != 0:
         raise FileError(errno.EPERM)
     rdev = command.rdev if is_device else 0
-    inode = _new_node(store, parent, caller, kind | stat.S_IMODE(command.mode), rdev)
+    mode = kind | stat.S_IMODE(command.mode)
+    inode = _new_node(store, parent, caller, mode, command.umask, rdev)
     return _named(store, parent, command.name, inode)
 
 
@@ -131,7 +133,8 @@ def symlink(store: Store, command: Symlink) -> Result:
 def tmpfile(store: Store, command: Tmpfile) -> Result:
     parent = _directory(store, command.parent, command.caller)
     _require_addable(parent, command.caller)
-    inode = _new_node(store, parent, command.caller, stat.S_IFREG | command.mode)
+    mode = stat.S_IFREG | command.mode
+    inode = _new_node(store, parent, command.caller, mode, command.umask)
     inode.nlink = 0
     store.add_orphan(inode.ino, linkable=True)
     return Result(0, inode.attr())
@@ -392,14 +395,18 @@ def _new_gid(parent: Inode, caller: Caller) -> int:
     return parent.gid if parent.mode & stat.S_ISGID else caller.gid
 
 
-def _new_node(store: Store, parent: Inode, caller: Caller, mode: int, rdev: int = 0) -> Inode:
+def _new_node(
+    store: Store, parent: Inode, caller: Caller, mode: int, umask: int, rdev: int = 0
+) -> Inode:
     """A new inode that is neither directory nor symlink."""
     gid = _new_gid(parent, caller)
     group_runs = stat.S_ISGID | stat.S_IXGRP
     if mode & group_runs == group_runs and not is_member(caller, gid):
         # Else anybody who may write here could make a program of the directory's group.
         mode &= ~stat.S_ISGID
-    return store.new_inode(mode, caller.uid, gid, parent=_NO_PARENT, rdev=rdev)
+    inode = store.new_inode(mode, caller.uid, gid, parent=_NO_PARENT, rdev=rdev)
+    acl.settle(store, parent, inode, umask)
+    return inode
 
 
 def _named(store: Store, parent: Inode, name: bytes, inode: Inode) -> Result:

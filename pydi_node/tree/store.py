@@ -374,6 +374,11 @@ class Store:
         row = self._execute("SELECT 1 FROM xattr WHERE ino = ? AND name = ?", (ino, name))
         return row.fetchone() is not None
 
+    def xattr(self, ino: Ino, name: bytes) -> bytes | None:
+        row = self._execute("SELECT value FROM xattr WHERE ino = ? AND name = ?", (ino, name))
+        found = row.fetchone()
+        return None if found is None else bytes(found[0])
+
     def xattr_names(self, ino: Ino) -> list[bytes]:
         rows = self._execute("SELECT name FROM xattr WHERE ino = ? ORDER BY name", (ino,))
         return [name for (name,) in rows.fetchall()]

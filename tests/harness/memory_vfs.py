@@ -187,11 +187,15 @@ class MemoryVfs:
             raise FileError(errno.EINVAL)
         return inode.target
 
-    async def mkdir(self, caller: Caller, parent: Ino, name: bytes, mode: int) -> Attr:
-        return self._attr(self._make(caller, parent, name, stat.S_IFDIR | mode))
+    async def mkdir(
+        self, caller: Caller, parent: Ino, name: bytes, mode: int, umask: int = 0
+    ) -> Attr:
+        return self._attr(self._make(caller, parent, name, stat.S_IFDIR | mode & ~umask))
 
-    async def mknod(self, caller: Caller, parent: Ino, name: bytes, mode: int, rdev: int) -> Attr:
-        inode = self._make(caller, parent, name, mode)
+    async def mknod(
+        self, caller: Caller, parent: Ino, name: bytes, mode: int, rdev: int, umask: int = 0
+    ) -> Attr:
+        inode = self._make(caller, parent, name, mode & ~umask)
         inode.rdev = rdev
         return self._attr(inode)
 
@@ -339,20 +343,22 @@ class MemoryVfs:
         return self._open(inode, flags)
 
     async def create(
-        self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int
+        self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int, umask: int = 0
     ) -> tuple[Attr, int]:
         directory = self._directory(parent)
         if name in directory.entries and not flags & os.O_EXCL:
             inode = self._child(directory, name)
             fh = await self.open(caller, inode.ino, flags)
         else:
-            inode = self._make(caller, parent, name, stat.S_IFREG | mode)
+            inode = self._make(caller, parent, name, stat.S_IFREG | mode & ~umask)
             fh = self._open(inode, flags)
         return self._attr(inode), fh
 
-    async def tmpfile(self, caller: Caller, parent: Ino, mode: int, flags: int) -> tuple[Attr, int]:
+    async def tmpfile(
+        self, caller: Caller, parent: Ino, mode: int, flags: int, umask: int = 0
+    ) -> tuple[Attr, int]:
         self._directory(parent)
-        inode = self._new_inode(caller, stat.S_IFREG | mode)
+        inode = self._new_inode(caller, stat.S_IFREG | mode & ~umask)
         inode.nlink = 0
         return self._attr(inode), self._open(inode, flags)
 

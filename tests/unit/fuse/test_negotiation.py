@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pydi_fs.fuse.abi import InitFlag
-from pydi_fs.fuse.negotiation import WANTED
+from pydi_fs.fuse.negotiation import WANTED, WANTED_FOR_ACLS
 from tests.unit.fuse import kernel as k
 from tests.unit.fuse.kernel import Kernel
 
@@ -39,7 +39,7 @@ def test_a_present_kernel_gets_all_that_is_wanted() -> None:
     )
     assert len(answer.payload) == 64
     assert (major, minor, readahead) == (7, 45, 131072)
-    assert flags | flags2 << 32 == WANTED
+    assert flags | flags2 << 32 == WANTED | WANTED_FOR_ACLS
     assert (max_write, pages, gran) == (1 << 20, 256, 1)
     assert 0 < congestion < background
     assert kernel.negotiated is not None
@@ -52,16 +52,23 @@ def test_a_present_kernel_gets_all_that_is_wanted() -> None:
         InitFlag.FUSE_WRITEBACK_CACHE,  # the kernel would own sizes against remote changes
         InitFlag.FUSE_AUTO_INVAL_DATA,  # mtime is no version
         InitFlag.FUSE_NO_OPEN_SUPPORT,  # OPEN is where versions are compared
-        InitFlag.FUSE_POSIX_ACL,  # nobody would obey them
-        InitFlag.FUSE_DONT_MASK,  # the kernel applies the umask
-        InitFlag.FUSE_SETXATTR_EXT,  # SETXATTR is decoded in its short form
         InitFlag.FUSE_SECURITY_CTX,
         InitFlag.FUSE_CREATE_SUPP_GROUP,
     ],
 )
 def test_what_would_break_a_promise_is_never_asked_for(flag: InitFlag) -> None:
     """These flags change the meaning of other requests and stay off."""
-    assert not WANTED & flag
+    assert not (WANTED | WANTED_FOR_ACLS) & flag
+
+
+@pytest.mark.parametrize("lacking", WANTED_FOR_ACLS)
+def test_access_control_lists_need_all_that_belongs_to_them(lacking: InitFlag) -> None:
+    """A kernel before 5.12 does not say who may keep a set-group-id bit; none of it is asked for.
+    Nor where the kernel does not check permissions."""
+    _, answer = init(7, 31, ALL & ~InitFlag.FUSE_INIT_EXT & ~lacking)
+    assert not answer.unpack("I", 12)[0] & WANTED_FOR_ACLS
+    _, answer = init(7, 45, ALL, kernel_checks=False)
+    assert not answer.unpack("I", 12)[0] & WANTED_FOR_ACLS
 
 
 def test_an_older_kernel_gets_only_what_it_offers() -> None:

@@ -356,8 +356,8 @@ def test_extended_attributes_are_sized_and_listed() -> None:
 
 
 @pytest.mark.parametrize("name", [b"system.posix_acl_access", b"system.posix_acl_default"])
-def test_acls_are_refused_and_never_stored(name: bytes) -> None:
-    """An ACL that would be kept but not obeyed is refused: EOPNOTSUPP to read, write and drop."""
+def test_acls_are_refused_where_nobody_obeys_them(name: bytes) -> None:
+    """No INIT has agreed on it: EOPNOTSUPP to read, write and drop."""
 
     async def scenario(kernel: Kernel) -> None:
         store = struct.pack("=II", 1, 0) + name + b"\0x"
@@ -366,6 +366,41 @@ def test_acls_are_refused_and_never_stored(name: bytes) -> None:
         assert (await kernel.ask(k.GETXATTR, ROOT, get)).error == errno.EOPNOTSUPP
         assert (await kernel.ask(k.REMOVEXATTR, ROOT, name + b"\0")).error == errno.EOPNOTSUPP
         assert await kernel.vfs.listxattr(ROOT_CALLER, ROOT_INO) == []
+
+    run(scenario)
+
+
+def test_what_init_agreed_on_for_acls_counts() -> None:
+    """The umask comes with the request; SETXATTR has its long form, whose flag is passed on; the
+    mode is that of the list; who has none is told so without a question to the tree."""
+
+    async def scenario(kernel: Kernel) -> None:
+        offered = 1 << 6 | 1 << 20 | 1 << 29  # DONT_MASK POSIX_ACL SETXATTR_EXT
+        await kernel.ask(k.INIT, 0, struct.pack("=IIII", 7, 31, 131072, offered))
+        made = await kernel.ask(k.MKDIR, ROOT, struct.pack("=II", 0o777, 0o027) + b"d\0")
+        (mode,) = made.unpack("I", 40 + 60)
+        assert mode == stat.S_IFDIR | 0o750
+        flags: list[int] = []
+
+        async def setxattr(*arguments: object) -> None:
+            *_, name, value, given = arguments
+            assert (name, value) == (b"system.posix_acl_access", b"list")
+            assert isinstance(given, int)
+            flags.append(given)
+
+        kernel.vfs.setxattr = setxattr  # type: ignore[method-assign]
+        for kill in (0, 1):
+            body = struct.pack("=IIII", 4, 0, kill, 0) + b"system.posix_acl_access\0list"
+            assert (await kernel.ask(k.SETXATTR, made.nodeid, body)).error == 0
+        assert flags == [0, 4]
+        get = struct.pack("=II", 100, 0) + b"system.posix_acl_access\0"
+        assert (await kernel.ask(k.GETXATTR, made.nodeid, get)).error == errno.ENODATA
+        attr = await kernel.vfs.getattr(Ino(made.nodeid))
+        marked = attr._replace(mode=stat.S_IFDIR | 0o700 | 1 << 16 | 0o64 << 18)
+        kernel.vfs.getattr_nowait = lambda _: marked  # type: ignore[method-assign]
+        shown = await kernel.ask(k.GETATTR, made.nodeid, bytes(16))
+        assert shown.unpack("I", 16 + 60) == (stat.S_IFDIR | 0o764,)
+        assert (await kernel.ask(k.GETXATTR, made.nodeid, get)).error == errno.ENODATA
 
     run(scenario)
 

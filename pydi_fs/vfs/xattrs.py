@@ -1,0 +1,57 @@
+"""Extended attributes: the part of `Vfs` that is about them.
+
+Which names a file has is remembered like its attributes (`NameCache`), for the kernel asks for
+security.capability before the first write to each file, and hardly any file has one.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from pydi_fs.client import Client
+from pydi_fs.vfs.cache import NameCache
+from pydi_node.commands import Caller, Command, RemoveXattr, SetXattr
+from pydi_node.errors import FileError
+from pydi_node.ids import Ino
+from pydi_node.wire.messages import GetXattr, ListXattr
+
+
+class Xattrs:
+    """What it needs of Vfs, and the four calls."""
+
+    client: Client
+    _cache: NameCache
+    _execute: Callable[[Command], Awaitable[Any]]
+
+    async def getxattr(self, ino: Ino, name: bytes) -> bytes:
+        if name not in await self._xattr_names(ino):
+            raise FileError(errno.ENODATA)
+        value: bytes = await self.client.call(GetXattr(ino, name))
+        return value
+
+    async def listxattr(self, caller: Caller, ino: Ino) -> list[bytes]:
+        """Names the caller may see: ``trusted.`` is root's, xattr(7)."""
+        names = await self._xattr_names(ino)
+        return [name for name in names if caller.uid == 0 or not name.startswith(b"trusted.")]
+
+    async def _xattr_names(self, ino: Ino) -> tuple[bytes, ...]:
+        known = self._cache.xattr_names(ino)
+        if known is not None and self.client.lease_s() > 0:
+            return known
+
+        def arrived(answer: Sequence[bytes]) -> tuple[bytes, ...]:
+            self._cache.put_xattr_names(ino, answer)
+            return tuple(answer)
+
+        names: tuple[bytes, ...] = await self.client.call(ListXattr(ino), arrived=arrived)
+        return names
+
+    async def setxattr(
+        self, caller: Caller, ino: Ino, name: bytes, value: bytes, flags: int
+    ) -> None:
+        await self._execute(SetXattr(caller, ino, name, value, flags))
+
+    async def removexattr(self, caller: Caller, ino: Ino, name: bytes) -> None:
+        await self._execute(RemoveXattr(caller, ino, name))
