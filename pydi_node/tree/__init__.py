@@ -66,6 +66,7 @@ House-keeping queries, always of now:
     tree.orphans(limit: int, after: Ino = Ino(0)) -> list[Ino]       inodes without a name
     tree.blob(blob: BlobId) -> BlobInfo                   FileError(ENOENT) when unknown
     tree.content(blob: BlobId) -> bytes                   of a blob in the tree; FileError(ENOENT)
+    tree.mend_content(info: BlobInfo, content: bytes) -> bool        it was damaged; it is this
     tree.blobs(after: BlobId, limit: int) -> list[BlobInfo]          all, ascending
     tree.blobs_of_node(node: NodeNumber, after: BlobId, limit: int) -> list[BlobInfo]
     tree.last_counter_of(node: NodeNumber) -> int         of the blobs that node named; 0: none

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -156,6 +157,27 @@ os.link(f"/proc/self/fd/{fd}", "t", dst_dir_fd=os.open(".", os.O_RDONLY))
     subprocess.run(["sh", "-c", "umask 027; touch g; mkdir e"], check=True, cwd=there)
     assert getfacl(top / "g") == ["user::rw-", "group::r--", "other::---"]
     assert getfacl(top / "e") == ["user::rwx", "group::r-x", "other::---"]
+
+
+def test_a_successor_obeys_them_too(shared: World) -> None:
+    """What INIT agreed on holds for the process that goes on with the mount: lists are shown and
+    set, and the umask is taken off where it counts, once."""
+    worker = shared.mount.worker
+    if worker is None:
+        pytest.skip("restart under open files needs Linux 6.9")
+    file = make_file(shared.path / "f")
+    run("setfacl", "-m", f"u:{NAMED[0]}:rw", file)
+    (shared.path / "d").mkdir()
+    run("setfacl", "-d", "-m", f"u:{NAMED[0]}:rwx", shared.path / "d")
+    os.kill(worker, signal.SIGKILL)
+    assert rights(file, NAMED) == 6
+    assert stat.S_IMODE(file.stat().st_mode) == 0o660
+    run("setfacl", "-m", f"u:{OTHER[0]}:r", file)
+    assert rights(file, OTHER) == 4
+    subprocess.run(["sh", "-c", "umask 027; touch g d/f"], check=True, cwd=shared.path)
+    assert stat.S_IMODE((shared.path / "g").stat().st_mode) == 0o640
+    assert f"user:{NAMED[0]}:rwx" in getfacl(shared.path / "d" / "f")
+    assert rights(shared.path / "d" / "f", NAMED) == 6
 
 
 def test_only_the_owner_sets_lists(shared: World) -> None:
