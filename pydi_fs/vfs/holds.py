@@ -45,7 +45,14 @@ class Holds:
 
     def closed(self, fh: int) -> None:
         """The handle is gone. One that nobody told of here (the past) is no hold."""
-        if self._untold.pop(fh, None) is None and (ino := self._told.pop(fh, None)) is not None:
+        if self._untold.pop(fh, None) is not None or (ino := self._told.pop(fh, None)) is None:
+            return
+        if ino in self._untold.values():
+            # Between a Release and an Open nobody would hold it, and a file that lost its name long
+            # ago (and was opened again through /proc) would be purged.
+            heir = next(other for other, held in self._untold.items() if held == ino)
+            self._told[heir] = self._untold.pop(heir)
+        else:
             self._later(self._tell_release(ino))
 
     async def before_name_goes(self, ino: Ino | None) -> None:

@@ -177,6 +177,31 @@ def test_a_file_that_stays_open_is_held(
     asyncio.run(scenario())
 
 
+def test_a_hold_passes_to_the_handle_that_is_left(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file without a name is opened again through /proc/self/fd and its first handle closed: at
+    no moment does the node believe that nobody holds it, for it may be due to be purged."""
+    monkeypatch.setattr(holds, "TELL_AFTER_S", DEADLINE_S)
+
+    async def scenario() -> None:
+        async with Mount(node, tmp_path) as mount:
+            fh = await mount.create(b"a")
+            ino = mount.vfs.ino_of(fh)
+            await mount.vfs.unlink(ROOT_CALLER, ROOT_INO, b"a")
+            mount.client.sent.clear()
+            again = await mount.vfs.open(ROOT_CALLER, ino, os.O_RDONLY)
+            await mount.vfs.release(fh)
+            await asyncio.sleep(0)
+            assert mount.client.sent == []
+            assert await mount.opens() == 1
+            await mount.vfs.release(again)
+            await mount.wait_opens(0)
+            assert mount.client.sent == ["Release"]
+
+    asyncio.run(scenario())
+
+
 def test_an_open_of_what_is_known_asks_nobody(
     node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
