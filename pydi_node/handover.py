@@ -85,3 +85,10 @@ def can_lead(
     return any(peer.number == number for peer in status.peers) and all(
         node.state == "up" and not node.witness for node in nodes if node.number == number
     )
+
+
+def next_in_turn(status: Status) -> NodeNumber | None:
+    """To whom a leader hands over that must not lead, when it can't know who should: whoever must
+    not either does the same, and so everyone's turn comes. None: no other voter is there."""
+    voters = [peer.number for peer in status.peers if peer.voter and peer.active]
+    return min(voters, key=lambda number: (number < status.node, number), default=None)

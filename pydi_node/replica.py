@@ -103,7 +103,7 @@ from pydi_node.errors import (
     UnavailableError,
     UserError,
 )
-from pydi_node.handover import Demand, can_lead
+from pydi_node.handover import Demand, can_lead, next_in_turn
 from pydi_node.ids import ClientId, LogIndex, NodeNumber, Serial, Term, TimeNs
 from pydi_node.leases import Grant, Leases, Renew, Unreleased
 from pydi_node.records import Result, Touched
@@ -165,6 +165,7 @@ class Replica:
         self._in_log: set[Key] = set()  # proposed by this leader in this term, not yet applied
         self._envelopes: dict[LogIndex, tuple[Term, Envelope]] = {}  # spares decoding on the leader
         self._demand = Demand(config.handover, now.mono_s)  # a leader's
+        self._next_relief_s = -inf  # when this node, full and leading, looks for another leader
         self._time_ns = TimeNs(0)  # newest stamp given out
         self._next_expiry_s = inf
 
@@ -258,8 +259,8 @@ class Replica:
         now_s = self._now.mono_s
         if now_s >= self._next_expiry_s:
             self._expire()
-        if self.is_leader and (favourite := self._demand.favourite(now_s)) is not None:
-            self._go_where_the_work_is(favourite)
+        if self.is_leader:
+            self._look_who_should_lead(now_s)
         if not self.is_leader and self.raft.leader is not None:
             for key, pending in self._pending.items():
                 if now_s - pending.sent_s >= self.config.forward_retry_s:
@@ -545,9 +546,8 @@ class Replica:
 
     def _on_disk_full(self, event: DiskFull) -> None:
         self._disk_full = event.full
-        if event.full and self.is_leader:
-            # Another voter may have room. If it can't take over, this node goes on leading.
-            self._hand_over()
+        if not event.full:
+            self._next_relief_s = -inf
 
     # --- applying ---------------------------------------------------------------------------------
 
@@ -826,6 +826,18 @@ class Replica:
                 _log.debug("hand-over put off: %s", exc)
         elif self._leaving is not None and (heirs := self._heirs()):
             self._change(MembershipChange(ChangeKind.PROMOTE, max(heirs, key=_advance).number))
+
+    def _look_who_should_lead(self, now_s: float) -> None:
+        favourite = self._demand.favourite(now_s)
+        if not self.space_is_short:
+            if favourite is not None:
+                self._go_where_the_work_is(favourite)
+        elif now_s >= self._next_relief_s and (number := next_in_turn(self.raft.status())):
+            # It would let nobody write, however it came to lead: elected, or a favourite whose disk
+            # got full in the meantime. If that one can't take over, this node goes on leading.
+            self._next_relief_s = now_s + self.config.handover.hold_s
+            _log.info("hands over to node %d, for this one's disk is full", number)
+            self.raft.transfer_leadership(number)
 
     def _go_where_the_work_is(self, number: NodeNumber) -> None:
         raft = self.raft

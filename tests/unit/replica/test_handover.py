@@ -248,6 +248,48 @@ def test_it_does_not_go_to_a_node_whose_disk_is_full(make: MakeCluster) -> None:
     assert cluster.leader() == leader
 
 
+def fill_at_the_end_of_a_window(cluster: Cluster, leader: int, full: int) -> None:
+    """That node works until it would be the leader's favourite, and has no room just then."""
+    work = Work(cluster, full)
+    assert not work.go_on(int(CONFIG.hold_s / 0.05) - 2)
+    cluster.step(full, DiskFull(True))
+    cluster.until(lambda: cluster.leader() == full)
+
+
+def elect_full(cluster: Cluster, leader: int, full: int) -> None:
+    cluster.step(full, DiskFull(True))
+    cluster.kill(leader)
+    cluster.until(lambda: bool(cluster.replica(full).raft.campaign() or cluster.leader() == full))
+    cluster.start(leader)
+
+
+@pytest.mark.parametrize("how", [fill_at_the_end_of_a_window, elect_full])
+def test_a_full_node_that_leads_all_the_same_hands_on(
+    make: MakeCluster, how: Callable[[Cluster, int, int], None]
+) -> None:
+    """And the next one, if it is full, does likewise: whoever has room may write soon."""
+    cluster = make(3)
+    leader = cluster.elect()
+    full = leader % 3 + 1
+    also_full = full % 3 + 1
+    how(cluster, leader, full)
+    cluster.step(also_full, DiskFull(True))
+    cluster.until(lambda: cluster.leader() == leader)
+    assert isinstance(cluster.execute(leader, 7, 1, create("a")), Result)
+
+
+def test_where_every_disk_is_full_leadership_comes_to_rest(make: MakeCluster) -> None:
+    """Nobody has more room to offer, so each tries once in a while only."""
+    cluster = make(3)
+    leader = cluster.elect()
+    began_s, term = cluster.now.mono_s, cluster.replica(leader).raft.term
+    for number in cluster.members:
+        cluster.step(number, DiskFull(True))
+    cluster.tick(LONG)
+    moves = cluster.replica(leader).raft.term - term
+    assert 3 <= moves <= 3 * (1 + (cluster.now.mono_s - began_s) / CONFIG.hold_s)
+
+
 def test_it_does_not_go_to_a_witness(make: MakeCluster) -> None:
     """The books are asked."""
     cluster = make(3)
