@@ -6,7 +6,7 @@ come from: a mount that works alone on its node has the leader beside it soon.
 
 What must not happen is worth more than what may be won, so it takes all of this:
 
-* For a whole window nearly all commands came through one node. Between two nodes that are used
+* For two whole windows nearly all commands came through one node. Between two nodes that are used
   about equally nothing moves.
 * A leader stays for ``hold_s``, whatever happens, so leadership moves no oftener than that.
 * Everybody answers. A new leader takes each member for the holder of a lease until it has heard
@@ -39,6 +39,7 @@ class Demand:
     def __init__(self, config: HandoverConfig, now_s: float) -> None:
         self._config = config
         self._counts: dict[NodeNumber, int] = {}
+        self._winner: NodeNumber | None = None  # of the last window
         self._window_end_s = now_s + config.window_s
         self._held_until_s = now_s + config.hold_s
 
@@ -51,17 +52,21 @@ class Demand:
         self._counts[number] = self._counts.get(number, 0) + 1
 
     def favourite(self, now_s: float) -> NodeNumber | None:
-        """The node through which more than three of four commands of the last window came; asked
-        with every tick, told once for a window."""
+        """The node through which more than three of four commands came, in the last window and in
+        the one before it; asked with every tick, told once for a window.
+
+        In one window alone there may be nothing but the end of what all nodes did together.
+        """
         if now_s < self._window_end_s:
             return None
         self._window_end_s = now_s + self._config.window_s
         counts, self._counts = self._counts, {}
+        before, self._winner = self._winner, None
         total = sum(counts.values())
-        if total < self._config.commands_min or now_s < self._held_until_s:
-            return None
-        most = max(counts, key=lambda number: (counts[number], -number))
-        return most if counts[most] * 4 > total * 3 else None
+        if total >= self._config.commands_min:
+            most = max(counts, key=lambda number: (counts[number], -number))
+            self._winner = most if counts[most] * 4 > total * 3 else None
+        return self._winner if self._winner == before and now_s >= self._held_until_s else None
 
     def handed_over(self, now_s: float) -> None:
         """It was tried; not again before a leader would move again."""

@@ -52,16 +52,26 @@ def favourite(demand: Demand, now_s: float, **counts: int) -> NodeNumber | None:
 def test_nearly_all_of_enough_work_makes_a_favourite(
     counts: dict[str, int], expected: NodeNumber | None
 ) -> None:
-    """More than three of four commands of a window, and enough of them."""
+    """More than three of four commands of two windows, and enough of them."""
     demand = Demand(CONFIG, 0.0)
-    assert favourite(demand, CONFIG.hold_s, **counts) == expected
+    assert favourite(demand, CONFIG.hold_s, **counts) is None
+    assert favourite(demand, CONFIG.hold_s + CONFIG.window_s, **counts) == expected
+
+
+def test_the_end_of_what_all_did_makes_no_favourite() -> None:
+    """Somebody is the last, alone in the window in which the work ends."""
+    demand = Demand(CONFIG, 0.0)
+    assert favourite(demand, 10.0, n1=50, n2=50) is None
+    assert favourite(demand, 11.0, n2=20) is None
+    assert favourite(demand, 12.0) is None
+    assert favourite(demand, 13.0, n2=20) is None
 
 
 def test_each_window_is_looked_at_once() -> None:
     """At its end; what was before does not count any more."""
     demand = Demand(CONFIG, 0.0)
     assert favourite(demand, 0.9, n1=100) is None
-    assert favourite(demand, 2.9, n2=100) is None, "held"
+    assert favourite(demand, 2.9, n2=400) is None, "held"
     assert favourite(demand, 3.8, n2=8) is None, "not over yet"
     assert favourite(demand, 3.9) == TWO
     assert favourite(demand, 4.9) is None
