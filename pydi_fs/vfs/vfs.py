@@ -795,9 +795,11 @@ class Vfs(Xattrs):
         if not file.dirty and not file.busy:
             return
         await file.publish()
+        self._cache.forget((file.ino,), ())
         if not file.stale:
             self._cache.answers(self._cache.moment)
             self._cache.put_attr(file.attr)
+        self._cache.note((file.ino,), ())  # whoever asked before this knew less
 
     async def _make(self, command: Mkdir | Mknod | Symlink) -> Attr:
         def arrived(answer: Any) -> Attr:
