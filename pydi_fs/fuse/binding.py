@@ -83,6 +83,7 @@ class KernelBinding:
             self._write,
             on_ready=self._on_ready,
             forget_attributes=self._forget_attributes,
+            drop_listings=self._drop_listings,
             handed_out=self._on_handed_out,
             remembered_s=self._remembered_s,
             cache_timeout_s=cache_timeout_s,
@@ -282,6 +283,11 @@ class KernelBinding:
         if self._notifier is not None:
             self._notifier.forget_attributes(nodeid)
 
+    def _drop_listings(self, inos: tuple[Ino, ...]) -> asyncio.Future[None] | None:
+        if self._notifier is None or self._ended.is_set():
+            return None
+        return self._notifier.invalidate((), (), listings=inos)
+
     def _on_invalidate(
         self, inos: tuple[Ino, ...], entries: Entries, everything: bool
     ) -> asyncio.Future[None] | None:
@@ -294,8 +300,9 @@ class KernelBinding:
         else:
             for ino in inos:
                 self._dispatcher.pages.changed(ino)
+        listings = self._dispatcher.listings.all() if everything else ()
         nodeids = tuple(self._dispatcher.nodeids.of(ino) for ino in inos)
-        return self._notifier.invalidate(nodeids, entries, everything)
+        return self._notifier.invalidate(nodeids, entries, everything, listings)
 
 
 def _may_pass_through() -> bool:

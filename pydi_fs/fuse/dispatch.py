@@ -33,6 +33,7 @@ from pydi_fs.fuse import abi, arguments, codec
 from pydi_fs.fuse.abi import FuseOpcode, InitFlag
 from pydi_fs.fuse.codec import CodecError, Header, Timeout
 from pydi_fs.fuse.filesystem import FileSystem
+from pydi_fs.fuse.listings import Drop, Listings
 from pydi_fs.fuse.lock_owners import LockOwners
 from pydi_fs.fuse.negotiation import Negotiated, negotiate
 from pydi_fs.fuse.nodeids import SECOND, NodeIds, Verdict
@@ -47,7 +48,7 @@ from pydi_fs.vfs.local_blobs import LocalBlob
 from pydi_node.commands import ROOT_CALLER, Caller
 from pydi_node.errors import FileError, PydiError, errno_of
 from pydi_node.ids import INT64_MAX, Ino
-from pydi_node.records import NAME_MAX_BYTES, ST_MODE_BITS, Attr
+from pydi_node.records import NAME_MAX_BYTES, ST_MODE_BITS, Attr, DirEntry
 
 log = logging.getLogger("pydi.fuse")
 
@@ -92,6 +93,7 @@ class Dispatcher(Xattrs):
     vfs           where operations go.
     write         takes each answer as a list of buffers.
     on_ready      called once when the kernel's INIT is answered.
+    drop_listings  makes the kernel forget what directories contain.
     forget_attributes  tells the kernel to ask for a node id's attributes again; must not block.
     handed_out    told each node id whose attributes go to the kernel.
     remembered_s  the time-out to give now instead of one that is no shorter.
@@ -109,6 +111,7 @@ class Dispatcher(Xattrs):
         *,
         on_ready: Callable[[Negotiated], None],
         forget_attributes: Callable[[int], None],
+        drop_listings: Drop,
         handed_out: Callable[[int], None],
         remembered_s: Callable[[float], float] = lambda timeout_s: timeout_s,
         cache_timeout_s: float = CACHE_TIMEOUT_S,
@@ -133,6 +136,7 @@ class Dispatcher(Xattrs):
         self._agreed = InitFlag(0)  # what INIT agreed on
         self._debug = debug
         self._journal = journal or Journal()
+        self.listings = Listings(drop_listings, self._journal)
         self._lock_owners = LockOwners()
         # Requests without an answer yet, by unique.
         self._running: dict[int, tuple[asyncio.Task[None], Operation]] = {}
@@ -173,7 +177,7 @@ class Dispatcher(Xattrs):
             return
         operation = _OPERATIONS[opcode]
         # What comes again may have been done before, which takes a task to find out.
-        if operation.nowait is not None and not header.unique & RESENT:
+        if operation.nowait is not None and (not header.unique & RESENT or not operation.changes):
             try:
                 payload = operation.nowait(self, header, body)
             except Exception as exc:
@@ -203,7 +207,7 @@ class Dispatcher(Xattrs):
             nodeids[ino | SECOND if opened.second else ino] = None
         for lock in state.locks:
             self._lock_owners.locked(Ino(lock.ino), lock.fh, lock.owner)
-        return [*nodeids, *(listed.ino for listed in state.directories.values())]
+        return [*nodeids, *state.listed]
 
     @property
     def running(self) -> Sequence[int]:
@@ -213,6 +217,7 @@ class Dispatcher(Xattrs):
     async def stop(self) -> None:
         """Returns when nothing runs any more: readers and lock waiters are cancelled, changes go on
         to their end (each has a deadline). Call it when no more requests can come."""
+        self.listings.stop()
         for task, operation in list(self._running.values()):
             if operation.waits or not operation.changes:
                 _cancel(task)
@@ -262,11 +267,8 @@ class Dispatcher(Xattrs):
         if fh is None:
             return
         try:
-            if header.opcode == FuseOpcode.FUSE_OPENDIR:
-                await self._vfs.releasedir(fh)
-            else:
-                self._closed(self._vfs.ino_of(fh), fh)
-                await self._vfs.release(fh)
+            self._closed(self._vfs.ino_of(fh), fh)
+            await self._vfs.release(fh)
         except FileError:
             pass  # it could not be restored
         self._journal.closed(fh)
@@ -337,14 +339,17 @@ class Dispatcher(Xattrs):
         return Caller(header.uid, header.gid, groups_of(header.pid))
 
     def _timeout(self, header: Header) -> Timeout:
+        return Timeout.of(self._timeout_s(header))
+
+    def _timeout_s(self, header: Header) -> float:
         """How long the kernel may keep the answer to this request, given now.
 
         Not at all if a change made elsewhere came in between: it may have changed what the answer
         shows, and the kernel, told of it before, may not have known that yet.
         """
         if self._began.get(header.unique, self._vfs.pushes) != self._vfs.pushes:
-            return _NO_TIMEOUT
-        return Timeout.of(self._remembered_s(min(self._vfs.lease_s(), self._timeout_max_s)))
+            return 0.0
+        return self._remembered_s(min(self._vfs.lease_s(), self._timeout_max_s))
 
     def _entry(self, header: Header, attr: Attr) -> bytes:
         nodeid = self.nodeids.of(attr.ino)
@@ -474,16 +479,13 @@ class Dispatcher(Xattrs):
 
     async def _symlink(self, header: Header, body: codec.Symlink) -> bytes:
         parent = Ino(header.nodeid)
-        return self._entry(
-            header, await self._vfs.symlink(self._caller(header), parent, body.name, body.target)
-        )
+        attr = await self._vfs.symlink(self._caller(header), parent, body.name, body.target)
+        return self._entry(header, attr)
 
     async def _link(self, header: Header, body: codec.Link) -> bytes:
-        parent = Ino(header.nodeid)
-        return self._entry(
-            header,
-            await self._vfs.link(self._caller(header), Ino(body.ino & ~SECOND), parent, body.name),
-        )
+        ino, parent = Ino(body.ino & ~SECOND), Ino(header.nodeid)
+        attr = await self._vfs.link(self._caller(header), ino, parent, body.name)
+        return self._entry(header, attr)
 
     async def _unlink(self, header: Header, body: codec.Named) -> bytes:
         await self._vfs.unlink(self._caller(header), Ino(header.nodeid), body.name)
@@ -507,10 +509,8 @@ class Dispatcher(Xattrs):
     async def _statfs(self, _header: Header, _body: codec.Empty) -> bytes:
         return codec.encode_statfs(await self._vfs.statfs(), NAME_MAX_BYTES)
 
-    async def _done(self, _header: Header, _body: Any) -> bytes:
-        """FSYNCDIR: the tree is durable before a change is acknowledged. DESTROY: the device ends
-        next, and that is what `binding` waits for."""
-        return b""
+    async def _done(self, header: Header, _body: Any) -> bytes:
+        raise AssertionError(header)  # its twin always knows the answer
 
     def _ioctl_nowait(self, _header: Header, _body: codec.Ioctl) -> bytes:
         # Python's open() asks every file whether it is a terminal.
@@ -518,32 +518,21 @@ class Dispatcher(Xattrs):
 
     # --- handlers: directories --------------------------------------------------------------------
 
-    async def _opendir(self, header: Header, _body: codec.Open) -> bytes:
-        # No FOPEN_CACHE_DIR: an answer to READDIR that a change elsewhere overtook would stay in
-        # the kernel's copy of the listing, which has no time-out of its own.
-        ino = Ino(header.nodeid)
-        fh = await self._vfs.opendir(ino)
-        self._journal.listed(header.unique, fh, ino)
-        return codec.encode_open(fh, 0)
+    def _opendir_nowait(self, _header: Header, _body: codec.Open) -> bytes:
+        if self._kernel_checks:
+            raise FileError(errno.ENOSYS, "the kernel opens directories by itself: see listings")
+        return codec.encode_open(0, 0)  # it may do so without a look at the attributes
 
     async def _readdir(self, header: Header, body: codec.Read) -> bytes:
         dots = self._dots(header, body, plus=False)
         space = body.size - len(dots)
-        entries = await self._vfs.readdir(
-            body.fh,
-            max(0, body.offset - codec.COOKIE_SHIFT),
-            max(1, space // codec.DIRENT_MIN_BYTES),
-        )
+        entries = await self._entries(header, body, max(1, space // codec.DIRENT_MIN_BYTES))
         return dots + codec.encode_dirents(entries, space)
 
     async def _readdirplus(self, header: Header, body: codec.Read) -> bytes:
         dots = self._dots(header, body, plus=True)
         space = body.size - len(dots)
-        entries = await self._vfs.readdir(
-            body.fh,
-            max(0, body.offset - codec.COOKIE_SHIFT),
-            max(1, space // codec.DIRENTPLUS_MIN_BYTES),
-        )
+        entries = await self._entries(header, body, max(1, space // codec.DIRENTPLUS_MIN_BYTES))
         for entry in entries:
             self._handed_out(self.nodeids.of(entry.attr.ino))
         if any(entry.attr.mode > ST_MODE_BITS for entry in entries):
@@ -551,6 +540,20 @@ class Dispatcher(Xattrs):
         return dots + codec.encode_direntsplus(
             entries, self.nodeids.of, self._timeout(header), space
         )
+
+    async def _entries(self, header: Header, body: codec.Read, limit: int) -> list[DirEntry]:
+        ino = Ino(header.nodeid)
+        if body.offset == 0:
+            attr = self._vfs.getattr_nowait(ino)
+            await self.listings.begin(ino, None if attr is None else attr.changed)
+        timeout_s = 0.0
+        try:
+            cookie = max(0, body.offset - codec.COOKIE_SHIFT)
+            entries = await self._vfs.entries(ino, header.pid, cookie, limit)
+            timeout_s = self._timeout_s(header)
+        finally:
+            self.listings.answered(ino, timeout_s)
+        return entries
 
     def _dots(self, header: Header, body: codec.Read, plus: bool) -> bytes:
         if body.offset >= codec.DOT_DOT_OFFSET:
@@ -560,15 +563,10 @@ class Dispatcher(Xattrs):
             raise FileError(errno.EINVAL, "buffer too small for a directory entry")
         return dots
 
-    async def _releasedir(self, _header: Header, body: codec.Release) -> bytes:
-        await self._vfs.releasedir(body.fh)
-        self._journal.closed(body.fh)
+    def _done_nowait(self, _header: Header, _body: Any) -> bytes:
+        """FSYNCDIR: a change is durable when it is acknowledged. RELEASEDIR: there is no handle.
+        DESTROY: the device ends next, and that is what `binding` waits for."""
         return b""
-
-    async def _undo_opendir(self, _header: Header, payload: bytes) -> None:
-        fh = arguments.fh_in(payload)
-        await self._vfs.releasedir(fh)
-        self._journal.closed(fh)
 
     # --- handlers: files --------------------------------------------------------------------------
 
@@ -816,8 +814,8 @@ class Dispatcher(Xattrs):
         return b""
 
     OPERATIONS: ClassVar[dict[int, Operation]] = {
-        FuseOpcode.FUSE_INIT: Operation(_done, nowait=_init_nowait),
-        FuseOpcode.FUSE_DESTROY: Operation(_done),
+        FuseOpcode.FUSE_INIT: Operation(_done, nowait=_init_nowait, changes=False),
+        FuseOpcode.FUSE_DESTROY: Operation(_done, nowait=_done_nowait, changes=False),
         FuseOpcode.FUSE_LOOKUP: Operation(_lookup, nowait=_lookup_nowait, changes=False),
         FuseOpcode.FUSE_GETATTR: Operation(_getattr, nowait=_getattr_nowait, changes=False),
         FuseOpcode.FUSE_STATX: Operation(_statx, nowait=_statx_nowait, changes=False),
@@ -833,16 +831,16 @@ class Dispatcher(Xattrs):
         FuseOpcode.FUSE_RENAME: Operation(_rename),
         FuseOpcode.FUSE_RENAME2: Operation(_rename),
         FuseOpcode.FUSE_STATFS: Operation(_statfs, changes=False),
-        FuseOpcode.FUSE_IOCTL: Operation(_done, nowait=_ioctl_nowait),
+        FuseOpcode.FUSE_IOCTL: Operation(_done, nowait=_ioctl_nowait, changes=False),
         FuseOpcode.FUSE_GETXATTR: Operation(Xattrs.getxattr, nowait=Xattrs.known, changes=False),
         FuseOpcode.FUSE_LISTXATTR: Operation(Xattrs.listxattr, changes=False),
         FuseOpcode.FUSE_SETXATTR: Operation(Xattrs.setxattr, nowait=Xattrs.refused),
         FuseOpcode.FUSE_REMOVEXATTR: Operation(Xattrs.removexattr, nowait=Xattrs.refused),
-        FuseOpcode.FUSE_OPENDIR: Operation(_opendir, undo=_undo_opendir),
+        FuseOpcode.FUSE_OPENDIR: Operation(_done, nowait=_opendir_nowait, changes=False),
         FuseOpcode.FUSE_READDIR: Operation(_readdir, changes=False),
         FuseOpcode.FUSE_READDIRPLUS: Operation(_readdirplus, changes=False),
-        FuseOpcode.FUSE_RELEASEDIR: Operation(_releasedir),
-        FuseOpcode.FUSE_FSYNCDIR: Operation(_done),
+        FuseOpcode.FUSE_RELEASEDIR: Operation(_done, nowait=_done_nowait, changes=False),
+        FuseOpcode.FUSE_FSYNCDIR: Operation(_done, nowait=_done_nowait, changes=False),
         FuseOpcode.FUSE_OPEN: Operation(_open, nowait=_open_nowait, undo=_undo_open),
         FuseOpcode.FUSE_CREATE: Operation(_create, undo=_undo_create),
         FuseOpcode.FUSE_TMPFILE: Operation(_tmpfile, undo=_undo_create),

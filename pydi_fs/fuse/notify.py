@@ -8,7 +8,8 @@ that not even SIGKILL ends. So: never from a handler, and no handler ever waits 
 For each change, in this order (each line closes a race that was seen):
 
     INVAL_ENTRY(dir, name)   also waits for a LOOKUP in flight and drops what it brings
-    INVAL_INODE(dir, pages)  its listing and attributes; an unknown name leaves the listing alone
+    INVAL_INODE(dir, pages)  its listing and attributes; an unknown name leaves the listing alone,
+                             but even that waits for a READDIR in flight and what it brings
     INVAL_INODE(ino, pages)  attributes and content
 
 Two cases end in INC_EPOCH, which makes every name stale, costs the kernel nothing, and can't block:
@@ -53,11 +54,17 @@ HANDED_OUT_MAX = 16384
 _GONE = frozenset((errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED, errno.EBADF, errno.EPERM))
 
 
+# Telling the kernel of a name, whether it is there or not, waits until every READDIR under way in
+# the directory has been taken in.
+_ANY_NAME = b"any"
+
+
 class _Batch(NamedTuple):
     serial: int
     nodeids: tuple[int, ...]
     entries: Entries
     everything: bool
+    listings: Iterable[int]
     told: asyncio.Future[None]  # done when the kernel uses none of these any more
 
 
@@ -113,17 +120,24 @@ class Notifier:
         return timeout_s
 
     def invalidate(
-        self, nodeids: Iterable[int], entries: Entries, everything: bool = False
+        self,
+        nodeids: Iterable[int],
+        entries: Entries,
+        everything: bool = False,
+        listings: Iterable[int] = (),
     ) -> asyncio.Future[None]:
         """The kernel stops using these within DEADLINE_S. Returns at once; the future is done when
         it has. Without epochs names take up to a time-out. Cached pages of files that are open take
         as long as a local operation that is in their way, and for those nobody waits.
 
-        everything  all names are stale too; ``nodeids`` then are those that may have content.
+        everything  all names are stale too; ``nodeids`` then are those that may have content, and
+                    ``listings`` the directories that may have been listed.
+        listings    directories of which only the listing goes.
         """
         loop = asyncio.get_running_loop()
         self._queued += 1
-        batch = _Batch(self._queued, tuple(nodeids), entries, everything, loop.create_future())
+        told: asyncio.Future[None] = loop.create_future()
+        batch = _Batch(self._queued, tuple(nodeids), entries, everything, listings, told)
         self._queue.put(batch)
         loop.call_later(DEADLINE_S, self._overdue, batch)
         return batch.told
@@ -142,6 +156,9 @@ class Notifier:
                 self._inc_epoch()
             for nodeid in batch.nodeids:
                 self._tell_inode(nodeid, pages=False)
+            for directory in batch.listings:
+                # Its time of change is looked at before the listing is used again.
+                self._send(codec.encode_inval_inode(directory, pages=False))
         if not self._has_epoch and (batch.everything or (is_late and has_names)):
             loop = asyncio.get_running_loop()
             self._careful_until_s = loop.time() + CAREFUL_S
@@ -174,6 +191,10 @@ class Notifier:
             self._send(codec.encode_inval_entry(parent, name))
         for parent in dict.fromkeys(parent for parent, _ in batch.entries):
             self._send(codec.encode_inval_inode(parent, pages=True))
+        for directory in batch.listings:
+            if batch.everything:
+                self._send(codec.encode_inval_entry(directory, _ANY_NAME))
+            self._send(codec.encode_inval_inode(directory, pages=True))
         for nodeid in batch.nodeids:
             self._tell_inode(nodeid, pages=True)
 

@@ -5,6 +5,7 @@ The part of `Dispatcher` that is about them. Whether the kernel obeys lists was 
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from pydi_fs.fuse import abi, codec
@@ -13,6 +14,7 @@ from pydi_fs.fuse.codec import Header
 from pydi_fs.fuse.filesystem import FileSystem
 from pydi_fs.vfs import acls
 from pydi_node.commands import XATTR_KILL_SGID, Caller
+from pydi_node.errors import FileError
 from pydi_node.ids import Ino
 from pydi_node.records import Attr
 
@@ -39,6 +41,9 @@ class Xattrs:
     def known(self, header: Header, body: codec.Getxattr) -> None:
         attr = self._vfs.getattr_nowait(Ino(header.nodeid))
         acls.require_known(body.name, attr, self._obeys_acls())
+        # ls asks for one of each file, and the kernel before the first write to one.
+        if self._vfs.lacks_xattr(Ino(header.nodeid), body.name):
+            raise FileError(errno.ENODATA)
 
     def refused(self, _header: Header, body: Any) -> None:
         acls.require_known(body.name, None, self._obeys_acls())

@@ -28,7 +28,7 @@ from pydi_fs.vfs.extents import Segment
 from pydi_node.commands import ROOT_CALLER, Caller
 from pydi_node.ids import Ino, LogIndex, Serial
 
-FORMAT = 1  # of all records together; a worker takes over from one of the same format only
+FORMAT = 2  # of all records together; a worker takes over from one of the same format only
 HEADER = Struct("<Q")
 _FRAME = Struct("<II")
 
@@ -65,10 +65,14 @@ class Opened(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """A handle of a directory likewise."""
+    """The kernel may keep what this directory contains."""
 
-    unique: int
-    fh: int
+    ino: int
+
+
+class Unlisted(NamedTuple):
+    """It was told to forget it."""
+
     ino: int
 
 
@@ -223,7 +227,7 @@ class Done(NamedTuple):
 RECORDS: tuple[type[Any], ...] = (
     Agreed, Identity, Opened, Listed, Closed, Locked, Moment, Numbered, Backing, Wrote, Cut,
     Punched, Stamped, Rebased, Staged, Publishing, Committing, Published, Forgotten,
-    Frozen, Highest, Done, Unlocked,
+    Frozen, Highest, Done, Unlocked, Unlisted,
 )  # fmt: skip
 _KINDS: dict[type[Any], int] = {record: kind for kind, record in enumerate(RECORDS)}
 
@@ -301,7 +305,7 @@ class State:
         self.last_serial = 0
         self.last_source = 0
         self.handles: dict[int, Opened] = {}
-        self.directories: dict[int, Listed] = {}
+        self.listed: dict[int, None] = {}
         self.locks: dict[Locked, None] = {}
         self.moments: list[LogIndex] = []
         self.backings: set[int] = set()
@@ -331,12 +335,11 @@ class State:
                 self.handed[record.unique] = record.fh
                 self.last_fh = max(self.last_fh, record.fh)
             case Listed():
-                self.directories[record.fh] = record
-                self.handed[record.unique] = record.fh
-                self.last_fh = max(self.last_fh, record.fh)
+                self.listed[record.ino] = None
+            case Unlisted():
+                self.listed.pop(record.ino, None)
             case Closed():
                 self.handles.pop(record.fh, None)
-                self.directories.pop(record.fh, None)
                 self._drop_locks(lambda lock: lock.fh == record.fh)
             case Locked():
                 self.locks[record] = None

@@ -59,8 +59,11 @@ class Journal:
     ) -> None:  # fmt: skip
         """The kernel is about to hear of a handle."""
 
-    def listed(self, unique: int, fh: int, ino: Ino) -> None:
-        """The same of a directory."""
+    def listed(self, ino: Ino) -> None:
+        """The kernel is about to hear what a directory contains, and may keep it."""
+
+    def unlisted(self, ino: Ino) -> None:
+        """It keeps it no longer."""
 
     def closed(self, fh: int) -> None: ...
     def locked(self, ino: Ino, fh: int, owner: int) -> None: ...
@@ -184,8 +187,11 @@ class KeptJournal(Journal):
         unique &= ~RESENT
         self._note(records.Opened(unique, fh, ino, flags, *caller, second, passing))
 
-    def listed(self, unique: int, fh: int, ino: Ino) -> None:
-        self._note(records.Listed(unique & ~RESENT, fh, ino))
+    def listed(self, ino: Ino) -> None:
+        self._note(records.Listed(ino))
+
+    def unlisted(self, ino: Ino) -> None:
+        self._note(records.Unlisted(ino))
 
     def closed(self, fh: int) -> None:
         self._note(records.Closed(fh))
@@ -299,7 +305,7 @@ def snapshot(state: State) -> Iterable[Any]:
     for number in sorted(state.backings):
         yield records.Backing(number, True)
     yield from state.handles.values()
-    yield from state.directories.values()
+    yield from map(records.Listed, state.listed)
     yield from state.locks
     for sent in state.serials.values():
         yield from sent

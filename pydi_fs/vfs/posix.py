@@ -22,6 +22,9 @@ LOCK_KINDS = {
 }
 LOCK_NUMBERS = {kind: number for number, kind in LOCK_KINDS.items()}
 
+# F_SETLKW waits until the lock is free or the program is interrupted, by contract of fcntl(2).
+WAIT_FOREVER_S = 365.0 * 86400
+
 
 def permitted(attr: Attr, caller: Caller, mask: int) -> bool:
     """access(2) where the kernel does not check: R_OK, W_OK, X_OK of ``mask``, all of them."""

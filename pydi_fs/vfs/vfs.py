@@ -1,7 +1,6 @@
 """The Vfs: one async method per POSIX operation on inode numbers. See the package docstring.
 
-Callers: the bindings and the command line. It never walks paths (but `resolve`), never speaks to
-the kernel, and holds no lock across a wait but those inside OpenFile.
+It never walks paths (but `resolve`), never speaks to the kernel, and holds no lock across a wait.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from pydi_fs.vfs.posix import (
     FALLOC_ZERO_RANGE,
     LOCK_KINDS,
     LOCK_NUMBERS,
+    WAIT_FOREVER_S,
     permitted,
 )
 from pydi_fs.vfs.reader import BlobReader
@@ -86,8 +86,6 @@ from pydi_node.wire.messages import (
 
 log = logging.getLogger("pydi.vfs")
 
-# F_SETLKW waits until the lock is free or the program is interrupted, by contract of fcntl(2).
-WAIT_FOREVER_S = 365.0 * 86400
 O_ACCMODE = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 
 
@@ -180,8 +178,6 @@ class Vfs(Xattrs):
         for opened in state.handles.values():
             caller = Caller(opened.uid, opened.gid, opened.groups)
             self._restore_handle(state, stage_files, opened, caller)
-        for listed in state.directories.values():
-            self._listed[listed.fh] = Ino(listed.ino)
         drop_unused(stage_files, self._journal)
 
     def _restore_handle(

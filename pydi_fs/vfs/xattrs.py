@@ -25,6 +25,11 @@ class Xattrs:
     _cache: NameCache
     _execute: Callable[[Command], Awaitable[Any]]
 
+    def lacks_xattr(self, ino: Ino, name: bytes) -> bool:
+        """Whether it is known, without a question, that there is no such attribute."""
+        known = self._cache.xattr_names(ino)
+        return known is not None and name not in known and self.client.lease_s() > 0
+
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
         if name not in await self._xattr_names(ino):
             raise FileError(errno.ENODATA)

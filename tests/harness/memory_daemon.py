@@ -1,6 +1,6 @@
 """The kernel binding on a `MemoryVfs`, as a process of its own: what mount tests talk to.
 
-    python -m tests.harness.memory_daemon MOUNTPOINT [allow_other] [read_only] [debug]
+    python -m tests.harness.memory_daemon MOUNTPOINT [FLAG]...
 
 It prints "mounted" or "error: sentence", then reads commands from standard input, a JSON array a
 line, and answers each with a line: the name of a method of Daemon, then its arguments. It ends
@@ -21,9 +21,9 @@ from typing import Any
 from pydi_fs.fuse import KernelBinding
 from pydi_fs.mount_options import MountOptions
 from pydi_node.errors import UserError
-from tests.harness.memory_vfs import MemoryVfs
+from tests.harness.memory_vfs import MemoryVfs, Told
 
-FLAGS = ("allow_other", "read_only", "debug")
+FLAGS = ("allow_other", "read_only", "debug", "nodefault_permissions")
 
 
 class CountingVfs(MemoryVfs):
@@ -49,17 +49,17 @@ class Daemon:
         self._vfs = vfs
         self._binding = binding
 
-    def change(self, path: str, content: str) -> None:
-        """As if another machine had written the file."""
-        self._vfs.change_elsewhere(path.encode(), content.encode())
+    async def change(self, path: str, content: str) -> None:
+        """As if another machine had written the file; it waits until the kernel knows."""
+        await _told(self._vfs.change_elsewhere(path.encode(), content.encode()))
 
-    def replace(self, path: str, content: str) -> None:
-        """As if another machine had put a new file there."""
-        self._vfs.replace_elsewhere(path.encode(), content.encode())
+    async def replace(self, path: str, content: str) -> None:
+        """As if another machine had put a new file there; likewise."""
+        await _told(self._vfs.replace_elsewhere(path.encode(), content.encode()))
 
-    def remove(self, path: str) -> None:
-        """As if another machine had unlinked it."""
-        self._vfs.remove_elsewhere(path.encode())
+    async def remove(self, path: str) -> None:
+        """As if another machine had unlinked it; likewise."""
+        await _told(self._vfs.remove_elsewhere(path.encode()))
 
     def block_reads(self) -> None:
         """Reads wait until `release_reads`."""
@@ -82,6 +82,11 @@ class Daemon:
         return self._vfs.open_handles
 
 
+async def _told(told: Told) -> None:
+    if told is not None:
+        await told
+
+
 def _commands(loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[str]) -> None:
     for line in sys.stdin:
         loop.call_soon_threadsafe(queue.put_nowait, line)
@@ -90,7 +95,8 @@ def _commands(loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[str]) -> Non
 
 async def serve(mountpoint: str, flags: list[str]) -> int:
     vfs = CountingVfs()
-    options = MountOptions(fsname="memory", **dict.fromkeys(flags, True))
+    given = {flag.removeprefix("no"): not flag.startswith("no") for flag in flags}
+    options = MountOptions(fsname="memory", **given)
     binding = KernelBinding(vfs, mountpoint, options)
     try:
         await binding.mount()

@@ -37,6 +37,9 @@ from pydi_node.records import NAME_MAX_BYTES, Attr, DirEntry, Statfs
 BLOCK_BYTES = 65536
 TOTAL_BYTES = 1 << 40
 
+# Done when the binding's kernel shows the change, as whoever made it would wait for; None: at once.
+Told = asyncio.Future[None] | None
+
 FALLOC_KEEP_SIZE = 1
 FALLOC_PUNCH_HOLE = 2
 FALLOC_ZERO_RANGE = 16
@@ -99,9 +102,9 @@ class MemoryVfs:
         self._last_ino = int(ROOT_INO)
         self._last_cookie = 0
         self._last_fh = 0
+        self._ends: dict[tuple[Ino, int], int] = {}  # last cookie of each listing
         self._inodes: dict[Ino, _Inode] = {}
         self._handles: dict[int, _Handle] = {}
-        self._directories: dict[int, Ino] = {}
         self._locks: dict[tuple[Ino, bool], list[_Lock]] = {}
         self._lock_waiters: list[asyncio.Future[None]] = []
         root = _Inode(ROOT_INO, stat.S_IFDIR | 0o777, 0, 0, nlink=2)
@@ -111,8 +114,8 @@ class MemoryVfs:
 
     @property
     def open_handles(self) -> int:
-        """Files and directories that are open: a binding that leaks none ends at 0."""
-        return len(self._handles) + len(self._directories)
+        """Files that are open: a binding that leaks none ends at 0."""
+        return len(self._handles)
 
     # --- names and attributes -----------------------------------------------------------------
 
@@ -271,6 +274,9 @@ class MemoryVfs:
         del source.entries[name]
         self._moved(inode, source, target)
 
+    def lacks_xattr(self, ino: Ino, name: bytes) -> bool:
+        return self.cached and name not in self._inode(ino).xattrs
+
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
         value = self._inode(ino).xattrs.get(name)
         if value is None:
@@ -303,28 +309,20 @@ class MemoryVfs:
 
     # --- directories --------------------------------------------------------------------------
 
-    async def opendir(self, ino: Ino) -> int:
-        self._directory(ino)
-        self._last_fh += 1
-        self._directories[self._last_fh] = ino
-        return self._last_fh
-
-    async def readdir(self, fh: int, cookie: int, limit: int) -> list[DirEntry]:
-        if fh not in self._directories:
-            raise FileError(errno.EBADF)
-        directory = self._inode(self._directories[fh])
+    async def entries(self, ino: Ino, reader: int, cookie: int, limit: int) -> list[DirEntry]:
+        directory = self._directory(ino)
         found = []
+        if cookie == 0:
+            # Names that are made later are not shown, or a listing might never end.
+            self._ends[ino, reader] = self._last_cookie
+        end = self._ends.get((ino, reader), INT64_MAX)
         # Cookies grow in the order in which names were added, which is the order of the dict.
-        for name, (entry_cookie, ino) in directory.entries.items():
-            if entry_cookie > cookie:
-                found.append(DirEntry(entry_cookie, name, self._attr(self._inodes[ino])))
+        for name, (entry_cookie, child) in directory.entries.items():
+            if cookie < entry_cookie <= end:
+                found.append(DirEntry(entry_cookie, name, self._attr(self._inodes[child])))
                 if len(found) == limit:
                     break
         return found
-
-    async def releasedir(self, fh: int) -> None:
-        if self._directories.pop(fh, None) is None:
-            raise FileError(errno.EBADF)
 
     # --- files --------------------------------------------------------------------------------
 
@@ -520,7 +518,7 @@ class MemoryVfs:
 
     # --- changes as if made on another machine ------------------------------------------------
 
-    def change_elsewhere(self, path: bytes, content: bytes) -> None:
+    def change_elsewhere(self, path: bytes, content: bytes) -> Told:
         """Another machine wrote ``content`` to ``path`` (relative to the root) and closed it."""
         inode = self._walk(path)
         inode.blocks.clear()
@@ -528,9 +526,9 @@ class MemoryVfs:
         inode.size = len(content)
         self._content_changed(inode)
         self._publish(inode)
-        self.on_invalidate((inode.ino,), (), False)
+        return self.on_invalidate((inode.ino,), (), False)
 
-    def replace_elsewhere(self, path: bytes, content: bytes) -> None:
+    def replace_elsewhere(self, path: bytes, content: bytes) -> Told:
         """Another machine put a new file in the place of ``path``, or made it."""
         directory, name = self._walk(os.path.dirname(path)), os.path.basename(path)
         touched = [directory.ino]
@@ -543,14 +541,14 @@ class MemoryVfs:
         inode.size = len(content)
         self._content_changed(inode)
         self._publish(inode)
-        self.on_invalidate(tuple(touched), ((directory.ino, name),), False)
+        return self.on_invalidate(tuple(touched), ((directory.ino, name),), False)
 
-    def remove_elsewhere(self, path: bytes) -> None:
+    def remove_elsewhere(self, path: bytes) -> Told:
         """Another machine unlinked ``path``."""
         directory, name = self._walk(os.path.dirname(path)), os.path.basename(path)
         inode = self._child(directory, name)
         self._remove(directory, name, inode)
-        self.on_invalidate((directory.ino, inode.ino), ((directory.ino, name),), False)
+        return self.on_invalidate((directory.ino, inode.ino), ((directory.ino, name),), False)
 
     def _walk(self, path: bytes) -> _Inode:
         inode = self._inode(ROOT_INO)

@@ -180,6 +180,28 @@ def test_locks_stay_held(supervised: World, tmp_path: Path, style: str) -> None:
         second.close()
 
 
+def test_a_listing_that_the_kernel_kept_is_not_the_successors(
+    supervised: World, tmp_path: Path
+) -> None:
+    """A name that is made elsewhere while the worker hangs is there when another one has taken
+    over, also through a directory that was open and listed before."""
+    second = MountProcess(tmp_path / "second", supervised.node.data_dir, "kernel")
+    (supervised.path / "folder").mkdir()
+    fd = os.open(supervised.path / "folder", os.O_RDONLY)
+    try:
+        second.start()
+        for _ in range(2):
+            assert os.listdir(fd) == []
+        kill_worker(supervised.mount, signal.SIGSTOP)
+        (second.path / "folder" / "new").touch()
+        kill_worker(supervised.mount)
+        assert os.listdir(supervised.path / "folder") == ["new"]
+        assert os.listdir(fd) == ["new"]
+    finally:
+        os.close(fd)
+        second.close()
+
+
 def test_passthrough_goes_on(supervised: World) -> None:
     """Who reads a file past the worker does so while there is none; who writes it then gets a file
     of its own, and readers the new content at their next open."""

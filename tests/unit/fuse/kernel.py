@@ -64,6 +64,7 @@ class Kernel:
         self.answers: list[Answer] = []
         self.forgotten: list[Ino] = []  # inodes whose attributes the kernel was told to drop
         self.handed_out: list[Ino] = []
+        self.dropped: list[Ino] = []  # directories whose listing the kernel was told to drop
         self.negotiated: Negotiated | None = None
         self.takes = True  # False: nobody waits for answers any more
         self.refuses = 0  # so many answers are refused with EINVAL
@@ -75,9 +76,13 @@ class Kernel:
             self._take,
             on_ready=self._on_ready,
             forget_attributes=self.forgotten.append,
+            drop_listings=self._drop_listings,
             handed_out=self.handed_out.append,
             **options,
         )
+
+    def _drop_listings(self, inos: tuple[Ino, ...]) -> None:
+        self.dropped += inos
 
     def send(self, opcode: int, nodeid: int = ROOT, body: bytes = b"") -> int:
         """Delivers one request; its unique."""

@@ -133,7 +133,6 @@ def test_an_open_that_nobody_got_is_closed_again() -> None:
         kernel.takes = False
         ino = (await kernel.vfs.lookup(Ino(ROOT), b"file")).ino
         kernel.send(k.OPEN, ino, struct.pack("=II", os.O_RDONLY, 0))
-        kernel.send(k.OPENDIR, ROOT, struct.pack("=II", 0, 0))
         kernel.send(k.CREATE, ROOT, struct.pack("=IIII", os.O_RDWR, 0o644, 0, 0) + b"new\0")
         await kernel.dispatcher.stop()
         assert kernel.vfs.open_handles == opened
@@ -463,7 +462,6 @@ OPCODES = [*sorted(dispatch.Dispatcher.OPERATIONS), k.FORGET, k.BATCH_FORGET, k.
 async def _swallow(requests: Sequence[bytes]) -> None:
     kernel = Kernel()
     created = await kernel.create(b"f")
-    await kernel.ask(k.OPENDIR, ROOT, struct.pack("=II", 0, 0))
     await kernel.ask(k.MKDIR, ROOT, struct.pack("=II", 0o755, 0) + b"d\0")
     assert created.nodeid == 2
     kernel.answers.clear()

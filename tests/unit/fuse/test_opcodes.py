@@ -433,11 +433,10 @@ def test_listing_is_complete_in_pieces_of_any_size(cached: bool, size: int, plus
         names = [b"n" * (i % 200 + 1) + b"%d" % i for i in range(300)]
         for name in names:
             await kernel.create(name)
-        opened = await kernel.ask(k.OPENDIR, ROOT, struct.pack("=II", 0, 0))
         opcode = k.READDIRPLUS if plus else k.READDIR
         offset, found = 0, []
         while True:
-            answer = await kernel.ask(opcode, ROOT, read_in(opened.fh, offset, size))
+            answer = await kernel.ask(opcode, ROOT, read_in(0, offset, size))
             assert answer.error == 0
             assert len(answer.payload) <= size
             records = entries_of(answer.payload, plus)
@@ -452,11 +451,24 @@ def test_listing_is_complete_in_pieces_of_any_size(cached: bool, size: int, plus
                 assert not plus or nodeid == 0
             elif plus:
                 assert nodeid == ino
-        release = struct.pack("=QIIQ", opened.fh, 0, 0, 0)
+        release = struct.pack("=QIIQ", 0, 0, 0, 0)
         assert (await kernel.ask(k.FSYNCDIR, ROOT, struct.pack("=QII", 0, 0, 0))).error == 0
         assert (await kernel.ask(k.RELEASEDIR, ROOT, release)).error == 0
 
     run(scenario, cached=cached)
+
+
+@pytest.mark.parametrize("kernel_checks", [True, False])
+def test_directories_are_opened_by_the_kernel(kernel_checks: bool) -> None:
+    """And what they contain is kept there, but only where it looks at their attributes before."""
+
+    async def main() -> None:
+        kernel = Kernel(kernel_checks=kernel_checks)
+        answer = await kernel.ask(k.OPENDIR, ROOT, struct.pack("=II", 0, 0))
+        assert answer.error == (errno.ENOSYS if kernel_checks else 0)
+        assert answer.payload == (b"" if kernel_checks else bytes(16))
+
+    asyncio.run(main())
 
 
 def test_listing_resumes_at_each_offset() -> None:
@@ -465,16 +477,13 @@ def test_listing_resumes_at_each_offset() -> None:
     async def scenario(kernel: Kernel) -> None:
         for name in (b"a", b"b", b"c", b"d"):
             await kernel.create(name)
-        opened = await kernel.ask(k.OPENDIR, ROOT, struct.pack("=II", 0, 0))
-        whole = entries_of(
-            (await kernel.ask(k.READDIR, ROOT, read_in(opened.fh, 0, 4096))).payload, False
-        )
+        whole = entries_of((await kernel.ask(k.READDIR, ROOT, read_in(0, 0, 4096))).payload, False)
         for position, (_, _, offset, _) in enumerate(whole):
-            rest = await kernel.ask(k.READDIR, ROOT, read_in(opened.fh, offset, 4096))
+            rest = await kernel.ask(k.READDIR, ROOT, read_in(0, offset, 4096))
             assert entries_of(rest.payload, False) == whole[position + 1 :]
         await kernel.ask(k.UNLINK, ROOT, b"b\0")
         after_b = whole[3][2]
-        rest = await kernel.ask(k.READDIR, ROOT, read_in(opened.fh, after_b, 4096))
+        rest = await kernel.ask(k.READDIR, ROOT, read_in(0, after_b, 4096))
         assert [name for *_, name in entries_of(rest.payload, False)] == [b"c", b"d"]
 
     run(scenario)

@@ -252,14 +252,16 @@ def test_a_successor_reads_what_was_written(logs: tuple[int, int]) -> None:
     first.opened(4, 2, INO, os.O_RDONLY, ROOT_CALLER, second=True, passing=False)
     first.closed(1)
     first.compact()
-    first.listed(6, 3, Ino(1))
+    first.listed(Ino(1))
+    first.listed(Ino(5))
+    first.unlisted(Ino(1))
     second = journal(logs)
     assert second.state is not None
     assert set(second.state.handles) == {2}
-    assert set(second.state.directories) == {3}
+    assert set(second.state.listed) == {5}
     third = journal(logs)
     assert third.state is not None
-    assert third.state.last_fh == 3
+    assert third.state.last_fh == 2
     assert third.state.handles[2].second
     assert third.state.identity == (9, bytes(16))
 
