@@ -69,6 +69,7 @@ class Watch:
         self._entries: dict[Key, bytes] = {}
         self._previous: dict[Key, int] = {}
         self._committed: dict[int, int] = {}  # index -> term
+        self._certain_since: dict[int, int] = {}  # index -> term of the leader that committed it
         self._applied: dict[int, tuple[int, object, Result | None]] = {}
         self._digests: dict[int, bytes] = {}
         self._promises: dict[int, _Promises] = {}
@@ -148,6 +149,7 @@ class Watch:
             log = raft._log
             for index in range(max(seen.commit, log.front.index) + 1, raft.commit_index + 1):
                 self._commit(index, int(log.term_at(LogIndex(index)) or 0))
+                self._certain_since.setdefault(index, raft.term)
             seen.commit = raft.commit_index
             self.commit_max = max(self.commit_max, seen.commit)
         # A lone voter whose own vote is not on its disk has been elected by nobody yet: it says and
@@ -162,13 +164,15 @@ class Watch:
         self.require(before == term, "committed twice, differently", index, before, term)
 
     def _on_leader(self, node: int, raft: Raft) -> None:
-        """One leader in a term, and it has everything that was ever committed."""
+        """One leader in a term, and it has everything that was committed in earlier ones. It may
+        learn of its election when a later term has its leader already, who commits more."""
         other = self._leaders.setdefault(raft.term, node)
         self.require(other == node, "two leaders in term", raft.term, other, node)
         self.elections += 1
         for index in range(raft.first_index, self.commit_max + 1):
             self.require(
-                raft._log.term_at(LogIndex(index)) == self._committed[index],
+                raft._log.term_at(LogIndex(index)) == self._committed[index]
+                or self._certain_since[index] > raft.term,
                 "leader", node, "of term", raft.term, "lacks committed entry", index,
             )  # fmt: skip
 
