@@ -56,15 +56,14 @@ class Leadership:
     outgoing: Outgoing | None = None
     snapshot_asked: bool = False  # snapshot_wanted went out and was not answered yet
 
-    def choose_needed(self, voters: Iterable[NodeNumber], active_ticks: int) -> None:
-        """Of ``voters`` (this leader among them, or not), those whose answers are waited for.
-
-        active_ticks  who was silent for so long is not counted on.
-        """
+    def choose_needed(self, voters: Iterable[NodeNumber]) -> None:
+        """Of ``voters`` (this leader among them, or not), those whose answers are waited for."""
         everyone = tuple(voters)
         others = [self.peers[voter] for voter in everyone if voter in self.peers]
         missing = majority(len(everyone)) - (len(everyone) - len(others))
-        missing -= sum(1 for p in others if p.attentive and p.silent_ticks < active_ticks)
+        # Not counted on: who has not written yet what all were sent at the last flush. A dead one,
+        # or one whose disk hangs while it answers heartbeats, would delay every batch.
+        missing -= sum(1 for p in others if p.attentive and p.match_index >= self.flushed_index)
         spare = [p for p in others if not p.attentive]
         spare.sort(
             key=lambda p: (

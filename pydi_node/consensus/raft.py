@@ -896,7 +896,7 @@ class Raft:
     def _replicate(self, lead: Leadership) -> None:
         """Send each follower what it lacks, as far as its window allows."""
         lead.broadcast = lead.holds_back = False
-        lead.choose_needed(self.membership.voters, self.config.election_ticks)
+        lead.choose_needed(self.membership.voters)
         batches: dict[LogIndex, tuple[tuple[Entry, ...], int]] = {}  # shared by equal followers
         for progress in lead.peers.values():
             if self._may_wait(lead, progress):

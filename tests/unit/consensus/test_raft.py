@@ -376,6 +376,28 @@ def test_a_follower_in_use_counts_for_the_majority() -> None:
     assert appended(drive(raft)) == [(3, 1)]
 
 
+def test_a_follower_in_use_whose_disk_hangs_does_not_count() -> None:
+    """It hears heartbeats and holds a lease, so it seems to be in use for ever; what it was sent
+    longer ago than a commit takes it has not written, and the next batch goes to the other, too."""
+    raft = unused(2, 3)
+    raft.attend(NodeNumber(3), True)
+    drive(raft)
+    raft.propose([b"x"])
+    assert appended(drive(raft)) == [(3, 1)]
+    raft.flush()
+    assert appended(drive(raft)) == [(2, 1)]
+    raft.step(AppendResponse(2, 1, 1, 0, raft.last_index))
+    drive(raft)
+    assert raft.commit_index == raft.last_index
+    raft.propose([b"x"])
+    assert sorted(appended(drive(raft))) == [(2, 1), (3, 1)]
+    for number in (2, 3):  # it goes on
+        raft.step(AppendResponse(number, 1, 1, 0, raft.last_index))
+    drive(raft)
+    raft.propose([b"x"])
+    assert appended(drive(raft)) == [(3, 1)]
+
+
 def test_a_learner_that_nobody_uses_waits_for_the_tick() -> None:
     """A lone voter needs nobody."""
     front = SnapshotMeta(0, 0, Membership((Member(1, True), Member(2, False))))
