@@ -53,6 +53,7 @@ class Locking:
         self._asking: dict[Key, int] = {}  # requests under way: what they get isn't in the mirror
         self._leadership: Leadership = (Term(0), None)  # that the table is of
         self._moved = asyncio.Event()
+        self._patience: set[asyncio.Timeout] = set()  # of whoever asks this leader
         self._leads_since_s = 0.0
         self._heard: set[NodeNumber] = set()  # who told this leader what it holds
         self._all_heard = asyncio.Event()
@@ -155,19 +156,31 @@ class Locking:
             pass  # what went wrong may have been the connection
 
     async def _ask_once(self, verb: str, arguments: dict[str, Any], deadline_s: float) -> Any:
+        """The present leader's answer. NotLeaderError as soon as it is not the newest that this
+        node knows: it may hang, and would not be believed."""
         replica = self._peers.driver.replica
-        asked = self._newest_leadership()
-        if replica.is_leader:
-            answer = await self.answer(verb, arguments, deadline_s)
-        elif replica.raft.leader is None:
-            raise NotLeaderError(None)
-        else:
-            answer = await self._peers.request(
-                replica.raft.leader, Admin(verb, arguments), deadline_s
-            )
+        self._look_at_leadership()
+        asked = self._leadership
+        try:
+            async with asyncio.timeout(None) as patience:
+                self._patience.add(patience)
+                try:
+                    answer = await self._ask_leader(verb, arguments, deadline_s)
+                finally:
+                    self._patience.discard(patience)
+        except TimeoutError as exc:
+            raise NotLeaderError(replica.raft.leader) from exc
         if self._newest_leadership() != asked:
             raise NotLeaderError(replica.raft.leader)  # it may know nothing of this answer
         return answer
+
+    async def _ask_leader(self, verb: str, arguments: dict[str, Any], deadline_s: float) -> Any:
+        replica = self._peers.driver.replica
+        if replica.is_leader:
+            return await self.answer(verb, arguments, deadline_s)
+        if replica.raft.leader is None:
+            raise NotLeaderError(None)
+        return await self._peers.request(replica.raft.leader, Admin(verb, arguments), deadline_s)
 
     def _newest_leadership(self) -> Leadership:
         raft = self._peers.driver.replica.raft
@@ -187,6 +200,9 @@ class Locking:
         self._all_heard = asyncio.Event()
         self._moved.set()
         self._moved = asyncio.Event()
+        for patience in self._patience:
+            patience.reschedule(self._loop.time())
+        self._patience.clear()
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_exception(NotLeaderError(leadership[1]))  # to be asked for again
@@ -220,7 +236,8 @@ class Locking:
             )
         except UnavailableError as exc:
             _log.debug("leader not told of locks: %s", exc)
-            await self._wait_moved()
+            if self._leadership == (term, leader):
+                await self._wait_moved()
             self._told.set()
 
     # --- the leader's side ------------------------------------------------------------------------
@@ -246,6 +263,9 @@ class Locking:
         self._look_at_leadership()
         try:
             if verb == "locks":
+                if arguments["term"] != self._leadership[0]:
+                    # It is older than what was given out since, and may keep out what is held now.
+                    raise NotLeaderError(None)
                 self._replace(arguments)
                 return None
             ino, flock, lock = _unpack(arguments)
@@ -322,11 +342,9 @@ class Locking:
         for ino, flock, lock in held:
             if not self._table.set(ino, flock, lock):
                 _log.warning("node %s and another one hold the same lock of inode %d", node, ino)
-        # One of an earlier term may be older than a lock that was given out since.
-        if arguments.get("term") == self._leadership[0]:
-            self._heard.add(node)
-            if self._heard >= {self._node, *self._peers.members}:
-                self._all_heard.set()
+        self._heard.add(node)
+        if self._heard >= {self._node, *self._peers.members}:
+            self._all_heard.set()
 
 
 def _is_of(node: NodeNumber, session: Session) -> bool:
