@@ -45,7 +45,7 @@ _HARMLESS = frozenset(
         "client", "content", "count", "cut", "end", "exclusive", "extents", "flags", "flock", "gid",
         "kind", "length", "limit", "mode", "mtime_ns", "name", "new_name", "offset", "owner", "pid",
         "rdev", "serial", "size", "source_offset", "start", "target_offset", "time_ns", "uid",
-        "value", "wait",
+        "umask", "value", "wait",
     }
 )  # fmt: skip
 # They name a blob that this session is writing: the handlers know no other.

@@ -74,6 +74,25 @@ def test_every_command_of_a_client_is_decided(driver: Driver, command: Any) -> N
     assert refused.value.errno == errno.ESTALE
 
 
+@pytest.mark.parametrize(
+    "command",
+    [c for c in COMMANDS.values() if COMMAND_CODES[type(c)] in CLIENT_COMMANDS],
+    ids=lambda command: type(command).__name__,
+)
+def test_every_command_of_a_client_is_for_its_own_directory(driver: Driver, command: Any) -> None:
+    """None has a field of which nobody has said what it means for such a token."""
+    bounds = bounds_of(driver)
+    own = driver.tree.resolve(b"/own").ino
+    places = {
+        field.name: own
+        for field in dataclasses.fields(command)
+        if isinstance(getattr(command, field.name), int) and field.name in _INODES
+    }
+    nothing: dict[str, Any] = {"extents": (), "blobs": ()} if hasattr(command, "blobs") else {}
+    within = dataclasses.replace(command, **places, **nothing)
+    assert bounds.inward(m.Execute(ClientId(1), Serial(1), within)).command == within
+
+
 @pytest.mark.parametrize("kind", [Commit, PutFile])
 def test_content_of_others_is_not_to_be_named(driver: Driver, kind: type[Any]) -> None:
     """In its own directory too: a blob that the session was neither shown nor has written."""
