@@ -38,6 +38,8 @@ SEALED_MAX_BYTES = 128  # a secret under a seal has 60
 GROUPS_MAX = 65536  # NGROUPS_MAX of Linux
 EXTENTS_PER_COMMAND_MAX = 65536  # 64 Ki extents of ~20 bytes keep a command near 1 MiB
 INOS_PER_COMMAND_MAX = 4096
+# Numbers of one ReserveInodes: which of them are used fits into one positive integer of SQLite.
+INODES_RESERVED = 62
 # What a command may carry of a file. The setting inline_max_bytes says how much it does.
 INLINE_WIRE_MAX_BYTES = 64 * 1024
 
@@ -86,6 +88,8 @@ class PutFile:
     """New regular file with all of its content; EEXIST when there is the name. Value: Attr.
 
     size, extents, blobs, mtime_ns, content  as in a Commit with a cut at 0.
+    ino  its number, out of a reservation of this client (ReserveInodes), in a directory that is
+         delegated to it; ESTALE when either does not hold. None: the next one.
     """
 
     caller: Caller
@@ -97,6 +101,7 @@ class PutFile:
     blobs: tuple[BlobInfo, ...]
     mtime_ns: TimeNs | None = None
     content: bytes | None = None
+    ino: Ino | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,11 +376,51 @@ class Compact:
     content: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ReserveInodes:
+    """Inode numbers that only this client's PutFile may use, until its session expires or it has
+    reserved others several times. Value: the first of INODES_RESERVED consecutive ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delegate:
+    """Only this client may change names in the directory, or the directory itself, until it gives
+    that back or loses it. Value: whether it may; not while another one does, nor once it is asked
+    for it back, nor when it has very many."""
+
+    ino: Ino
+
+
+@dataclass(frozen=True, slots=True)
+class Undelegate:
+    """Directories that are delegated to this client are so no longer. Value: how many were."""
+
+    inos: tuple[Ino, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Whoever has these directories is told, as of a change to them, to give them back. Value: how
+    many are delegated."""
+
+    inos: tuple[Ino, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """The delegations of these directories end, if their first Recall was at or before the log
+    index ``recalled``: it is released, so the holder uses them no more. Value: how many ended."""
+
+    inos: tuple[Ino, ...]
+    recalled: LogIndex
+
+
 Command = (
     Mkdir | Create | Mknod | Symlink | Tmpfile | Link | Unlink | Rmdir | Rename | SetAttr
     | SetXattr | RemoveXattr | Commit | CloneRange | PurgeOrphans | TrimHistory | SetSetting
     | SetHolders | ForgetBlobs | ExpireSessions | SetNode | SpreadFactors | SetToken
-    | Compact | SetSecret | RetireSecret | PutFile
+    | Compact | SetSecret | RetireSecret | PutFile | ReserveInodes | Delegate | Undelegate | Recall
+    | Revoke
 )  # fmt: skip
 
 
@@ -399,19 +444,22 @@ COMMAND_CODES: dict[type[Any], int] = {
     PurgeOrphans: 15, TrimHistory: 16, SetSetting: 17, SetHolders: 18, ForgetBlobs: 19,
     ExpireSessions: 20, SetNode: 21, SpreadFactors: 22, Compact: 23,
     SetToken: 25, SetSecret: 26, RetireSecret: 27, PutFile: 28,
+    ReserveInodes: 29, Delegate: 30, Undelegate: 31, Recall: 32, Revoke: 33,
 }  # fmt: skip
 
 # Codes that a client may send; the others come from the nodes themselves.
 CLIENT_COMMANDS = frozenset(
     COMMAND_CODES[c]
     for c in (Mkdir, Create, Mknod, Symlink, Tmpfile, Link, Unlink, Rmdir, Rename, SetAttr,
-              SetXattr, RemoveXattr, Commit, CloneRange, PutFile)
+              SetXattr, RemoveXattr, Commit, CloneRange, PutFile, ReserveInodes, Delegate,
+              Undelegate)
 )  # fmt: skip
 
-# What may enter the log when the disk is nearly full: it makes room, or keeps the books that do.
+# What may enter the log when the disk is nearly full: it makes room, keeps the books that do, or
+# somebody waits for it who only wants to look.
 MAKES_ROOM = (
     Unlink, Rmdir, PurgeOrphans, TrimHistory, ForgetBlobs, ExpireSessions, SetHolders, SetNode,
-    SetToken,
+    SetToken, Undelegate, Recall, Revoke,
 )  # fmt: skip
 
 
@@ -419,7 +467,7 @@ MAKES_ROOM = (
 # is left out when it is not used, so a log of before is read, and one that needs nothing new can be
 # read by a node of before.
 _ADDED: dict[type[Any], Any] = {
-    Commit: None, Compact: None, Mkdir: 0, Create: 0, Mknod: 0, Tmpfile: 0,
+    Commit: None, Compact: None, PutFile: None, Mkdir: 0, Create: 0, Mknod: 0, Tmpfile: 0,
 }  # fmt: skip
 
 
@@ -585,6 +633,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "before_ns": _SIZE,
     "number": _NODE, "address": _text, "state": _text,
     "token_id": _token_id, "read_only": _bool, "directory": _bytes(NAME_WIRE_MAX_BYTES),
+    "recalled": _SIZE,
     "generation": _integer(1, (1 << 32) - 1), "ends_s": _SIZE,
     "sealed_new": _bytes(SEALED_MAX_BYTES), "sealed_old": _bytes(SEALED_MAX_BYTES),
     "expires_s": _SIZE, "made_s": _SIZE, "note": _text, "revoked": _bool,
@@ -594,6 +643,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 _CHECKS_OF: dict[tuple[type[Any], str], Callable[[Any], Any]] = {
     (Mknod, "mode"): _integer(0, 0o177777),
     (Symlink, "target"): _no_nul,
+    (PutFile, "ino"): _optional(_INO),
     (SetAttr, "mode"): _optional(_PERMISSIONS),
     (SetAttr, "size"): _optional(_SIZE),
     (SetXattr, "name"): _no_nul,

@@ -7,6 +7,7 @@ Imports only ids.
 
 from __future__ import annotations
 
+import errno
 import stat
 from typing import Any, NamedTuple
 
@@ -283,6 +284,10 @@ class Counters(NamedTuple):
     bytes: int  # sum of their ``allocated``
 
 
+# As the name of an entry in ``Touched``: every name in that directory, known or known to be absent.
+EVERY_NAME = b""
+
+
 class Touched(NamedTuple):
     """What one applied command made stale: caches drop these before anyone relies on the change."""
 
@@ -305,6 +310,12 @@ class Touched(NamedTuple):
                 raise ValueError("touched: entry types")
             pairs.append((Ino(parent), name))
         return cls(tuple(Ino(i) for i in _integers(inos, len(inos), "touched")), tuple(pairs))
+
+
+# As a Result's errno: nothing was done and nothing will be remembered, for others hold the
+# directories in ``value``. The node has them given back and applies the command again, so nobody
+# else ever sees it. No command ends with this errno.
+DELEGATED = errno.EAGAIN
 
 
 class Result(NamedTuple):

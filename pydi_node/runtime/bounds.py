@@ -21,7 +21,7 @@ import errno
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from pydi_node.commands import Commit, PutFile, Tmpfile
+from pydi_node.commands import Commit, PutFile, Tmpfile, Undelegate
 from pydi_node.errors import BlobMissingError, FileError
 from pydi_node.ids import ROOT_INO, BlobId, Ino, LogIndex
 from pydi_node.records import HOLE, Attr, BlobInfo, DirEntry, FileVersion, Result, Touched, Version
@@ -48,6 +48,10 @@ _HARMLESS = frozenset(
         "umask", "value", "wait",
     }
 )  # fmt: skip
+# A number that no inode has yet: the tree knows which of them this client may give.
+_NEW_NUMBER = (PutFile, "ino")
+# The tree ends what this client holds, wherever that is by now, and nothing else.
+_OWN_DIRECTORIES = (Undelegate, "inos")
 # They name a blob that this session is writing: the handlers know no other.
 _OWN_WRITER = (
     messages.BlobWrite,
@@ -96,10 +100,14 @@ class Bounds:
 
     def _inner(self, record: Any, at: LogIndex | None) -> Any:
         """A request or command whose inodes are ours, and all within bounds."""
-        changes = {}
+        changes: dict[str, Any] = {}
         for field in dataclasses.fields(record):
             name, value = field.name, getattr(record, field.name)
-            if name in _INODES:
+            if (type(record), name) == _NEW_NUMBER:
+                continue
+            if (type(record), name) == _OWN_DIRECTORIES:
+                changes[name] = tuple(self._ours(ino) for ino in value)
+            elif name in _INODES:
                 if isinstance(value, int):  # a symbolic link's target is bytes
                     changes[name] = self._ours(Ino(value))
                     self._check(changes[name], at)

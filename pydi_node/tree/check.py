@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from blake3 import blake3
 
+from pydi_node.commands import INODES_RESERVED
 from pydi_node.ids import ROOT_INO
 from pydi_node.records import (
     ACCESS_ACL_XATTR,
@@ -314,6 +315,34 @@ _RULES: Final[tuple[Rule, ...]] = (
         "session of client {0}: the result of its last serial {1} is missing",
         "SELECT client, serial FROM session AS s WHERE NOT EXISTS (SELECT 1 FROM session_result"
         " AS r WHERE r.client = s.client AND r.serial = s.serial) ORDER BY client",
+    ),
+    Rule(
+        "delegation of {0}: not a directory with a name",
+        "SELECT ino FROM delegation WHERE ino NOT IN"
+        f" (SELECT ino FROM inode WHERE {_IS_DIR} AND nlink <> 0 ORDER BY ino) ORDER BY ino",
+    ),
+    Rule(
+        "delegation of {0}: recalled {1} is past the applied index, or client {2} has no session",
+        "SELECT ino, recalled, client FROM delegation WHERE recalled < 0"
+        " OR recalled > (SELECT applied_index FROM meta)"
+        " OR client NOT IN (SELECT client FROM session) ORDER BY ino",
+    ),
+    Rule(
+        "reservation of client {0} from {1}: it has no session, or those are not such numbers",
+        "SELECT client, first FROM reservation WHERE client NOT IN (SELECT client FROM session)"
+        f" OR first < 1 OR first + {INODES_RESERVED} > (SELECT next_ino FROM meta)"
+        f" OR used < 0 OR used >= {(1 << INODES_RESERVED) - 1} ORDER BY client, first",
+    ),
+    Rule(
+        "reservation of client {0} from {1}: overlaps the next one",
+        "SELECT client, first FROM (SELECT client, first, lead(first) OVER (ORDER BY first)"
+        f" AS next FROM reservation) WHERE next < first + {INODES_RESERVED} ORDER BY first",
+    ),
+    Rule(
+        "reservation of client {0} from {1}: number {2} is free, but was given",
+        "SELECT client, first, ino FROM reservation JOIN (SELECT ino FROM inode UNION"
+        f" SELECT ino FROM inode_history) ON ino BETWEEN first AND first + {INODES_RESERVED - 1}"
+        " WHERE used >> (ino - first) & 1 = 0 ORDER BY 1, 2, 3",
     ),
     Rule(
         "node {0}: state {1} unknown",

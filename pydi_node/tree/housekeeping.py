@@ -24,6 +24,7 @@ from pydi_node.commands import (
 from pydi_node.errors import FileError
 from pydi_node.ids import Ino, LogIndex
 from pydi_node.records import HOLDERS_MAX, IN_TREE, Result, Touched
+from pydi_node.tree import delegations
 from pydi_node.tree.sessions import Sessions
 from pydi_node.tree.settings import NODE_STATES, parse_setting
 from pydi_node.tree.store import Store
@@ -157,7 +158,9 @@ def retire_secret(store: Store, command: RetireSecret) -> Result:
 
 def expire_sessions(store: Store, sessions: Sessions, command: ExpireSessions) -> Result:
     store.writes += 1
-    return Result(0, sessions.expire(command.before_ns))
+    expired = sessions.expire(command.before_ns)
+    ended = delegations.end_of_sessions(store) if expired else ()
+    return Result(0, expired, Touched(ended))
 
 
 def _trim(store: Store, table: str, key: str, until: LogIndex, limit: int) -> int:

@@ -19,12 +19,12 @@ from pydi_node import commands
 from pydi_node.commands import Command, Envelope, ExpireSessions
 from pydi_node.errors import FileError
 from pydi_node.ids import ClientId, LogIndex, Serial, Term, TimeNs
-from pydi_node.records import IN_TREE, BlobInfo, Result
-from pydi_node.tree import content, factors, housekeeping, inodes, names
+from pydi_node.records import DELEGATED, IN_TREE, BlobInfo, Result
+from pydi_node.tree import content, delegations, factors, housekeeping, inodes, names
 from pydi_node.tree.queries import NANOSECONDS_PER_TICK, Queries
 from pydi_node.tree.schema import translated_errors
 from pydi_node.tree.sessions import Sessions
-from pydi_node.tree.store import Store, pack_holders
+from pydi_node.tree.store import Delegation, Store, pack_holders
 
 # Free pages that stay in the file for what comes next: 16 MiB of the usual size.
 FREE_PAGES_KEPT: Final = 4096
@@ -58,6 +58,11 @@ _HANDLERS: Final[dict[type[Any], Callable[[Store, Any], Result]]] = {
     commands.SetSecret: housekeeping.set_secret,
     commands.RetireSecret: housekeeping.retire_secret,
     commands.Compact: content.compact,
+    commands.ReserveInodes: delegations.reserve_inodes,
+    commands.Delegate: delegations.delegate,
+    commands.Undelegate: delegations.undelegate,
+    commands.Recall: delegations.recall,
+    commands.Revoke: delegations.revoke,
 }
 assert _HANDLERS.keys() | {ExpireSessions} == commands.COMMAND_CODES.keys()
 
@@ -106,6 +111,10 @@ class Tree(Queries):
     def history_floor(self) -> LogIndex:
         """The oldest index that ``at`` of a query may name."""
         return self._store.meta.history_floor
+
+    def delegation(self, ino: int) -> Delegation | None:
+        """Who alone may change names in this directory; None: everybody may."""
+        return self._store.delegations.get(ino)
 
     # --- applying -------------------------------------------------------------------------------
 
@@ -314,7 +323,7 @@ class Tree(Queries):
         store.now_ns = envelope.time_ns
         if envelope.time_ns // NANOSECONDS_PER_TICK > self._tick_second:
             self._tick(index, envelope.time_ns)
-        client = envelope.client
+        client = store.client = envelope.client
         if client == 0:
             return self._execute_command(envelope.command)
         sessions = self._sessions
@@ -325,6 +334,9 @@ class Tree(Queries):
             first = sessions.result(client, serial)
             if first is not None:
                 return first
+        if store.delegations and (inos := delegations.in_the_way(store, envelope.command)):
+            # Not remembered: the same (client, serial) is executed when they were given back.
+            return Result(DELEGATED, inos)
         result = self._execute_command(envelope.command)
         sessions.remember(envelope, result)
         return result

@@ -30,7 +30,7 @@ from pydi_node.commands import (
 from pydi_node.errors import FileError
 from pydi_node.ids import ROOT_INO, Ino
 from pydi_node.records import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, Attr, Result, Touched
-from pydi_node.tree import acl, content
+from pydi_node.tree import acl, content, delegations
 from pydi_node.tree.inodes import time_or_now
 from pydi_node.tree.permissions import (
     SEARCH,
@@ -86,7 +86,8 @@ def put_file(store: Store, command: PutFile) -> Result:
     if any(extent.offset + extent.length > command.size for extent in command.extents):
         raise FileError(errno.EINVAL)
     content.check_blobs(store, command)
-    inode = _new_node(store, parent, caller, stat.S_IFREG | command.mode, 0)
+    delegations.take_number(store, parent, command.ino)
+    inode = _new_node(store, parent, caller, stat.S_IFREG | command.mode, 0, ino=command.ino)
     result = _named(store, parent, command.name, inode)
     content.take_blobs(store, inode, command)
     content.rewrite(store, inode, command.extents, None)
@@ -396,7 +397,13 @@ def _new_gid(parent: Inode, caller: Caller) -> int:
 
 
 def _new_node(
-    store: Store, parent: Inode, caller: Caller, mode: int, umask: int, rdev: int = 0
+    store: Store,
+    parent: Inode,
+    caller: Caller,
+    mode: int,
+    umask: int,
+    rdev: int = 0,
+    ino: Ino | None = None,
 ) -> Inode:
     """A new inode that is neither directory nor symlink."""
     gid = _new_gid(parent, caller)
@@ -404,7 +411,7 @@ def _new_node(
     if mode & group_runs == group_runs and not is_member(caller, gid):
         # Else anybody who may write here could make a program of the directory's group.
         mode &= ~stat.S_ISGID
-    inode = store.new_inode(mode, caller.uid, gid, parent=_NO_PARENT, rdev=rdev)
+    inode = store.new_inode(mode, caller.uid, gid, parent=_NO_PARENT, rdev=rdev, ino=ino)
     acl.settle(store, parent, inode, umask)
     return inode
 
@@ -424,6 +431,7 @@ def _lose_name(store: Store, victim: Inode) -> None:
     if stat.S_ISDIR(victim.mode):
         victim.nlink = 0
         victim.parent = _NO_PARENT
+        store.end_delegation(victim.ino)
     else:
         victim.nlink -= 1
         if victim.nlink > 0:

@@ -24,8 +24,8 @@ from pydi_node.records import FACTOR_XATTR
 
 APPLICATION_ID: Final = 0x50794469  # "PyDi" in the header of the file
 # 1: tally by number of copies. 2: by holders. 3: by holders and factor. 4: mount tokens.
-# 5: changes of the secret. 6: small content.
-SCHEMA_VERSION: Final = 6  # a change of any table is a new number and a migration
+# 5: changes of the secret. 6: small content. 7: delegated directories.
+SCHEMA_VERSION: Final = 7  # a change of any table is a new number and a migration
 
 # The root is everybody's, like /tmp: a mount made by an ordinary user has to be able to begin, and
 # nobody there could chown it. Whoever mounts as root can restrict it.
@@ -215,6 +215,17 @@ CREATE TABLE session_result (        -- the last answers of each client, for exa
     result     BLOB NOT NULL,        -- msgpack (errno, value, touched)
     PRIMARY KEY (client, slot)
 ) WITHOUT ROWID;
+CREATE TABLE delegation (            -- directories in which one client alone changes names
+    ino        INTEGER PRIMARY KEY,  -- of a directory that has a name
+    client     INTEGER NOT NULL,     -- has a row in session
+    recalled   INTEGER NOT NULL      -- log index of its first Recall; 0: nobody wants it back
+);
+CREATE TABLE reservation (           -- inode numbers that one client alone gives to its new files
+    client     INTEGER NOT NULL,     -- has a row in session
+    first      INTEGER NOT NULL,     -- of commands.INODES_RESERVED numbers
+    used       INTEGER NOT NULL,     -- bit n: first + n is given; without a row once all are
+    PRIMARY KEY (client, first)
+) WITHOUT ROWID;
 CREATE TABLE setting (               -- only what was set; defaults are in settings.py
     name       TEXT PRIMARY KEY,
     value      INTEGER NOT NULL
@@ -266,6 +277,8 @@ TABLES: Final[dict[str, str]] = {
     "orphan": "ino",
     "session": "client",
     "session_result": "client, slot",
+    "delegation": "ino",
+    "reservation": "client, first",
     "setting": "name",
     "node": "number",
     "token": "token_id",
@@ -396,6 +409,19 @@ CREATE TABLE content (
     blob       INTEGER PRIMARY KEY,
     bytes      BLOB NOT NULL
 );
+""",
+    6: """
+CREATE TABLE delegation (
+    ino        INTEGER PRIMARY KEY,
+    client     INTEGER NOT NULL,
+    recalled   INTEGER NOT NULL
+);
+CREATE TABLE reservation (
+    client     INTEGER NOT NULL,
+    first      INTEGER NOT NULL,
+    used       INTEGER NOT NULL,
+    PRIMARY KEY (client, first)
+) WITHOUT ROWID;
 """,
 }
 

@@ -181,6 +181,11 @@ _VALUE_OF: Final = {
         (commands.SetSecret, _plain),
         (commands.RetireSecret, _plain),
         (commands.Compact, _attr),
+        (commands.ReserveInodes, _plain),
+        (commands.Delegate, _plain),
+        (commands.Undelegate, _plain),
+        (commands.Recall, _plain),
+        (commands.Revoke, _plain),
     )
 }
 assert sorted(_VALUE_OF) == sorted(COMMAND_CODES.values()), "every command has its value here"

@@ -20,7 +20,17 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from pydi_node.errors import FileError
-from pydi_node.ids import INT64_MAX, ROOT_INO, BlobId, Ino, LogIndex, NodeNumber, Term, TimeNs
+from pydi_node.ids import (
+    INT64_MAX,
+    ROOT_INO,
+    BlobId,
+    ClientId,
+    Ino,
+    LogIndex,
+    NodeNumber,
+    Term,
+    TimeNs,
+)
 from pydi_node.records import HOLE, IN_TREE, Attr, BlobInfo, Extent
 from pydi_node.tree.schema import FACTOR_LITERAL
 from pydi_node.tree.settings import SETTINGS
@@ -134,6 +144,13 @@ class Entry(NamedTuple):
     since: LogIndex
 
 
+class Delegation(NamedTuple):
+    """A row of table delegation, without its inode."""
+
+    client: int
+    recalled: int  # log index of the first Recall; 0: none
+
+
 class StoredExtent(NamedTuple):
     """A row of table extent, without its inode."""
 
@@ -179,6 +196,7 @@ class Store:
 
     index   log index of the command being applied.
     now_ns  its time.
+    client  who sent it; 0: the cluster itself.
     writes  grows with every change: a command that ends in an errno must not have moved it.
     """
 
@@ -186,6 +204,7 @@ class Store:
         self.connection = connection
         self.index = LogIndex(0)
         self.now_ns = TimeNs(0)
+        self.client = ClientId(0)
         self.writes = 0
         self._execute = connection.execute
         self.forget()
@@ -207,6 +226,10 @@ class Store:
         self.factors: dict[int, int] = {ino: int(value) for ino, value in rows.fetchall()}
         row = self._execute("SELECT 1 FROM refactor LIMIT 1").fetchone()
         self._may_refactor = row is not None
+        rows = self._execute("SELECT ino, client, recalled FROM delegation ORDER BY ino")
+        self.delegations: dict[int, Delegation] = {
+            ino: Delegation(client, recalled) for ino, client, recalled in rows.fetchall()
+        }
         # Of all blobs that are counted in table tally, what is not flushed included.
         (self.blob_bytes,) = self._execute("SELECT coalesce(sum(bytes), 0) FROM tally").fetchone()
 
@@ -248,17 +271,27 @@ class Store:
         return inode
 
     def new_inode(
-        self, mode: int, uid: int, gid: int, *, parent: Ino, rdev: int = 0, target: bytes = b""
+        self,
+        mode: int,
+        uid: int,
+        gid: int,
+        *,
+        parent: Ino,
+        rdev: int = 0,
+        target: bytes = b"",
+        ino: Ino | None = None,
     ) -> Inode:
-        """A new inode with the next number; nlink is 2 for a directory, else 1.
+        """A new inode; nlink is 2 for a directory, else 1.
 
         parent  of a directory; 0 for other kinds.
+        ino     its number, which was reserved; None: the next one.
         """
         meta = self.meta
         index = self.index
         now = self.now_ns
-        ino = Ino(meta.next_ino)
-        meta.next_ino = ino + 1
+        if ino is None:
+            ino = Ino(meta.next_ino)
+            meta.next_ino = ino + 1
         meta.files += 1
         inode = Inode(
             ino, mode, uid, gid, 2 if parent else 1, rdev, len(target), 0,
@@ -325,6 +358,21 @@ class Store:
     def remove_orphan(self, ino: Ino) -> None:
         self._execute("DELETE FROM orphan WHERE ino = ?", (ino,))
         self.writes += 1
+
+    # --- delegations ----------------------------------------------------------------------------
+
+    def set_delegation(self, ino: Ino, delegation: Delegation) -> None:
+        self.delegations[ino] = delegation
+        self._execute(
+            "REPLACE INTO delegation (ino, client, recalled) VALUES (?, ?, ?)", (ino, *delegation)
+        )
+        self.writes += 1
+
+    def end_delegation(self, ino: int) -> None:
+        """The directory is nobody's, if it was anybody's."""
+        if self.delegations.pop(ino, None) is not None:
+            self._execute("DELETE FROM delegation WHERE ino = ?", (ino,))
+            self.writes += 1
 
     # --- entries --------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from pydi_node.ids import (
 )
 from pydi_node.records import (
     CHECKSUM_BYTES,
+    EVERY_NAME,
     FILE_SIZE_MAX,
     SYMLINK_MAX_BYTES,
     XATTR_VALUE_MAX_BYTES,
@@ -689,9 +690,13 @@ def _touched(value: Any) -> Touched:
     return Touched(inos, entries)
 
 
+def _name_or_every(value: Any) -> bytes:
+    return EVERY_NAME if type(value) is bytes and not value else fields.name(value)
+
+
 _TOUCHED = fields.pair(
     fields.array(fields.INO, TOUCHED_MAX),
-    fields.array(fields.pair(fields.INO, fields.name), TOUCHED_MAX),
+    fields.array(fields.pair(fields.INO, _name_or_every), TOUCHED_MAX),
 )
 
 
@@ -811,4 +816,9 @@ RESULT_VALUES: dict[type[Any], Check] = {
     commands.SetSecret: fields.nothing,
     commands.RetireSecret: fields.nothing,
     commands.Compact: Attr.from_wire,
+    commands.ReserveInodes: fields.INO,
+    commands.Delegate: fields.boolean,
+    commands.Undelegate: fields.SIZE,
+    commands.Recall: fields.SIZE,
+    commands.Revoke: fields.SIZE,
 }

@@ -74,6 +74,10 @@ class State:
     nodes: dict[int, Node]
     blobs: dict[int, BlobInfo]
     next_ino: int
+    # Directories that a client holds: the client, and when that was asked for back (0: never).
+    held: dict[int, tuple[int, int]] = field(default_factory=dict)
+    # Numbers that a client may still give, by reservation, oldest first.
+    reserved: dict[int, list[set[int]]] = field(default_factory=dict)
 
     def names(self, ino: int) -> list[tuple[int, bytes]]:
         return [
@@ -132,6 +136,9 @@ class TreeModel:
         self._answers: dict[tuple[int, int], tuple[int, Any]] = {}
         self._now = 0
         self._index = 0
+        self._client = 0
+        # What the last command touched, where that is more than what it changed.
+        self.touched: tuple[set[int], set[tuple[int, bytes]]] | None = None
 
     def apply(self, index: int, envelope: c.Envelope) -> tuple[int, Any]:
         key = (envelope.client, envelope.serial)
@@ -140,17 +147,48 @@ class TreeModel:
             return self._answers[key]
         before = self.state
         self.state = copy.deepcopy(before)
-        self._now, self._index = envelope.time_ns, index
+        self._now, self._index, self._client = envelope.time_ns, index, envelope.client
+        self.touched = None
         answer: tuple[int, Any]
+        if others := self._in_the_way(envelope.command):
+            self.state = self.snapshots[index] = before
+            return (errno.EAGAIN, others)
         try:
             answer = (0, _COMMANDS[type(envelope.command)](self, envelope.command))
         except Refused as refused:
             self.state = before
             answer = (refused.number, None)
+        state = self.state
+        for ino in list(state.held):
+            if ino != 1 and not state.names(ino):
+                del state.held[ino]
         self.snapshots[index] = self.state
         if envelope.client:
             self._answers[key] = answer
         return answer
+
+    def _in_the_way(self, command: c.Command) -> tuple[int, ...]:
+        """Directories that another client holds, of which the command changes names, mode, owner or
+        attributes, or which it moves or removes."""
+        fields: dict[str, Any] = {
+            name: getattr(command, name, None)
+            for name in ("parent", "name", "new_parent", "new_name", "ino")
+        }
+        involved: list[int | None] = []
+        if isinstance(command, (c.SetAttr, c.SetXattr, c.RemoveXattr)):
+            involved.append(fields["ino"])
+        elif not isinstance(command, c.Tmpfile):
+            involved += [fields["parent"], fields["new_parent"]]
+        if isinstance(command, (c.Rmdir, c.Rename)):
+            for parent, name in (("parent", "name"), ("new_parent", "new_name")):
+                directory = self.state.nodes.get(fields[parent])
+                involved.append(directory.children.get(fields[name]) if directory else None)
+        held = self.state.held
+        return tuple(
+            ino
+            for ino in dict.fromkeys(involved)
+            if ino in held and self._client not in (0, held[ino][0])
+        )
 
     def garbage(self) -> list[int]:
         """Known blobs that no byte of any kept version comes from."""
@@ -401,6 +439,14 @@ class TreeModel:
         if any(e.offset + e.length > command.size for e in command.extents):
             raise Refused(errno.EINVAL)
         self._learn_blobs(command)
+        if command.ino is not None:
+            holder, _ = self.state.held.get(command.parent, (None, 0))
+            mine = self.state.reserved.get(self._client, [])
+            if holder != self._client or not any(command.ino in numbers for numbers in mine):
+                raise Refused(errno.ESTALE)
+            for numbers in mine:
+                numbers.discard(command.ino)
+            self.state.reserved[self._client] = [numbers for numbers in mine if numbers]
         mode = stat.S_IFREG | command.mode
         node = self._make(parent, command.caller, mode)
         node.cells = [None] * command.size
@@ -411,7 +457,7 @@ class TreeModel:
                 )
         if command.mtime_ns is not None:
             node.mtime = self._time(command.mtime_ns)
-        return self._enter(command.parent, command.name, node)
+        return self._enter(command.parent, command.name, node, command.ino)
 
     def clone_range(self, command: c.CloneRange) -> tuple[Attr, int]:
         source, target = self._node(command.source), self._node(command.target)
@@ -437,6 +483,57 @@ class TreeModel:
         return self.state.attr(command.target), len(cells)
 
     # --- house-keeping --------------------------------------------------------------------------
+
+    # --- delegations ----------------------------------------------------------------------------
+
+    def delegate(self, command: c.Delegate) -> bool:
+        if not self._node(command.ino).is_dir:
+            raise Refused(errno.ENOTDIR)
+        if not self._client:
+            raise Refused(errno.EINVAL)
+        if command.ino in self.state.held:
+            return self.state.held[command.ino] == (self._client, 0)
+        if command.ino != 1 and not self.state.names(command.ino):
+            return False
+        self.state.held[command.ino] = (self._client, 0)
+        self.touched = ({command.ino}, {(command.ino, b"")})
+        return True
+
+    def undelegate(self, command: c.Undelegate) -> int:
+        held = self.state.held
+        return self._end([ino for ino in command.inos if held.get(ino, (None,))[0] == self._client])
+
+    def recall(self, command: c.Recall) -> int:
+        held = self.state.held
+        recalled = [ino for ino in set(command.inos) if ino in held]
+        for ino in recalled:
+            client, before = held[ino]
+            held[ino] = (client, before or self._index)
+        self.touched = (set(recalled), set())
+        return len(recalled)
+
+    def revoke(self, command: c.Revoke) -> int:
+        held = self.state.held
+        ended = [ino for ino in command.inos if 0 < held.get(ino, (0, 0))[1] <= command.recalled]
+        self.touched = (set(ended), set())
+        return self._end(ended)
+
+    def _end(self, inos: list[Ino]) -> int:
+        for ino in set(inos):
+            del self.state.held[ino]
+        return len(set(inos))
+
+    def reserve_inodes(self, _: c.ReserveInodes) -> int:
+        if not self._client:
+            raise Refused(errno.EINVAL)
+        first = self.state.next_ino
+        self.state.next_ino += 62
+        reserved = self.state.reserved.setdefault(self._client, [])
+        reserved.append(set(range(first, first + 62)))
+        del reserved[:-4]
+        return first
+
+    # --- the cluster's own ----------------------------------------------------------------------
 
     def purge_orphans(self, command: c.PurgeOrphans) -> int:
         gone = {
@@ -540,8 +637,11 @@ class TreeModel:
         self.state.nodes[ino] = node
         return ino
 
-    def _enter(self, parent: int, name: bytes, node: Node) -> Attr:
-        ino = self._number(node)
+    def _enter(self, parent: int, name: bytes, node: Node, ino: int | None = None) -> Attr:
+        if ino is None:
+            ino = self._number(node)
+        else:
+            self.state.nodes[ino] = node
         self.state.nodes[parent].children[name] = ino
         self._list_changed(parent)
         return self.state.attr(ino)
@@ -656,4 +756,9 @@ _COMMANDS: dict[type[Any], Callable[[TreeModel, Any], Any]] = {
     c.TrimHistory: TreeModel.trim_history,
     c.SetHolders: TreeModel.set_holders,
     c.ForgetBlobs: TreeModel.forget_blobs,
+    c.Delegate: TreeModel.delegate,
+    c.Undelegate: TreeModel.undelegate,
+    c.Recall: TreeModel.recall,
+    c.Revoke: TreeModel.revoke,
+    c.ReserveInodes: TreeModel.reserve_inodes,
 }

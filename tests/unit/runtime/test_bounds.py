@@ -8,10 +8,23 @@ from typing import Any
 
 import pytest
 
-from pydi_node.commands import CLIENT_COMMANDS, COMMAND_CODES, Commit, Link, PutFile, Rename, Unlink
+from pydi_node.commands import (
+    CLIENT_COMMANDS,
+    COMMAND_CODES,
+    ROOT_CALLER,
+    Command,
+    Commit,
+    Delegate,
+    Link,
+    PutFile,
+    Rename,
+    ReserveInodes,
+    Undelegate,
+    Unlink,
+)
 from pydi_node.errors import BlobError, FileError
 from pydi_node.ids import ROOT_INO, ClientId, Ino, Serial
-from pydi_node.records import Attr, DirEntry, Result, Touched
+from pydi_node.records import EVERY_NAME, Attr, DirEntry, Result, Touched
 from pydi_node.runtime.bounds import _INODES, Bounds
 from pydi_node.wire import messages as m
 from pydi_node.wire.messages import Role
@@ -23,6 +36,8 @@ NAME_NOTHING = {
     "Statfs", "IndexAt", "BlobWrite", "BlobTruncate", "BlobSeal", "BlobAbort",
     "Subscribe", "Nodes", "Release", "Lease",
 }  # fmt: skip
+# Commands that reach nothing but what is the client's own.
+OF_THE_CLIENT = (ReserveInodes, Undelegate)
 
 
 @pytest.fixture
@@ -60,7 +75,11 @@ def test_every_request_of_a_mount_is_decided(driver: Driver, request_: Any) -> N
 
 @pytest.mark.parametrize(
     "command",
-    [c for c in COMMANDS.values() if COMMAND_CODES[type(c)] in CLIENT_COMMANDS],
+    [
+        command
+        for cls, command in COMMANDS.items()
+        if COMMAND_CODES[cls] in CLIENT_COMMANDS and cls not in OF_THE_CLIENT
+    ],
     ids=lambda command: type(command).__name__,
 )
 def test_every_command_of_a_client_is_decided(driver: Driver, command: Any) -> None:
@@ -91,6 +110,26 @@ def test_every_command_of_a_client_is_for_its_own_directory(driver: Driver, comm
     nothing: dict[str, Any] = {"extents": (), "blobs": ()} if hasattr(command, "blobs") else {}
     within = dataclasses.replace(command, **places, **nothing)
     assert bounds.inward(m.Execute(ClientId(1), Serial(1), within)).command == within
+
+
+def test_a_delegation_stays_within_the_directory(driver: Driver) -> None:
+    """The root stands for it; numbers that a client reserved are no inodes that could lie outside;
+    what is given back is the client's own, wherever it is by now."""
+    bounds = bounds_of(driver)
+    own = driver.tree.resolve(b"/own").ino
+
+    def inward(command: Command) -> Command:
+        request = bounds.inward(m.Execute(ClientId(1), Serial(1), command))
+        assert isinstance(request, m.Execute)
+        return request.command
+
+    assert inward(Delegate(ROOT_INO)) == Delegate(own)
+    assert inward(Undelegate((ROOT_INO, Ino(99)))) == Undelegate((own, Ino(99)))
+    assert inward(ReserveInodes()) == ReserveInodes()
+    put = PutFile(ROOT_CALLER, ROOT_INO, b"n", 0o644, 0, (), (), ino=Ino(99))
+    assert inward(put) == dataclasses.replace(put, parent=own)
+    every = Touched((own,), ((own, EVERY_NAME),))
+    assert bounds.pushed(every) == Touched((ROOT_INO,), ((ROOT_INO, EVERY_NAME),))
 
 
 @pytest.mark.parametrize("kind", [Commit, PutFile])

@@ -75,6 +75,12 @@ def everything() -> list[Entry]:
         c.TrimHistory(LogIndex(3), 99),
         c.SetXattr(ROOT, ROOT_INO, FACTOR_XATTR, b"3", 0),
         c.SpreadFactors(99),
+        c.ReserveInodes(),
+        c.Delegate(ROOT_INO),
+        c.PutFile(ROOT, ROOT_INO, b"m", 0o644, 0, (), (), ino=Ino(70)),
+        c.Recall((ROOT_INO,)),
+        c.Undelegate((Ino(3),)),
+        c.Revoke((ROOT_INO,), LogIndex(99)),
     ]
     return [
         entry(i, command, client=5 if isinstance(command, _OF_CLIENTS) else 0, serial=i)

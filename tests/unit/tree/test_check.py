@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pydi_node import commands as c
-from pydi_node.ids import ROOT_INO, NodeNumber, TimeNs
+from pydi_node.ids import ROOT_INO, Ino, NodeNumber, TimeNs
 from pydi_node.records import FACTOR_XATTR
 from pydi_node.tree import check as check_module
 from pydi_node.tree.check import check
@@ -22,7 +22,7 @@ from tests.unit.tree.driver import ROOT, Driver, extent, put
 DAMAGE = [
     ("UPDATE meta SET files = 99", "meta: 99 inodes"),
     ("UPDATE meta SET bytes = 99", "meta: 99 bytes"),
-    ("UPDATE meta SET next_ino = 9", "meta: next inode number 9, but 10"),
+    ("UPDATE meta SET next_ino = 9", "meta: next inode number 9, but 13"),
     ("UPDATE meta SET next_cookie = 2", "meta: next cookie 2"),
     ("UPDATE meta SET history_floor = 999", "meta: history floor 999"),
     ("UPDATE meta SET membership_index = 999", "meta: history floor"),
@@ -100,6 +100,21 @@ DAMAGE = [
     ("DELETE FROM session", "session of client 5: result of serial"),
     ("UPDATE session_result SET slot = slot + 1 WHERE serial = 2", "session of client 5: result"),
     ("DELETE FROM session_result WHERE serial = 2", "session of client 5: the result of its last"),
+    ("UPDATE delegation SET ino = 4", "delegation of 4: not a directory"),
+    ("UPDATE delegation SET ino = 7", "delegation of 7: not a directory"),
+    ("UPDATE delegation SET recalled = 999", "delegation of 2: recalled 999 is past"),
+    (
+        "UPDATE delegation SET client = 9",
+        "delegation of 2: recalled 0 is past the applied index, o",
+    ),
+    ("UPDATE reservation SET client = 9", "reservation of client 9 from 11: it has no session"),
+    ("UPDATE reservation SET first = 12", "reservation of client 6 from 12: it has no session"),
+    ("UPDATE reservation SET used = -1", "reservation of client 6 from 11: it has no session"),
+    (
+        "UPDATE meta SET next_ino = 99; INSERT INTO reservation VALUES (6, 30, 0)",
+        "reservation of client 6 from 11: overlaps",
+    ),
+    ("UPDATE reservation SET used = 1", "reservation of client 6 from 11: number 13 is free"),
     ("UPDATE setting SET value = 99", "setting replicas: 99"),
     ("UPDATE setting SET name = 'colour'", "setting colour: 3"),
     ("UPDATE node SET state = 'asleep'", "node 2: state asleep"),
@@ -178,6 +193,9 @@ def tree() -> Iterator[Driver]:
     fs.run(touch, client=5, serial=2)
     fs.ok(c.SetXattr(ROOT, directory, FACTOR_XATTR, b"3", 0))
     fs.ok(put(fs.create(b"t"), 6, b"hello"))
+    fs.run(c.ReserveInodes(), client=6, serial=11)
+    fs.run(c.Delegate(directory), client=6, serial=12)
+    fs.run(c.PutFile(ROOT, directory, b"n", 0o644, 0, (), (), ino=Ino(13)), client=6, serial=13)
     yield fs
     fs.close()
 

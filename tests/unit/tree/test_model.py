@@ -183,6 +183,34 @@ class Chooser:
         parent, name = self.entry()
         return c.Rename(self.caller(), parent, name, target[0], target[1], flags)
 
+    def numbered(self) -> Command:
+        """A file with a number that somebody reserved, mostly, in a directory that is held."""
+        held = list(self.state.held)
+        parent = Ino(self.one(held)) if held and not self.rarely() else self.directory()
+        numbers = sorted(n for some in self.state.reserved.values() for s in some for n in s)
+        ino = self.one(numbers) if numbers and not self.rarely() else self.number(1, 99)
+        return c.PutFile(
+            self.caller(), parent, self.name(), self.one(MODES), 0, (), (), ino=Ino(ino)
+        )
+
+    def holding(self) -> Command:
+        """About who holds which directory."""
+        held = [Ino(ino) for ino in self.state.held]
+        some = tuple(ino for ino in (*held, self.ino()) if not self.rarely())
+        wanted: Command = self.one(
+            [
+                c.Delegate(self.directory()),
+                c.Delegate(self.directory()),
+                c.Delegate(self.ino()),
+                c.Undelegate(some),
+                c.Recall(some),
+                c.Revoke(some, LogIndex(self.number(0, 60))),
+                c.ReserveInodes(),
+                c.ReserveInodes(),
+            ]
+        )
+        return wanted
+
     def house(self) -> Command:
         nodes = tuple(NodeNumber(n) for n in range(1, self.number(1, 4)))
         some: Command = self.one(
@@ -237,6 +265,10 @@ EVERYTHING = [
     "rename", "rename", "rename", "house", "put_file", "put_file",
 ]  # fmt: skip
 CONTENT = ["put_file", "commit", "commit", "clone", "setattr", "house"]
+HELD = [
+    "holding", "holding", "holding", "holding", "numbered", "numbered", "create", "unlink", "mkdir",
+    "rmdir", "rename", "rename", "setattr", "setxattr", "tmpfile", "link", "house",
+]  # fmt: skip
 MOVES = ["rename", "rename", "rename", "rename", "mkdir", "rmdir", "unlink", "create"]
 
 # Directories 2, 3 (in 2), 4 and files 5, 6, 7 with content: something for every command to meet.
@@ -277,7 +309,20 @@ def test_renames_equal_their_specification(data: st.DataObject, length: int) -> 
     run_sequence(Chooser(data), MOVES, length, 4)
 
 
-def run_sequence(choose: Chooser, kinds: list[str], length: int, batch_size: int) -> None:
+@settings(deadline=None, max_examples=60)
+@given(st.data(), st.integers(10, 40), st.integers(1, 9))
+def test_delegations_equal_their_specification(data: st.DataObject, length: int, size: int) -> None:
+    """Three clients that hold directories, number files in them, and are in each other's way."""
+    run_sequence(Chooser(data), HELD, length, size, clients=(0, 7, 7, 8, 9))
+
+
+def run_sequence(
+    choose: Chooser,
+    kinds: list[str],
+    length: int,
+    batch_size: int,
+    clients: Sequence[int] = (0,),
+) -> None:
     connection, tree = open_tree()
     model = TreeModel(schema.ROOT_MODE)
     log: list[tuple[LogIndex, Term, Envelope | None]] = []
@@ -291,6 +336,8 @@ def run_sequence(choose: Chooser, kinds: list[str], length: int, batch_size: int
                 command = choose.command(choose.one(kinds))
                 if choose.rarely():
                     client, serial = 7, choose.number(1, 3)
+                elif client := choose.one(clients):
+                    serial = index
             envelope = Envelope(
                 ClientId(client), Serial(serial), TimeNs(10**15 + index * 700_000_000), command
             )
@@ -302,6 +349,10 @@ def run_sequence(choose: Chooser, kinds: list[str], length: int, batch_size: int
             assert (result.errno, result.value) == expected, command
             if repeated:
                 assert result == repeated, command
+            elif model.touched is not None:
+                touched = result.touched
+                assert (set(touched.inos), set(touched.entries)) == model.touched, command
+                assert before.entries() == model.state.entries()
             else:
                 assert_touched(result.touched, before, model.state, command)
                 changed = {parent for parent, _ in result.touched.entries}
@@ -360,6 +411,9 @@ def assert_same(tree: Tree, state: State, at: LogIndex | None) -> None:
             }
         if node.target is not None:
             assert tree.readlink(Ino(ino), at) == node.target
+    if at is None:
+        held = {ino: tree.delegation(ino) for ino in state.nodes}
+        assert {ino: tuple(d) for ino, d in held.items() if d is not None} == state.held
     for info in state.blobs.values() if at is None else ():
         assert tree.blob(info.blob) == info
 

@@ -111,7 +111,8 @@ def test_the_first_version_becomes_this_one(tmp_path: Path) -> None:
         "CREATE INDEX blob_copies ON blob (copies) WHERE refs > 0; DROP TABLE tally;"
         "CREATE TABLE tally (copies INTEGER PRIMARY KEY, blobs INTEGER, bytes INTEGER);"
         "INSERT INTO tally SELECT copies, count(*), sum(size) FROM blob GROUP BY copies;"
-        "DROP TABLE token; DROP TABLE secret; DROP TABLE content;"
+        "DROP TABLE token; DROP TABLE secret; DROP TABLE content; DROP TABLE delegation;"
+        "DROP TABLE reservation;"
         "PRAGMA user_version = 1"
     )
     driver.connection.close()

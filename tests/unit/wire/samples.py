@@ -70,6 +70,11 @@ COMMANDS: dict[type[Any], commands.Command] = {
         commands.SetSecret(1, b"sealed", b"as well", 9),
         commands.RetireSecret(1),
         commands.Compact(Ino(7), LogIndex(3), (Extent(0, 5, BLOB, 0),), (INFO,)),
+        commands.ReserveInodes(),
+        commands.Delegate(Ino(7)),
+        commands.Undelegate((Ino(7), Ino(8))),
+        commands.Recall((Ino(7),)),
+        commands.Revoke((Ino(7),), LogIndex(3)),
     )
 }
 
@@ -86,6 +91,8 @@ RESULT_VALUES: dict[type[Any], Any] = {
     commands.SetToken: None, commands.SetSecret: None, commands.RetireSecret: None,
     commands.Compact: ATTR,
     commands.PutFile: ATTR,
+    commands.ReserveInodes: 9, commands.Delegate: True, commands.Undelegate: 1,
+    commands.Recall: 1, commands.Revoke: 0,
 }  # fmt: skip
 
 FILE = FileVersion(ATTR, (Extent(0, 5, BLOB, 0),), (INFO,))
@@ -135,6 +142,7 @@ SAMPLES: list[tuple[Request, bytes, Any, bytes]] = [
 PUSHES = [
     m.Invalidate(1, Touched((Ino(1), Ino(7)), ((Ino(1), b"name"),))),
     m.DropAll(2),
+    m.Invalidate(3, Touched((Ino(1),), ((Ino(1), records.EVERY_NAME),))),
 ]
 
 
