@@ -28,6 +28,7 @@ from pydi_node.ids import (
     INT64_MAX,
     NODE_NUMBER_MAX,
     ClientId,
+    Ino,
     LogIndex,
     NodeNumber,
     Serial,
@@ -82,6 +83,16 @@ class Read(NamedTuple):
     """Reply to ``request`` when this node's tree is at least as new as now, anywhere."""
 
     request: int
+    deadline_s: float
+
+
+class Reclaim(NamedTuple):
+    """Reply to ``request`` when this tree, which is current, shows that the directory is delegated
+    to nobody but ``client``; whoever else holds it is asked for it."""
+
+    request: int
+    directory: Ino
+    client: ClientId  # 0: whoever asks holds nothing
     deadline_s: float
 
 
@@ -196,7 +207,7 @@ class SnapshotPartial(NamedTuple):
 
 
 Event = (
-    Tick | FromPeer | Propose | Read | Settle | Dropped | Persisted | Overdue | DiskFull
+    Tick | FromPeer | Propose | Read | Reclaim | Settle | Dropped | Persisted | Overdue | DiskFull
     | AddMember | RemoveMember | Leave | SnapshotTaken | SnapshotFailed | SnapshotBytes
     | SnapshotWritten | SnapshotInstalled | SnapshotRefused | SnapshotPartial
 )  # fmt: skip

@@ -14,7 +14,8 @@ The way of a command, from the node its client talks to::
 A reply always follows the *local* apply, so a client reads its own writes on its node, and the
 leader never answers a forwarded command: the log does. And it waits until nobody may show the state
 of before any more (leases.py). Sending a command twice is harmless, because applying counts a
-(client, serial) once and gives the first Result again.
+(client, serial) once and gives the first Result again. Hence a command that a delegation kept from
+being executed goes into the log once more when that was given back (recalls.py).
 
 Disk full. A log without room keeps its entries and the runtime tries again, so nothing is decided
 about them; a tree without room stops applying and goes on where it stopped. Meanwhile commands that
@@ -72,6 +73,7 @@ from pydi_node.effects import (
     Propose,
     Push,
     Read,
+    Reclaim,
     Refuse,
     RefuseReason,
     RemoveMember,
@@ -104,9 +106,11 @@ from pydi_node.errors import (
     UserError,
 )
 from pydi_node.handover import Demand, can_lead, next_in_turn
-from pydi_node.ids import ClientId, LogIndex, NodeNumber, Serial, Term, TimeNs
+from pydi_node.ids import ClientId, Ino, LogIndex, NodeNumber, Serial, Term, TimeNs
 from pydi_node.leases import Grant, Leases, Renew, Unreleased
-from pydi_node.records import Result, Touched
+from pydi_node.reads import Reads
+from pydi_node.recalls import RETRY_S, Recalls
+from pydi_node.records import DELEGATED, Result, Touched
 from pydi_node.replica_config import ReplicaConfig
 from pydi_node.tree.committer import Committer
 from pydi_node.tree.machine import Tree
@@ -114,6 +118,11 @@ from pydi_node.tree.machine import Tree
 _log = logging.getLogger(__name__)
 
 Key = tuple[ClientId, Serial]
+
+NOBODY = 0  # the request of a command whose outcome nobody waits for; events have others
+# In the serial of a command that a replica proposes by itself, so that it is never one of those
+# that its runtime gives (service.next_serial).
+OWN_SERIALS = 1 << 47
 
 
 @dataclass(slots=True)
@@ -169,10 +178,11 @@ class Replica:
         self._time_ns = TimeNs(0)  # newest stamp given out
         self._next_expiry_s = inf
 
-        # Reads: not asked yet, asked, and answered with an index that isn't applied yet.
-        self._reads_new: list[tuple[int, float]] = []
-        self._reads_asked: dict[int, float] = {}
-        self._reads_at: list[tuple[LogIndex, int, float]] = []
+        # Commands of ``_pending`` that wait until these directories are given back.
+        self._parked: dict[Key, tuple[Ino, ...]] = {}
+        self._recalls = Recalls()
+        self._own_serial = 0
+        self._reads = Reads(raft)
 
         self.leases = Leases(raft, tree.applied_index, now.uptime_s)
         self._unreleased = Unreleased()  # answers that wait
@@ -212,8 +222,8 @@ class Replica:
     @property
     def outstanding(self) -> int:
         """Commands and reads without an answer yet."""
-        reads = len(self._reads_new) + len(self._reads_asked) + len(self._reads_at)
-        return sum(len(p.waiters) for p in self._pending.values()) + reads + len(self._unreleased)
+        commands = sum(len(pending.waiters) for pending in self._pending.values())
+        return commands + len(self._reads) + len(self._unreleased)
 
     @property
     def space_is_short(self) -> bool:
@@ -229,14 +239,17 @@ class Replica:
         self._now = now
         for event in events:
             self._HANDLERS[type(event)](self, event)
+        self._get_back()
         self._route()
-        self._ask_reads()
+        self._reads.ask()
         while self.raft.has_ready():
             self._take(self.raft.ready())
             self._apply()
             # Applying and role changes may have made room or given new work.
+            self._get_back()
             self._route()
-        self._answer_reads()
+        for request in self._reads.answered(self.raft.applied_index, self.tree):
+            self._reply(request, Result())
         self._maybe_cut()
         if self._leaving is not None:
             self._advance_leave(self._leaving)
@@ -263,7 +276,8 @@ class Replica:
             self._look_who_should_lead(now_s)
         if not self.is_leader and self.raft.leader is not None:
             for key, pending in self._pending.items():
-                if now_s - pending.sent_s >= self.config.forward_retry_s:
+                late = now_s - pending.sent_s >= self.config.forward_retry_s
+                if late and key not in self._parked:
                     self._unsent[key] = pending.command
         if now_s >= self._next_members_s:
             self._next_members_s = now_s + self.config.members_period_s
@@ -414,11 +428,11 @@ class Replica:
             else:
                 del self._pending[key]
                 self._unsent.pop(key, None)
-        for deadline_s in self._expire_reads(now_s):
-            nearest = min(nearest, deadline_s)
+        late_reads, deadlines = self._reads.expire(now_s)
         late, unreleased_s = self._unreleased.expire(now_s)
-        for request in late:
+        for request in late_reads + late:
             self._reply(request, self._why_late())
+        nearest = min([nearest, *deadlines])
         for waiter in list(self._member_waiters):
             if waiter.deadline_s <= now_s:
                 self._member_waiters.remove(waiter)
@@ -437,20 +451,12 @@ class Replica:
     # --- reads ------------------------------------------------------------------------------------
 
     def _on_read(self, event: Read) -> None:
-        self._reads_new.append((event.request, event.deadline_s))
+        self._reads.add(event.request, event.deadline_s)
         self._next_expiry_s = min(self._next_expiry_s, event.deadline_s)
 
-    def _ask_reads(self) -> None:
-        """One question stands for all reads that came since the last one."""
-        if not self._reads_new:
-            return
-        try:
-            self.raft.read_index(tuple(self._reads_new))
-        except NotLeaderError:
-            return  # nobody leads: asked again with the next step, at most until the deadline
-        for request, deadline_s in self._reads_new:
-            self._reads_asked[request] = deadline_s
-        self._reads_new = []
+    def _on_reclaim(self, event: Reclaim) -> None:
+        self._reads.reclaim(event.request, event.deadline_s, event.directory, event.client)
+        self._next_expiry_s = min(self._next_expiry_s, event.deadline_s)
 
     def _on_settle(self, event: Settle) -> None:
         self._unreleased.hold(event.index, [(event.request, event.deadline_s)], Result())
@@ -459,33 +465,32 @@ class Replica:
     def _on_dropped(self, event: Dropped) -> None:
         self.leases.dropped = event.index
 
-    def _answer_reads(self) -> None:
-        if not self._reads_at:
-            return
-        applied = self.raft.applied_index
-        waiting = []
-        for read in self._reads_at:
-            if read[0] <= applied:
-                self._reply(read[1], Result())
-            else:
-                waiting.append(read)
-        self._reads_at = waiting
+    # --- delegated directories --------------------------------------------------------------------
 
-    def _expire_reads(self, now_s: float) -> list[float]:
-        """Answers reads past their deadline; the deadlines of the others."""
-        late = [read for read in self._reads_new if read[1] <= now_s]
-        late += [read for read in self._reads_asked.items() if read[1] <= now_s]
-        late += [read[1:] for read in self._reads_at if read[2] <= now_s]
-        self._reads_new = [read for read in self._reads_new if read[1] > now_s]
-        self._reads_at = [read for read in self._reads_at if read[2] > now_s]
-        for request, _ in late:
-            self._reads_asked.pop(request, None)
-            self._reply(request, self._why_late())
-        return [
-            *(read[1] for read in self._reads_new),
-            *self._reads_asked.values(),
-            *(read[2] for read in self._reads_at),
-        ]
+    def _get_back(self) -> None:
+        """Commands whose directories were given back go into the log again; those that others hold
+        and somebody here waits for are asked for."""
+        if not self._parked and not self._reads:
+            return
+        wanted = set(self._reads.directories(self.tree))
+        for key, inos in list(self._parked.items()):
+            pending = self._pending.get(key)
+            held = [ino for ino in inos if self.tree.is_held(ino, key[0])]
+            if pending is None or not held:
+                del self._parked[key]
+            if pending is None:
+                continue  # past its deadline
+            wanted.update(held)
+            if not held:
+                self._unsent[key] = pending.command
+        now_s = self._now.mono_s
+        for command in self._recalls.commands(wanted, self.tree, self.leases.released, now_s):
+            # Nobody waits for its outcome: what it does, the tree shows.
+            self._own_serial += 1
+            key = (ClientId(0), Serial(self.raft.node << 48 | OWN_SERIALS | self._own_serial))
+            self._pending[key] = _Pending(command, [(NOBODY, now_s + RETRY_S)])
+            self._unsent[key] = command
+            self._next_expiry_s = min(self._next_expiry_s, now_s + RETRY_S)
 
     # --- what the core hands out ------------------------------------------------------------------
 
@@ -509,14 +514,7 @@ class Replica:
             else:
                 self._send(ready.messages_after_persist)
         self._committed.extend(ready.committed)
-        for state in ready.reads:
-            for request, deadline_s in _reads_of(state.context):
-                if self._reads_asked.pop(request, None) is not None:
-                    self._reads_at.append((state.index, request, deadline_s))
-        for context in ready.failed_reads:
-            for request, deadline_s in _reads_of(context):
-                if self._reads_asked.pop(request, None) is not None:
-                    self._reads_new.append((request, deadline_s))
+        self._reads.take(ready)
         if ready.snapshot_wanted and not self._taking_snapshot:
             self._taking_snapshot = True
             effects.append(TakeSnapshot())
@@ -610,6 +608,10 @@ class Replica:
             self._time_ns = max(self._time_ns, envelope.time_ns)
             key = (envelope.client, envelope.serial)
             self._in_log.discard(key)
+            if result.errno == DELEGATED:
+                if key in self._pending:
+                    self._parked[key] = result.value
+                continue
             if result.touched.inos or result.touched.entries:
                 touched.append((index, *key, result.touched))
             pending = self._pending.pop(key, None)
@@ -863,13 +865,15 @@ class Replica:
         self._effects.append(Send(messages))
 
     def _reply(self, request: int, outcome: Result | PydiError) -> None:
-        self._effects.append(Reply(request, outcome))
+        if request != NOBODY:
+            self._effects.append(Reply(request, outcome))
 
     _HANDLERS: ClassVar[dict[type[Any], Callable[[Replica, Any], None]]] = {
         Tick: _on_tick,
         FromPeer: _on_message,
         Propose: _on_propose,
         Read: _on_read,
+        Reclaim: _on_reclaim,
         Settle: _on_settle,
         Dropped: _on_dropped,
         Persisted: _on_persisted,
@@ -886,11 +890,6 @@ class Replica:
         SnapshotRefused: _on_snapshot_refused,
         SnapshotPartial: _on_snapshot_partial,
     }
-
-
-def _reads_of(context: object) -> Iterable[tuple[int, float]]:
-    assert isinstance(context, tuple), context
-    return context
 
 
 def _advance(peer: PeerStatus) -> tuple[LogIndex, int]:

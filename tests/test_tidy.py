@@ -60,7 +60,13 @@ ROOMS = (
     Room(("pydi_node/tree/*",), _VOCABULARY),
     Room(("pydi_node/blobs/*",), (*_FOUNDATION, "pydi_node.records")),
     Room(
-        ("pydi_node/replica*.py", "pydi_node/effects.py", "pydi_node/envelopes.py"),
+        (
+            "pydi_node/replica*.py",
+            "pydi_node/reads.py",
+            "pydi_node/recalls.py",
+            "pydi_node/effects.py",
+            "pydi_node/envelopes.py",
+        ),
         (
             *_CLIENT,
             "pydi_node.consensus",
@@ -113,6 +119,8 @@ PURE = (
     "pydi_node/leases.py",
     "pydi_node/handover.py",
     "pydi_node/replica*.py",
+    "pydi_node/reads.py",
+    "pydi_node/recalls.py",
     "pydi_node/effects.py",
     "pydi_node/envelopes.py",
     "pydi_node/blobs/placement*.py",

@@ -38,6 +38,8 @@ State (properties, no query):
     tree.applied_index: LogIndex      tree.applied_term: Term
     tree.membership: tuple[LogIndex, bytes]     (0, b"") before the first
     tree.history_floor: LogIndex      oldest index that ``at`` may name
+    tree.delegation(ino: int) -> Delegation | None        who alone may change names in a directory
+    tree.is_held(ino: int, client: ClientId) -> bool      whether that is somebody else
 
 Queries. ``at`` None means now; else the tree as it was after that log index, from ``history_floor``
 to ``applied_index``; FileError(ESTALE) outside. FileError carries the errno a program sees (ENOENT,

@@ -116,6 +116,11 @@ class Tree(Queries):
         """Who alone may change names in this directory; None: everybody may."""
         return self._store.delegations.get(ino)
 
+    def is_held(self, ino: int, client: ClientId) -> bool:
+        """Whether that is somebody else than the client."""
+        delegation = self._store.delegations.get(ino)
+        return delegation is not None and delegation.client != client
+
     # --- applying -------------------------------------------------------------------------------
 
     def advance(self, entries: Sequence[tuple[LogIndex, Term, Envelope | None]]) -> list[Result]:
