@@ -49,6 +49,7 @@ from pydi_node.effects import (
     Propose,
     Push,
     Read,
+    Reclaim,
     RemoveMember,
     Reply,
     RoleChanged,
@@ -65,7 +66,7 @@ from pydi_node.errors import (
     PydiError,
     RemoteProtocolError,
 )
-from pydi_node.ids import ClientId, LogIndex, NodeNumber, Serial
+from pydi_node.ids import ClientId, Ino, LogIndex, NodeNumber, Serial
 from pydi_node.records import Result, Touched
 from pydi_node.replica import Replica
 from pydi_node.runtime.disklog import DiskLog
@@ -235,6 +236,17 @@ class Driver:
         here is old, for certain.
         """
         return self.has_lease() or await self._ask_leader(deadline_s)
+
+    async def reclaim(self, directory: Ino, client: ClientId, deadline_s: float) -> bool:
+        """This node's tree, which is current, shows the directory delegated to nobody but
+        ``client`` when it returns True; False and DeadlineError as in ``wait_current``."""
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self.submit(Reclaim(self._wait_for(_resolve(future)), directory, client, deadline_s))
+        try:
+            await future
+        except (NoQuorumError, NoSpaceError):
+            return False
+        return True
 
     async def is_current(self, deadline_s: float) -> bool:
         """Whether this node's tree is known to be as new as any before the deadline.

@@ -31,7 +31,7 @@ from pydi_node.errors import (
     UserError,
 )
 from pydi_node.ids import ClientId, LogIndex, NodeNumber, Serial
-from pydi_node.records import Touched
+from pydi_node.records import EVERY_NAME, Touched
 from pydi_node.runtime.coherence import Coherence
 from pydi_node.runtime.service import Content, Request, Service, Session
 from pydi_node.runtime.sockets import BACKLOG, bind_tcp, bind_unix, has_ipv6, watch_for_vanishing
@@ -401,6 +401,8 @@ class Connection(asyncio.Protocol):
             return 0
         assert self._session is not None
         told = touched if self._session.bounds is None else self._session.bounds.pushed(touched)
+        if not self._session.client and any(name == EVERY_NAME for _, name in touched.entries):
+            told = None  # a mount of before there were delegations would not understand it
         sequence = self._wire.push_sequence + 1
         message = DropAll(sequence) if told is None else Invalidate(sequence, told)
         self._write(self._wire.send_push(message))

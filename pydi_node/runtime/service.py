@@ -8,6 +8,7 @@ It must never block the loop: blobs go to a thread pool, commands through the re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,7 @@ from pydi_node.blobs.store import BlobStore, Writer
 from pydi_node.commands import CLIENT_COMMANDS, COMMAND_CODES, Command, Commit, PutFile, SetSetting
 from pydi_node.errors import (
     BlobMissingError,
+    DeadlineError,
     FileError,
     NoSpaceError,
     PydiError,
@@ -49,6 +51,7 @@ WRITERS_PER_SESSION_MAX = 1024  # open files being written by one mount; each co
 RESUME_GRACE_S = 10.0
 RESUME_KEY = "resume"  # in Hello.about
 RESUME_KEY_BYTES = 16
+CLIENT_KEY = "client"  # in Hello.about
 OPENS_PER_SESSION_MAX = 1 << 20
 # No caller of a command waits longer; a client that went away would leave its command waiting.
 COMMAND_WAIT_MAX_S = 120.0
@@ -83,6 +86,10 @@ class Session:
         self.generation: int | None = None  # of the secret that proved it; None: unix socket
         self.bounds: Bounds | None = None  # when that is for one directory
         self.node: NodeNumber | None = None  # when the peer is a node
+        # Under which it holds directories; 0: it holds none, and knows nothing of that.
+        client: Any = about.get(CLIENT_KEY)
+        is_client = type(client) is int and 1 <= client <= INT64_MAX
+        self.client = ClientId(client if is_client else 0)
         self.opens: dict[Ino, int] = {}
         self.writers: dict[int, _BlobWriter] = {}
         # Under which another process may go on with what this one holds; b"": there is none.
@@ -230,12 +237,13 @@ class Service:
         self.driver.propose(message.client, message.serial, command, deadline_s, callback)
 
     def next_serial(self) -> Serial:
-        """A serial for the cluster's own commands (client 0) that no other node uses."""
+        """A serial for the cluster's own commands (client 0) that no other node uses, nor this
+        node's replica (replica.OWN_SERIALS)."""
         if self._serial == 0:
             # Going on from the clock, a restarted node doesn't repeat itself either.
             self._serial = self.driver.clock.now().time_ns // 1000 & ((1 << 47) - 1)
         self._serial += 1
-        return Serial(self.node << 48 | self._serial & ((1 << 48) - 1))
+        return Serial(self.node << 48 | self._serial & ((1 << 47) - 1))
 
     async def housekeep(self, command: Command, deadline_s: float) -> Result:
         """The outcome of one of the cluster's own commands."""
@@ -552,18 +560,36 @@ def _read_deadline(service: Service, request: Request) -> float:
     return min(request.deadline_s, service._loop.time() + READ_WAIT_MAX_S)
 
 
-def _query(ask: Callable[[Service, Tree, Any], Any]) -> Handler:
-    """A handler that asks the tree once it is known to be as new as any."""
+def _query(
+    ask: Callable[[Service, Tree, Any], Any],
+    directory_of: Callable[[Any], Ino | None] = lambda _: None,
+) -> Handler:
+    """A handler that asks the tree once it is known to be as new as any.
+
+    directory_of  in which the question looks at names: what another client holds is given back
+                  before. None: it looks at none, or into the past.
+    """
 
     def handle(service: Service, request: Request) -> Any:
-        driver = service.driver
-        if driver.has_lease() and driver.replica.is_settled:
+        driver, directory = service.driver, directory_of(request.message)
+        if (
+            driver.has_lease()
+            and driver.replica.is_settled
+            and (directory is None or not service.tree.is_held(directory, request.session.client))
+        ):
             return ask(service, service.tree, request.message)
         return wait(service, request)
 
     async def wait(service: Service, request: Request) -> Any:
         deadline_s = _read_deadline(service, request)
         is_current = await service.driver.wait_current(deadline_s)
+        directory, client = directory_of(request.message), request.session.client
+        # Again when it went to somebody else between two steps of the loop, or takes long though
+        # there is a leader.
+        while is_current and directory and service.tree.is_held(directory, client):
+            deadline_s = _read_deadline(service, request)
+            with contextlib.suppress(DeadlineError):
+                is_current = await service.driver.reclaim(directory, client, deadline_s)
         try:
             return ask(service, service.tree, request.message)
         finally:
@@ -587,9 +613,15 @@ _BRINGS_CONTENT = (
 _OPEN_QUERY = _query(lambda _, tree, m: tree.file_version(m.ino))
 
 _HANDLERS: dict[type[Any], Handler] = {
-    messages.Lookup: _query(lambda _, tree, m: tree.lookup(m.parent, m.name, m.at)),
+    messages.Lookup: _query(
+        lambda _, tree, m: tree.lookup(m.parent, m.name, m.at),
+        lambda m: m.parent if m.at is None else None,
+    ),
     messages.GetAttr: _query(lambda _, tree, m: tree.getattr(m.ino, m.at)),
-    messages.ReadDir: _query(lambda _, tree, m: tree.readdir(m.ino, m.after_cookie, m.limit, m.at)),
+    messages.ReadDir: _query(
+        lambda _, tree, m: tree.readdir(m.ino, m.after_cookie, m.limit, m.at),
+        lambda m: m.ino if m.at is None else None,
+    ),
     messages.ReadLink: _query(lambda _, tree, m: tree.readlink(m.ino, m.at)),
     messages.GetXattr: _query(lambda _, tree, m: tree.getxattr(m.ino, m.name, m.at)),
     messages.ListXattr: _query(lambda _, tree, m: tree.listxattr(m.ino, m.at)),

@@ -179,15 +179,16 @@ class WireClient:
     def __init__(self, sock: socket.socket, role: Role) -> None:
         self.sock = sock
         self.sock.settimeout(CALL_DEADLINE_S)
+        self.client = ClientId(secrets.randbits(62) + 1)
+        about = {"driver": "test"} | ({"client": self.client} if role is Role.MOUNT else {})
         self.session = wire.Session.connecting(
-            Hello(wire.PROTOCOL_VERSIONS, role, "", 0, "test", {"driver": "test"})
+            Hello(wire.PROTOCOL_VERSIONS, role, "", 0, "test", about)
         )
         self.answers: dict[int, Any] = {}  # value, (value, payload) or exception, by request id
         self.pushes: list[Push] = []
         self.acknowledges = True  # False: as a mount that hangs
         self.welcome: Welcome | None = None
         self.goodbye = False
-        self.client = ClientId(secrets.randbits(62) + 1)
         self.serial = 0
         self._write(self.session.send_hello())
         while self.welcome is None:
