@@ -57,6 +57,7 @@ class Plan(NamedTuple):
     action: tuple[Any, ...]
     command: Command | None  # None: a read
     value: Callable[[Any], Any]  # of a Result, or of a Tree
+    directory: Ino | None = None  # whose names a read looks at, and a mount may hold
 
 
 @dataclass(slots=True)
@@ -105,28 +106,31 @@ class Subject:
         return is_linearizable(operations, self.initial, self.apply)
 
 
+@dataclass(slots=True, eq=False)
 class Name(Subject):
     """A name that is created exclusively, unlinked and looked up. State: its inode or None."""
+
+    parent: Ino = ROOT_INO
 
     def plan(self, dice: Dice) -> Plan:
         return dice.pick([self._create, self._create, self._unlink, self.read])()
 
     def _create(self) -> Plan:
-        command = Create(ROOT_CALLER, ROOT_INO, self.name, 0o644, True)
+        command = Create(ROOT_CALLER, self.parent, self.name, 0o644, True)
         return Plan(("create",), command, lambda r: (r.errno, r.value[0].ino if r.value else None))
 
     def _unlink(self) -> Plan:
-        command = Unlink(ROOT_CALLER, ROOT_INO, self.name)
+        command = Unlink(ROOT_CALLER, self.parent, self.name)
         return Plan(("unlink",), command, lambda r: r.errno)
 
     def read(self) -> Plan:
         def look(tree: Tree) -> Ino | None:
             try:
-                return tree.lookup(ROOT_INO, self.name).ino
+                return tree.lookup(self.parent, self.name).ino
             except FileError:
                 return None
 
-        return Plan(("lookup",), None, look)
+        return Plan(("lookup",), None, look, self.parent)
 
     def apply(self, state: Any, action: tuple[Any, ...]) -> tuple[Any, Any]:
         match action:
@@ -136,6 +140,13 @@ class Name(Subject):
                 return (None, ENOENT if state is None else 0)
             case _:
                 return state, state
+
+
+class HeldName(Name):
+    """One in the directory that mounts hold, and in which they create by themselves."""
+
+    def plan(self, dice: Dice) -> Plan:
+        return dice.pick([self._create, self._unlink, self._unlink, self.read, self.read])()
 
 
 class Register(Subject):
@@ -224,6 +235,8 @@ class Workload:
         self._made = 0
         self._small_files = small_files
         self._small: SmallFile | None = None
+        self.held: Ino | None = None  # the directory that mounts hold
+        self._held_names: list[HeldName] = []
         self.subjects: list[Subject] = []  # all that ever were
         self.active: list[Subject] = [self._new(Name), self._new(Name), self._new(Register)]
 
@@ -247,6 +260,22 @@ class Workload:
                 return self.subject()
             subject = self.active[at] = self._new(type(subject))
         return subject
+
+    def hold(self, directory: Ino) -> None:
+        self.held = directory
+        self._held_names = [self._new_held(directory) for _ in range(5)]
+
+    def _new_held(self, directory: Ino) -> HeldName:
+        self._made += 1
+        name = HeldName(b"held-%d" % self._made, parent=directory)
+        self.subjects.append(name)
+        return name
+
+    def held_name(self) -> HeldName:
+        at = self._dice.below(len(self._held_names))
+        if len(self._held_names[at].history) >= HISTORY_MAX:
+            self._held_names[at] = self._new_held(self._held_names[at].parent)
+        return self._held_names[at]
 
     def add_counter(self, ino: Ino) -> None:
         self._made += 1
@@ -331,6 +360,9 @@ class Client:
             plan = Plan(FILE, simulation.workload.new_file(), lambda r: r)
         elif simulation.workload.wants_small_file and dice.percent(30):
             plan = Plan(SMALL_FILE, simulation.workload.new_file(), lambda r: r)
+        elif simulation.workload.held is not None and dice.percent(15):
+            subject = simulation.workload.held_name()
+            plan = subject.plan(dice)
         elif dice.percent(30):
             plan = Plan(("other",), simulation.workload.other(), lambda r: r)
         else:
@@ -404,7 +436,7 @@ class _Errand:
 
         def arrive() -> None:
             if command is None or key is None:
-                process.read(seconds, answered)
+                process.read(seconds, answered, self._attempted.plan.directory)
             else:
                 process.propose(key, command, seconds, answered)
 

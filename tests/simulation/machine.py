@@ -19,6 +19,7 @@ from pydi_node.ids import LogIndex, NodeNumber, Term, TimeNs
 from pydi_node.replica_config import ReplicaConfig
 from pydi_node.tree.machine import Tree
 from tests.harness.disk_sim import Crash, SimulatedDisk
+from tests.simulation.mounts import Mount
 from tests.simulation.process import Process
 from tests.simulation.storage import WatchedTree, committed_image, open_database
 from tests.simulation.watch import Watch
@@ -41,6 +42,7 @@ class Settings:
     process_class: type[Process] = Process
     tree_class: type[WatchedTree] = WatchedTree
     disk_class: type[SimulatedDisk] = SimulatedDisk
+    mount_class: type[Mount] = Mount
 
 
 class Clock:

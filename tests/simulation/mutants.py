@@ -10,16 +10,18 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from pydi_node.commands import Envelope
+from pydi_node.commands import Command, Envelope, PutFile, Undelegate
 from pydi_node.consensus.raft import Raft
 from pydi_node.consensus.types import MembershipChange, SnapshotMeta
 from pydi_node.effects import Persist, Persisted, RoleChanged
-from pydi_node.ids import INT64_MAX, LogIndex, Term
+from pydi_node.ids import INT64_MAX, ClientId, Ino, LogIndex, Term
 from pydi_node.leases import Grant
 from pydi_node.records import Result
+from pydi_node.tree.store import Delegation
 from tests.harness.disk_sim import NoFdatasync
 from tests.simulation.machine import Machine
-from tests.simulation.process import Process
+from tests.simulation.mounts import Mount
+from tests.simulation.process import NOBODY, Callback, Process
 from tests.simulation.storage import WatchedTree
 from tests.simulation.world import MS, Action
 from tests.unit.consensus import mutants as core
@@ -168,6 +170,78 @@ class ForgetsOldContent(WatchedTree):
         return results
 
 
+class ExecutesForOthers(WatchedTree):
+    """A command is executed whoever holds its directory."""
+
+    def _step(self, index: LogIndex, envelope: Envelope) -> Result:
+        self._store.delegations = _Unseen(self._store.delegations)
+        return super()._step(index, envelope)
+
+
+class _Unseen(dict[int, Delegation]):
+    """As if nothing was delegated, to whoever asks whether anything is."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class ForgetsTheFence(WatchedTree):
+    """A file with a number of its client's is made though the directory was revoked meanwhile."""
+
+    def _execute_command(self, command: Command) -> Result:
+        store = self._store
+        if (
+            not isinstance(command, PutFile)
+            or command.ino is None
+            or command.parent in store.delegations
+        ):
+            return super()._execute_command(command)
+        store.delegations[command.parent] = Delegation(store.client, 0)
+        try:
+            return super()._execute_command(command)
+        finally:
+            del store.delegations[command.parent]
+
+
+class LooksIntoHeld(Process):
+    """A read is answered from the tree, though somebody holds the directory that it looks into."""
+
+    def read(
+        self,
+        seconds: float,
+        done: Callback,
+        directory: Ino | None = None,
+        client: ClientId = NOBODY,
+    ) -> None:
+        super().read(seconds, done)
+
+
+class GivesBackEarly(Mount):
+    """A directory is given back when all that was made in it is sent, not when it is answered."""
+
+    def on_push(self, sequence: int) -> None:
+        self._stop_holding()
+        held = self.simulation.workload.held
+        if self._gives_back and held is not None:
+            self._execute(Undelegate((held,)), self._on_given_back)
+        self._acknowledge(sequence)
+
+
+class HoldsOnWhenLost(Mount):
+    """A directory is held over the end of a connection."""
+
+    def on_lost(self) -> None:
+        pass
+
+
+class NeedsNoLease(Mount):
+    """What it holds counts as long as it knows of nothing else."""
+
+    @property
+    def _may_rely(self) -> bool:
+        return self._names is not None and self._process is not None
+
+
 class TrustsTheSilent(Raft):
     """A new leader takes a voter away without having heard of those that are left."""
 
@@ -234,6 +308,14 @@ _MANY_READERS = _READERS | {
     "repeat": 20, "reorder": 60, "latency_us": 20 * MS, "pause": 6, "partition": 6, "clients": 40,
     "clock": 3,
 }  # fmt: skip
+_MOUNTS = _QUIET | {
+    "voters": 3, "clients": 3, "readers": 0, "think_us": 20 * MS, "disk_us": 200,
+    "latency_us": 200, "mounts_us": 0, "small_files": 0, "mounts": 2, "mounts_lost": 0,
+    "mounts_stopped": 0,
+}  # fmt: skip
+_STOPPED_MOUNTS = _MOUNTS | {"mounts_stopped": 8, "clients": 6, "think_us": 50 * MS}
+_LOST_MOUNTS = _MOUNTS | {"mounts_lost": 5, "clients": 6, "think_us": 100 * MS}
+_LOST_COMMANDS = _MOUNTS | {"loss": 10, "reorder": 60, "latency_us": 2 * MS}
 FULL_DISKS = _SNAPSHOTS | {
     "snapshot_chunk_bytes": 16 * 1024, "full_disk": 6, "fault_us": 100 * MS, "disk_us": 2 * MS,
 }  # fmt: skip
@@ -252,6 +334,8 @@ LIVES = {
     "small-files": _SMALL_FILES, "late": _LATE, "one-entry": _ONE_ENTRY,
     "old-leaders": _OLD_LEADERS, "full-disks": FULL_DISKS, "losses": LOSSES, "installs": INSTALLS,
     "readers": _READERS, "late-readers": _LATE_READERS, "many-readers": _MANY_READERS,
+    "mounts": _MOUNTS, "stopped-mounts": _STOPPED_MOUNTS, "lost-mounts": _LOST_MOUNTS,
+    "lost-commands": _LOST_COMMANDS,
 }  # fmt: skip
 
 MUTANTS = [
@@ -288,4 +372,10 @@ MUTANTS = [
         "counts-leases-from-arrival", {"process_class": CountsFromArrival}, _LATE_READERS, 19, 6000
     ),
     Mutant("grants-unconfirmed", {"process_class": GrantsUnconfirmed}, _MANY_READERS, 47, 6000),
+    Mutant("executes-for-others", {"tree_class": ExecutesForOthers}, _MOUNTS, 0, 6000),
+    Mutant("forgets-the-fence", {"tree_class": ForgetsTheFence}, _STOPPED_MOUNTS, 18, 20_000),
+    Mutant("looks-into-held", {"process_class": LooksIntoHeld}, _MOUNTS, 0, 6000),
+    Mutant("gives-back-early", {"mount_class": GivesBackEarly}, _LOST_COMMANDS, 4, 6000),
+    Mutant("holds-on-when-lost", {"mount_class": HoldsOnWhenLost}, _LOST_MOUNTS, 1, 20_000),
+    Mutant("needs-no-lease", {"mount_class": NeedsNoLease}, _LOST_MOUNTS, 12, 20_000),
 ]

@@ -43,6 +43,7 @@ from pydi_node.effects import (
     Propose,
     Push,
     Read,
+    Reclaim,
     Reply,
     RoleChanged,
     Send,
@@ -58,9 +59,10 @@ from pydi_node.effects import (
     TreeStalled,
 )
 from pydi_node.errors import CorruptionError, NoQuorumError, NoSpaceError, PydiError
-from pydi_node.ids import LogIndex
+from pydi_node.ids import ClientId, Ino, LogIndex
 from pydi_node.records import Result
 from pydi_node.replica import Replica
+from pydi_node.runtime.coherence import Coherence
 from pydi_node.runtime.disklog import DiskLog, LoadedState
 from pydi_node.tree import snapshot
 from tests.harness.disk_sim import Crash
@@ -70,11 +72,13 @@ from tests.simulation.world import MS, SECOND, Action, Owner, Violation
 
 if TYPE_CHECKING:
     from tests.simulation.machine import Machine
+    from tests.simulation.mounts import Mount
 
 LOG_PATH = Path("/disk/log")
 FULL_RETRY_US = 250 * MS
 ROOM_PERIOD_TICKS = 5
 LEADERLESS_MAX_S = 2.0
+NOBODY = ClientId(0)
 
 Outcome = Result | PydiError
 Callback = Callable[[Outcome], None]
@@ -107,6 +111,9 @@ class Process(Owner):
         self._flush_scheduled = False
         self._overdue_s = inf  # of the replica, as of the last step
         self._told = tree.applied_index  # up to where mounts have been told, or know
+        self._dropped = tree.applied_index  # likewise where those have that have no name here
+        self.coherence = Coherence(lambda: machine.clock.now().uptime_s)
+        self.mounts: list[Mount] = []  # that are connected, in the order in which they came
         self._waiting: dict[int, Callback] = {}
         self._next_request = 1
         self._leaderless_s = machine.clock.now().mono_s
@@ -172,8 +179,26 @@ class Process(Owner):
     def propose(self, key: tuple[int, int], command: Any, seconds: float, done: Callback) -> None:
         self.request(lambda r, d: Propose(r, key[0], key[1], command, d), seconds, done)  # type: ignore[arg-type]  # plain keys
 
-    def read(self, seconds: float, done: Callback) -> None:
-        """``done`` gets a Result when the tree is current (driver.wait_current)."""
+    def read(
+        self,
+        seconds: float,
+        done: Callback,
+        directory: Ino | None = None,
+        client: ClientId = NOBODY,
+    ) -> None:
+        """``done`` gets a Result when the tree is current (driver.wait_current), and nobody but
+        ``client`` holds the directory whose names are looked at (driver.reclaim)."""
+        if directory is not None:
+            wanted = directory
+
+            def current(outcome: Outcome) -> None:
+                if isinstance(outcome, Result):
+                    self.request(lambda r, d: Reclaim(r, wanted, client, d), seconds, done)
+                else:
+                    done(outcome)
+
+            self.read(seconds, current)
+            return
         if self.has_lease():
             done(Result())
             return
@@ -270,9 +295,21 @@ class Process(Owner):
         """How long the mounts of this node take to drop what became stale."""
         return self.world.dice.around(self.machine.mounts_us)
 
-    def _drop(self, index: int) -> None:
-        if index > self.replica.leases.dropped:
-            self.submit(Dropped(LogIndex(index)))
+    def _drop(self, index: LogIndex) -> None:
+        self._dropped = max(self._dropped, index)
+        self.look_at_caches()
+
+    def look_at_caches(self) -> None:
+        """Some mount has dropped something, or its lease is over."""
+        dropped = min(self._dropped, self.coherence.dropped(self.replica.tree.applied_index))
+        if dropped > self.replica.leases.dropped:
+            self.submit(Dropped(dropped))
+
+    def lease_for(self, mount: Mount) -> int:
+        """In ms, as server.py answers it."""
+        self.has_lease()
+        now_s = self.machine.clock.now().uptime_s
+        return self.coherence.renew(mount, self.replica.leases.remaining_s(now_s))
 
     def _tick_later(self) -> None:
         tick_us = int(self.replica.config.tick_s * SECOND)
@@ -282,6 +319,8 @@ class Process(Owner):
         self._ticks += 1
         if self._ticks % ROOM_PERIOD_TICKS == 0:
             self._set_full(self.machine.room != "plenty")
+        if self.mounts:
+            self.look_at_caches()
         self.submit(Tick())
         self._tick_later()
 
@@ -324,8 +363,15 @@ class Process(Owner):
     def _on_peer_broke(self, effect: PeerBroke) -> None:
         raise Violation("a node sends what no node sends", effect)
 
-    def _ignore(self, effect: Push | TreeStalled) -> None:
-        """For caches and for people."""
+    def _on_push(self, effect: Push) -> None:
+        for index, client, serial, touched in effect.touched:
+            for mount in self.mounts:
+                sequence = mount.push((client, serial), touched)
+                if sequence:
+                    self.coherence.pushed(index, mount, sequence)
+
+    def _ignore(self, effect: TreeStalled) -> None:
+        """For people."""
 
     # --- the log's disk ---------------------------------------------------------------------------
 
@@ -443,6 +489,8 @@ class Process(Owner):
             return
         self._flush()
         self._events.insert(0, self._install(install))
+        for mount in self.mounts:
+            self.coherence.pushed_drop_all(mount, mount.push_drop_all())
         self._flush()
 
     def checksum_is_right(self, snapshot_id: bytes) -> bool:
@@ -483,7 +531,7 @@ class Process(Owner):
         Persist: _on_persist,
         Send: _on_send,
         Reply: _on_reply,
-        Push: _ignore,
+        Push: _on_push,
         Cut: _on_cut,
         TakeSnapshot: _on_take,
         SnapshotRead: _on_read,

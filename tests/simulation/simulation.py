@@ -97,6 +97,17 @@ _HANDOVER = HandoverConfig(window_s=0.2, commands_min=2, hold_s=0.4)
 _REPLICA = ("cut_entries", "apply_batch_max", "proposals_per_step_max", "forwarded_max")
 
 
+def _draw_later_parameters(dice: Dice) -> dict[str, int]:
+    """What came later. Percentages, but for the number of mounts and a yes or no."""
+    return {
+        "small_files": dice.pick([0, 40]),
+        "handover": dice.pick([0, 1]),  # whether leadership goes to where the work is
+        "mounts": dice.pick([0, 1, 2]),
+        "mounts_lost": dice.pick([0, 1, 5]),  # connections, each 0.1 s
+        "mounts_stopped": dice.pick([0, 0, 2]),  # instead of something else that a program does
+    }
+
+
 class Simulation:
     """See the module's text."""
 
@@ -112,11 +123,9 @@ class Simulation:
         self.world = World(seed, trace)
         self.dice = self.world.dice
         parameters = draw_parameters(self.dice)
-        # Out of dice of its own: known seeds go on living the lives for which they are known, with
-        # this at 0.
-        own = Dice(~seed)
-        parameters["small_files"] = own.pick([0, 40])
-        parameters["handover"] = own.pick([0, 1])  # whether leadership goes to where the work is
+        # Out of dice of their own: known seeds go on living the lives for which they are known,
+        # with these at 0.
+        parameters |= _draw_later_parameters(Dice(~seed))
         forced = forced or {}
         assert forced.keys() <= parameters.keys(), forced
         self.parameters = parameters | forced
@@ -151,6 +160,7 @@ class Simulation:
             machine.start()
         self.workload = Workload(self.dice, self.parameters["small_files"])
         self.clients = [Client(self) for _ in range(self.parameters["clients"])]
+        self.mounts = [self.settings.mount_class(self) for _ in range(self.parameters["mounts"])]
         self._fault_later()
 
     # --- phases -----------------------------------------------------------------------------------
@@ -277,6 +287,8 @@ class Simulation:
     def _agreed(self) -> bool:
         leaders = [p for p in self._processes() if p.replica.is_leader]
         if len(leaders) != 1 or any(client.busy for client in self.clients):
+            return False
+        if any(mount.busy for mount in self.mounts):
             return False
         raft = leaders[0].replica.raft
         if not self.watch.commit_max <= raft.commit_index == raft.last_index:

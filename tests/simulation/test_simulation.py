@@ -27,7 +27,7 @@ STEPS = 6000
 MUTANT_SEEDS = 60
 
 # What lives had not when these seeds were found.
-QUIET_HABITS = {"small_files": 0, "handover": 0}
+QUIET_HABITS = {"small_files": 0, "handover": 0, "mounts": 0}
 
 # A power cut tears what was being written; that is the point.
 pytestmark = pytest.mark.expects_log("was cut short by a crash and is dropped")
@@ -97,6 +97,22 @@ def test_lives_reach_what_matters() -> None:
     assert digests > 50, digests
     assert acknowledged > 300, acknowledged
     assert handovers > 20, handovers
+
+
+def test_lives_with_mounts_reach_what_matters() -> None:
+    """Mounts make files without asking anybody, others wait for them, and some lose what they
+    hold."""
+    created = kept_out = revoked = 0
+    for name in ("stopped-mounts", "lost-mounts"):
+        for seed in range(3):
+            simulation = Simulation(seed, forced=LIVES[name])
+            simulation.live(20_000)
+            created += sum(mount.created for mount in simulation.mounts)
+            kept_out += simulation.watch.kept_out
+            revoked += simulation.watch.revoked_max > 0
+    assert created > 50, created
+    assert kept_out > 50, kept_out
+    assert revoked > 1, revoked
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])

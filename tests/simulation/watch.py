@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from pydi_node.commands import Envelope
+from pydi_node.commands import Envelope, Revoke
 from pydi_node.consensus import codec
 from pydi_node.consensus.raft import Raft
 from pydi_node.consensus.types import (
@@ -26,7 +26,7 @@ from pydi_node.consensus.types import (
 )
 from pydi_node.effects import PeerMessage
 from pydi_node.ids import LogIndex, Term
-from pydi_node.records import Result
+from pydi_node.records import DELEGATED, Result
 from pydi_node.tree.machine import Tree
 from tests.simulation.world import Violation
 
@@ -85,6 +85,8 @@ class Watch:
         self.memberships = 0
         self.installs = 0  # of snapshots
         self.handovers = 0  # of leadership, tried
+        self.kept_out = 0  # commands that others' delegations kept from being executed
+        self.revoked_max = 0  # log index of the last Revoke that ended a delegation
 
     def require(self, holds: bool, *facts: object) -> None:
         if not holds:
@@ -187,7 +189,14 @@ class Watch:
         one result however often it is in the log."""
         for (index, term, envelope), result in zip(entries, results, strict=True):
             first_time = self._apply(index, term, envelope, result)
-            if envelope is None or envelope.client == 0 or not first_time:
+            if envelope is None or not first_time:
+                continue
+            if isinstance(envelope.command, Revoke) and result.value:
+                self.revoked_max = index
+            if envelope.client == 0:
+                continue
+            if result.errno == DELEGATED:
+                self.kept_out += 1  # nothing happened, so far
                 continue
             key = (int(envelope.client), int(envelope.serial))
             # A repetition is answered without the directories.
