@@ -61,7 +61,7 @@ from pydi_node.wire.trust import (
     peer_identity,
 )
 from tests.unit.wire.pair import join
-from tests.unit.wire.samples import SAMPLES, hello
+from tests.unit.wire.samples import COMMANDS, SAMPLES, hello
 from tests.unit.wire.test_session import Kind, accepting, node_of_mount, node_of_node, raw
 
 NOW_S = 1_800_000_000
@@ -157,6 +157,9 @@ _HELLO = join(Session.connecting(hello()).send_hello())
 _REQUESTS = [
     raw(Kind.REQUEST, 3, 1000, m.encode_request(request), payload=payload)
     for request, payload, _, _ in SAMPLES
+] + [
+    raw(Kind.REQUEST, 3, 1000, m.encode_request(m.Execute(ClientId(5), Serial(1), command)))
+    for command in COMMANDS.values()
 ]
 _ONE, _TWO, _TERM, _AT = NodeNumber(1), NodeNumber(2), Term(3), LogIndex(4)
 PEER_MESSAGES: list[PeerMessage] = [

@@ -214,6 +214,20 @@ def test_wrong_answer_is_refused(request_):
 
 
 @settings(deadline=None, max_examples=300)
+@given(st.sampled_from(list(COMMANDS.values())), st.integers(0, 12), samples.plain_values)
+def test_any_command_decodes_or_is_refused(command, at, value):
+    """With whatever in one of its fields, or behind them: a command that is written as it was read,
+    or CommandError."""
+    fields = list(commands.encode(command))
+    fields[at : at + 1] = [value]
+    try:
+        decoded = commands.decode(fields)
+    except commands.CommandError:
+        return
+    assert commands.decode(over_the_wire(commands.encode(decoded))) == decoded
+
+
+@settings(deadline=None, max_examples=300)
 @given(st.sampled_from(SAMPLES), samples.plain_values)
 def test_any_answer_decodes_or_is_refused(sample, value):
     """Whatever a peer answers: a value or MessageError, nothing else."""
