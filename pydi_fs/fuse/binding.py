@@ -35,6 +35,7 @@ from pydi_fs.mount_options import MountOptions
 from pydi_fs.vfs.journalling import Journal, KeptJournal
 from pydi_node.errors import UserError
 from pydi_node.ids import Ino
+from pydi_node.records import EVERY_NAME
 
 log = logging.getLogger("pydi.fuse")
 
@@ -85,6 +86,7 @@ class KernelBinding:
             forget_attributes=self._forget_attributes,
             drop_listings=self._drop_listings,
             handed_out=self._on_handed_out,
+            named=self._on_named,
             remembered_s=self._remembered_s,
             cache_timeout_s=cache_timeout_s,
             kernel_checks=options.default_permissions,
@@ -276,6 +278,10 @@ class KernelBinding:
         if self._notifier is not None:
             self._notifier.handed_out(nodeid)
 
+    def _on_named(self, directory: int) -> None:
+        if self._notifier is not None:
+            self._notifier.named(directory)
+
     def _remembered_s(self, timeout_s: float) -> float:
         return 0.0 if self._notifier is None else self._notifier.remembered_s(timeout_s)
 
@@ -302,6 +308,10 @@ class KernelBinding:
                 self._dispatcher.pages.changed(ino)
         listings = self._dispatcher.listings.all() if everything else ()
         nodeids = tuple(self._dispatcher.nodeids.of(ino) for ino in inos)
+        emptied = [parent for parent, name in entries if name == EVERY_NAME]
+        if emptied:
+            entries = tuple(entry for entry in entries if entry[1] != EVERY_NAME)
+            everything = everything or self._notifier.may_know_names_in(emptied)
         return self._notifier.invalidate(nodeids, entries, everything, listings)
 
 

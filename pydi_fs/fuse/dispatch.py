@@ -96,6 +96,7 @@ class Dispatcher(Xattrs):
     drop_listings  makes the kernel forget what directories contain.
     forget_attributes  tells the kernel to ask for a node id's attributes again; must not block.
     handed_out    told each node id whose attributes go to the kernel.
+    named         told each directory of which a name, or an absence, goes to the kernel.
     remembered_s  the time-out to give now instead of one that is no shorter.
     cache_timeout_s  seconds, see CACHE_TIMEOUT_S.
     kernel_checks    the mount has default_permissions.
@@ -113,6 +114,7 @@ class Dispatcher(Xattrs):
         forget_attributes: Callable[[int], None],
         drop_listings: Drop,
         handed_out: Callable[[int], None],
+        named: Callable[[int], None] = lambda directory: None,
         remembered_s: Callable[[float], float] = lambda timeout_s: timeout_s,
         cache_timeout_s: float = CACHE_TIMEOUT_S,
         kernel_checks: bool = True,
@@ -128,6 +130,7 @@ class Dispatcher(Xattrs):
         self._on_ready = on_ready
         self._forget_attributes = forget_attributes
         self._handed_out = handed_out
+        self._named = named
         self._remembered_s = remembered_s
         self._timeout_max_s = cache_timeout_s
         self._kernel_checks = kernel_checks
@@ -354,6 +357,7 @@ class Dispatcher(Xattrs):
     def _entry(self, header: Header, attr: Attr) -> bytes:
         nodeid = self.nodeids.of(attr.ino)
         self._handed_out(nodeid)
+        self._named(header.nodeid)
         return codec.encode_entry(nodeid, self._shown(attr), self._timeout(header))
 
     def _attr(self, header: Header, attr: Attr) -> bytes:
@@ -419,6 +423,7 @@ class Dispatcher(Xattrs):
         """An absence that the kernel may remember; any other error goes on."""
         if error.errno != errno.ENOENT:
             raise error
+        self._named(header.nodeid)
         return codec.encode_negative_entry(self._timeout(header))
 
     def _getattr_nowait(self, header: Header, _body: codec.Empty) -> bytes | None:
@@ -504,6 +509,8 @@ class Dispatcher(Xattrs):
             body.new_name,
             body.flags,
         )
+        self._named(header.nodeid)
+        self._named(body.new_parent)
         return b""
 
     async def _statfs(self, _header: Header, _body: codec.Empty) -> bytes:
@@ -535,6 +542,7 @@ class Dispatcher(Xattrs):
         entries = await self._entries(header, body, max(1, space // codec.DIRENTPLUS_MIN_BYTES))
         for entry in entries:
             self._handed_out(self.nodeids.of(entry.attr.ino))
+        self._named(header.nodeid)
         if any(entry.attr.mode > ST_MODE_BITS for entry in entries):
             entries = [entry._replace(attr=self._shown(entry.attr)) for entry in entries]
         return dots + codec.encode_direntsplus(

@@ -50,6 +50,9 @@ TICKS_S = 0.02
 # at a time, and one READDIRPLUS answer of 1 MiB (6,500 entries).
 HANDED_OUT_MAX = 16384
 
+# As long as the kernel may believe a name at most: a lease that was given just now, rounded up.
+NAME_REMEMBERED_S = 1.2
+
 # The mount is gone; nothing is left to invalidate.
 _GONE = frozenset((errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED, errno.EBADF, errno.EPERM))
 
@@ -91,6 +94,11 @@ class Notifier:
         # replaced and never emptied: the thread may be reading them.
         self._handed_out: set[int] = set()
         self._handed_out_before: set[int] = set()
+        # Directories in which the kernel was told of a name, or of an absence: two generations of
+        # NAME_REMEMBERED_S, the newer one since the time beside it.
+        self._named: set[int] = set()
+        self._named_before: set[int] = set()
+        self._named_since_s = 0.0
         self._thread = threading.Thread(target=self._run, name="fuse-notify", daemon=True)
 
     def start(self) -> None:
@@ -108,6 +116,24 @@ class Notifier:
         if len(self._handed_out) > HANDED_OUT_MAX:
             self._handed_out_before = self._handed_out
             self._handed_out = set()
+
+    def named(self, directory: int) -> None:
+        """The kernel is about to hear of a name, or of an absence, in there."""
+        self._age_named()
+        self._named.add(directory)
+
+    def _age_named(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        age_s = now_s - self._named_since_s
+        if age_s >= NAME_REMEMBERED_S:
+            self._named_before = self._named if age_s < 2 * NAME_REMEMBERED_S else set()
+            self._named = set()
+            self._named_since_s = now_s
+
+    def may_know_names_in(self, directories: Iterable[int]) -> bool:
+        """Whether the kernel may still believe a name, or an absence, in one of them."""
+        self._age_named()
+        return any(d in self._named or d in self._named_before for d in directories)
 
     def remembered_s(self, timeout_s: float) -> float:
         """The time-out to give now for names and attributes, where ``timeout_s`` is the longest."""

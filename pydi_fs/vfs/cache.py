@@ -5,17 +5,19 @@ it first) and the stream of invalidations from the node is unbroken: the client 
 at the moment it arrives, in order with the invalidations (see `client`), and drops everything when
 the stream breaks. An answer may come late, after the invalidation of what it shows, because the
 node holds it until everybody knows (docs/architecture.md, Leases): what was dropped since its
-request left does not enter. Reading is a dictionary lookup of immutable records, safe
-from any thread; all changes happen in the loop.
+request left does not enter. An entry (directory, EVERY_NAME) stands for all names in there.
+Reading is a dictionary lookup of immutable records, safe from any thread; all changes happen in the
+loop.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
 from pydi_node.ids import Ino
-from pydi_node.records import Attr
+from pydi_node.records import EVERY_NAME, Attr
 
 ABSENT: Final = Ino(0)  # value of a name that is known not to exist
 # Small on purpose: the kernel's own caches come first, and a daemon's memory must not follow the
@@ -31,6 +33,7 @@ class NameCache:
     def __init__(self, attrs_max: int = ATTRS_MAX, names_max: int = NAMES_MAX) -> None:
         self._attrs: dict[Ino, Attr] = {}
         self._names: dict[tuple[Ino, bytes], Ino] = {}
+        self._names_in: Counter[Ino] = Counter()  # how many of them by their directory
         self._xattrs: dict[Ino, tuple[bytes, ...]] = {}
         self.moment = 0  # grows with every change
         self.pushes = 0  # of them, those that were made elsewhere
@@ -62,8 +65,11 @@ class NameCache:
         key = (parent, name)
         if self.is_late(key):
             return
-        if key not in self._names and len(self._names) >= self._names_max:
-            _drop_oldest(self._names)
+        if key not in self._names:
+            if len(self._names) >= self._names_max:
+                _drop_oldest(self._names)
+                self._names_in = Counter(parent for parent, _ in self._names)
+            self._names_in[parent] += 1
         self._names[key] = ino
 
     def xattr_names(self, ino: Ino) -> tuple[bytes, ...] | None:
@@ -89,7 +95,17 @@ class NameCache:
             self._attrs.pop(ino, None)
             self._xattrs.pop(ino, None)
         for entry in entries:
-            self._names.pop(entry, None)
+            if entry[1] == EVERY_NAME:
+                self._forget_names_in(entry[0])
+            elif self._names.pop(entry, None) is not None:
+                self._names_in[entry[0]] -= 1
+
+    def _forget_names_in(self, directory: Ino) -> None:
+        # All names are looked at only where there are some: most directories that others take over
+        # are new.
+        if self._names_in.pop(directory, 0):
+            for key in [key for key in self._names if key[0] == directory]:
+                del self._names[key]
 
     def note(self, inos: Iterable[Ino], entries: Iterable[tuple[Ino, bytes]]) -> None:
         """These changed now: only answers to later questions may enter."""
@@ -107,7 +123,10 @@ class NameCache:
 
     def is_late(self, key: Ino | tuple[Ino, bytes]) -> bool:
         """Whether it changed since the request left whose answer comes in now."""
-        return self._asked < max(self._known_since, self._dropped.get(key, 0))
+        dropped = max(self._known_since, self._dropped.get(key, 0))
+        if isinstance(key, tuple):
+            dropped = max(dropped, self._dropped.get((key[0], EVERY_NAME), 0))
+        return self._asked < dropped
 
     def clear(self) -> None:
         self.pushes += 1
@@ -116,6 +135,7 @@ class NameCache:
         self._dropped.clear()
         self._attrs.clear()
         self._names.clear()
+        self._names_in.clear()
         self._xattrs.clear()
 
 

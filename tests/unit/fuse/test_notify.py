@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pydi_fs.fuse import notify
-from pydi_fs.fuse.notify import Notifier
+from pydi_fs.fuse.notify import NAME_REMEMBERED_S, Notifier
 from pydi_node.ids import Ino
 
 DIRECTORY, OTHER, FILE = Ino(3), Ino(4), Ino(7)
@@ -347,3 +347,24 @@ def test_forgetting_attributes_keeps_pages(device: _Device, make: Callable[..., 
     """A negative offset leaves pages alone, which is why this one never blocks."""
     make().forget_attributes(FILE)
     assert device.messages == [inval_inode(FILE, -1)]
+
+
+def test_names_are_believed_to_be_known_for_as_long_as_the_kernel_may_believe_them(
+    make: Callable[..., Notifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever takes a directory over need not make every name stale where none was told lately."""
+
+    async def main() -> None:
+        notifier = make()
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        monkeypatch.setattr(loop, "time", lambda: now_s)
+        assert not notifier.may_know_names_in([DIRECTORY])
+        notifier.named(DIRECTORY)
+        for _ in range(10):
+            assert notifier.may_know_names_in([OTHER, DIRECTORY])
+            now_s += NAME_REMEMBERED_S / 10
+        now_s += NAME_REMEMBERED_S * 1.01
+        assert not notifier.may_know_names_in([OTHER, DIRECTORY])
+
+    asyncio.run(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydi_fs.vfs.cache import ABSENT, DROPPED_MAX, NameCache
 from pydi_node.ids import Ino, LogIndex
+from pydi_node.records import EVERY_NAME
 from tests.unit.wire.samples import ATTR
 
 FILE = ATTR._replace(ino=Ino(7))
@@ -72,3 +73,30 @@ def test_after_a_reset_and_after_many_changes_old_answers_stay_out() -> None:
     cache.answers(asked)
     cache.put_attr(FILE)
     assert cache.attr(FILE.ino) is None
+
+
+def test_a_directory_that_somebody_takes_over_is_forgotten_with_all_its_names() -> None:
+    """Names and absences, those that are still on their way too; other directories stay."""
+    cache = NameCache()
+    asked = asked_now(cache)
+    cache.answers(asked)
+    cache.put_name(PARENT, NAME, FILE.ino)
+    cache.put_name(PARENT, b"absent", ABSENT)
+    cache.put_name(Ino(2), NAME, FILE.ino)
+    cache.drop([PARENT], [(PARENT, EVERY_NAME)])
+    cache.answers(asked)
+    cache.put_name(PARENT, b"late", FILE.ino)
+    assert [cache.name(PARENT, name) for name in (NAME, b"absent", b"late")] == [None] * 3
+    assert cache.name(Ino(2), NAME) == FILE.ino
+    cache.answers(asked_now(cache))
+    cache.put_name(PARENT, NAME, FILE.ino)
+    assert cache.name(PARENT, NAME) == FILE.ino
+
+
+def test_all_names_of_a_directory_go_also_after_others_had_to_make_room() -> None:
+    cache = NameCache(names_max=16)
+    for number in range(40):
+        cache.put_name(Ino(1 + number % 2), b"%d" % number, FILE.ino)
+    cache.drop([], [(Ino(1), EVERY_NAME)])
+    assert all(cache.name(Ino(1), b"%d" % number) is None for number in range(0, 40, 2))
+    assert cache.name(Ino(2), b"39") == FILE.ino
