@@ -19,8 +19,8 @@ from pydi_fs.client.endpoints import TokenSource
 from pydi_fs.commands_session import Session
 from pydi_fs.mount_config import MountConfig, parse_address
 from pydi_fs.progress import Progress
+from pydi_fs.vfs.core import VfsConfig
 from pydi_fs.vfs.past import PastVfs
-from pydi_fs.vfs.vfs import VfsConfig
 from pydi_node import portable
 from pydi_node.commands import Caller
 from pydi_node.errors import UserError

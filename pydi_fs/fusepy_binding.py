@@ -612,8 +612,8 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
         self._directories.pop(fh, None)
         self._await(self._vfs.releasedir(fh))
 
-    def fsyncdir(self, _path: bytes | None, _datasync: int, _info: Any) -> None:
-        """Nothing to do: a tree operation that was answered is on disk on a majority."""
+    def fsyncdir(self, _path: bytes | None, _datasync: int, info: Any) -> None:
+        self._await(self._vfs.fsyncdir(self._directories[info.contents.fh].ino))
 
     # --- files -----------------------------------------------------------------------------------
 

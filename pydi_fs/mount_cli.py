@@ -49,11 +49,12 @@ from pydi_fs.mountpoints import Mounted, mounted_at, unmount
 from pydi_fs.restart_policy import BEAT_S
 from pydi_fs.supervisor import DEVICE, Link, Supervisor, ask_for_upgrade, is_possible
 from pydi_fs.vfs.blob_cache import BlobCache
+from pydi_fs.vfs.core import VfsConfig
 from pydi_fs.vfs.journal import FORMAT, State
 from pydi_fs.vfs.journalling import STAGE_PREFIX, Journal, KeptJournal
 from pydi_fs.vfs.local_blobs import BlobSource
 from pydi_fs.vfs.past import PastVfs
-from pydi_fs.vfs.vfs import Vfs, VfsConfig
+from pydi_fs.vfs.vfs import Vfs
 from pydi_node import __version__, portable
 from pydi_node.errors import (
     EXIT_FAILED,
@@ -395,6 +396,7 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report, link: 
             sources=_blob_sources(config),
             cache=BlobCache(Path(config.cache_dir), config.cache_size),
             journal=journal,
+            delegates=not config.options.read_only,
         ),
     )
     if link is not None and state is not None:

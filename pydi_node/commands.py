@@ -13,6 +13,7 @@ on the tree or is an ordinary user's mistake (ENOENT, ENAMETOOLONG) is an outcom
 from __future__ import annotations
 
 import dataclasses
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -58,6 +59,11 @@ class Caller(NamedTuple):
 
 
 ROOT_CALLER = Caller(0, 0, None)
+
+
+def new_file_gid(directory_mode: int, directory_gid: int, caller: Caller) -> int:
+    """The group of what the caller creates in a directory. Source: inode_init_owner of Linux."""
+    return directory_gid if directory_mode & stat.S_ISGID else caller.gid
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ HEAD_START_S = 0.25  # of one node before the next is asked too; a live one take
 SEEK_S = 2.0  # four questions to the network; a node answers the first within milliseconds
 LEASE_RETRY_S = 0.05  # a node that was not asked for a while needs a moment to get its own
 LEASE_RENEW_S = 0.2  # of about 0.9 s that a node gives; a lost one costs a question or two
+CLIENT_KEY = "client"  # in Hello.about
 MIND_PERIOD_S = 5.0  # a new member is known, and a returned nearest node used, after this
 
 # Goes on while the machine sleeps, where there is such a clock: a lease does not.
@@ -115,6 +116,8 @@ class Client:
         # again before the answer is handed over. What was dropped in between must stay out.
         self.moment: Callable[[], int] = lambda: 0
         self.on_answer: Callable[[int], None] = lambda moment: None
+        # What a request must wait for before it may leave; None: nothing.
+        self.before: Callable[[Request], Awaitable[None] | None] = lambda request: None
         self._nearest = endpoints[0] if endpoints else None
         self._endpoint_of = endpoint_of
         self._seek = seek
@@ -124,8 +127,10 @@ class Client:
         self._minder: asyncio.Task[None] | None = None
         self._renewer: asyncio.Task[None] | None = None
         self._lease_until_s = 0.0
-        self._hello = Hello(PROTOCOL_VERSIONS, role, "", 0, socket.gethostname()[:255], about or {})
         self.client_id, self._serial = identity or (ClientId(secrets.randbits(62) + 1), 0)
+        # The node must know whose questions these are: what is delegated to a client, it may see.
+        about = {**(about or {}), CLIENT_KEY: self.client_id}
+        self._hello = Hello(PROTOCOL_VERSIONS, role, "", 0, socket.gethostname()[:255], about)
         # The serial of a command, and whether it may have been sent under it before.
         self.number: Callable[[Command], tuple[Serial, bool]] = self._number
         self.is_repeat = False  # what arrives now may be the first answer to an older question
@@ -181,17 +186,27 @@ class Client:
         *,
         arrived: Arrived | None = None,
         failed: Failed | None = None,
+        sent: Callable[[], None] | None = None,
+        once: bool = False,
         deadline_s: float | None = None,
     ) -> Any:
         """The answer to ``request``, or what ``arrived`` made of it.
 
         arrived  called with the answer at the moment it arrives, in order with invalidations: the
                  place to fill caches. ``failed`` likewise with the node's error.
+        sent     called when it has left, before anything that is sent later; again if it is sent
+                 again.
+        once     only on the connection that there is: an answer by another one is of no use.
 
         FileError          the operation's outcome.
-        DisconnectedError  only for blobs under construction: start again on another node.
+        DisconnectedError  blobs under construction: start again on another node. Or ``once``.
         DeadlineError      no answer in time. Other PydiErrors: see errors.py.
         """
+        held_up = self.before(request)
+        if held_up is not None:
+            await held_up
+        if once and not self.is_connected:
+            raise DisconnectedError("no node is connected")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (self.deadline_s if deadline_s is None else deadline_s)
         pause_s = RECONNECT_MIN_S
@@ -204,9 +219,10 @@ class Client:
                     max(deadline - loop.time(), 0.001),
                     self._in_order(arrived),
                     self._in_order(failed),
+                    sent,
                 )
             except DisconnectedError:
-                if isinstance(request, _BOUND_TO_SESSION):
+                if once or isinstance(request, _BOUND_TO_SESSION):
                     raise
             except NotLeaderError as exc:
                 if loop.time() + pause_s >= deadline:
@@ -245,12 +261,15 @@ class Client:
         *,
         arrived: Callable[[Result], Any] | None = None,
         serial: Serial | None = None,
+        sent: Callable[[], None] | None = None,
+        once: bool = False,
     ) -> Any:
         """Run one command, exactly once however often connections break. Its value, decoded.
 
         payload  small content that becomes the blob PUT_BLOB of a Commit, in the same round trip.
         arrived  called at arrival; what it returns is the value.
         serial   of `new_serial`, or of an earlier attempt; None: what `number` says.
+        sent, once  as in `call`.
 
         FileError  the command's outcome; nothing changed.
         """
@@ -283,7 +302,9 @@ class Client:
             if isinstance(error, UnavailableError) or errno_of(error) == errno.EINTR:
                 self.on_reset()
 
-        return await self.call(request, payload or b"", arrived=outcome, failed=failed)
+        return await self.call(
+            request, payload or b"", arrived=outcome, failed=failed, sent=sent, once=once
+        )
 
     # --- connections ---------------------------------------------------------------------------
 

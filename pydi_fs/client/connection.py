@@ -127,8 +127,9 @@ class Connection(asyncio.Protocol):
         timeout_s: float,
         arrived: Arrived | None,
         failed: Failed | None,
+        sent: Callable[[], None] | None = None,
     ) -> Any:
-        """The answer, or what `arrived` made of it.
+        """The answer, or what `arrived` made of it. sent: called when it has left.
 
         DisconnectedError  the connection ended first; the request may have been executed or not.
         DeadlineError      no answer in time; the node was told to forget it.
@@ -148,6 +149,8 @@ class Connection(asyncio.Protocol):
         if self._is_full():
             self._slot.clear()
         self._write(buffers)
+        if sent is not None:
+            sent()
         waiting = _Waiting(self._loop.create_future(), arrived, failed, len(payload))
         if not self._waiting and not self._relied_on:
             self._hear()  # idle silence says nothing about the node

@@ -572,8 +572,12 @@ class Dispatcher(Xattrs):
         return dots
 
     def _done_nowait(self, _header: Header, _body: Any) -> bytes:
-        """FSYNCDIR: a change is durable when it is acknowledged. RELEASEDIR: there is no handle.
-        DESTROY: the device ends next, and that is what `binding` waits for."""
+        """RELEASEDIR: there is no handle. DESTROY: the device ends next, and that is what `binding`
+        waits for."""
+        return b""
+
+    async def _fsyncdir(self, header: Header, _body: codec.Fsync) -> bytes:
+        await self._vfs.fsyncdir(Ino(header.nodeid))
         return b""
 
     # --- handlers: files --------------------------------------------------------------------------
@@ -848,7 +852,7 @@ class Dispatcher(Xattrs):
         FuseOpcode.FUSE_READDIR: Operation(_readdir, changes=False),
         FuseOpcode.FUSE_READDIRPLUS: Operation(_readdirplus, changes=False),
         FuseOpcode.FUSE_RELEASEDIR: Operation(_done, nowait=_done_nowait, changes=False),
-        FuseOpcode.FUSE_FSYNCDIR: Operation(_done, nowait=_done_nowait, changes=False),
+        FuseOpcode.FUSE_FSYNCDIR: Operation(_fsyncdir),
         FuseOpcode.FUSE_OPEN: Operation(_open, nowait=_open_nowait, undo=_undo_open),
         FuseOpcode.FUSE_CREATE: Operation(_create, undo=_undo_create),
         FuseOpcode.FUSE_TMPFILE: Operation(_tmpfile, undo=_undo_create),

@@ -47,6 +47,7 @@ Directories
                                                      end; cookies stay valid while entries come
                                                      and go
     releasedir(fh)
+    fsyncdir(ino)
 
 Files (``fh`` is a small integer, never reused within a mount)
     open(caller, ino, flags) -> fh                   flags as open(2): O_ACCMODE, O_TRUNC, O_APPEND

@@ -28,7 +28,7 @@ from pydi_fs.vfs.extents import Segment
 from pydi_node.commands import ROOT_CALLER, Caller
 from pydi_node.ids import Ino, LogIndex, Serial
 
-FORMAT = 2  # of all records together; a worker takes over from one of the same format only
+FORMAT = 3  # of all records together; a worker takes over from one of the same format only
 HEADER = Struct("<Q")
 _FRAME = Struct("<II")
 
@@ -217,6 +217,57 @@ class Highest(NamedTuple):
     source: int  # the lowest: they count downwards
 
 
+class Created(NamedTuple):
+    """A file exists on this mount only: the cluster hears of it later. Again: as it is now."""
+
+    unique: int
+    ino: int
+    parent: int
+    name: bytes
+    caller: tuple[int, int, tuple[int, ...] | None]
+    mode: int  # 12 permission bits
+    mtime_ns: int
+
+
+class Made(NamedTuple):
+    """The file that a request created, which may be sent again."""
+
+    unique: int
+    ino: int
+
+
+class Creating(NamedTuple):
+    """The cluster is about to hear of it, without content, under this serial."""
+
+    ino: int
+    serial: int
+
+
+class Settled(NamedTuple):
+    """The cluster has it, or never will."""
+
+    ino: int
+
+
+class Reserved(NamedTuple):
+    """Inode numbers for such files, from the first that is not used; each is used in its turn."""
+
+    first: int
+    end: int
+
+
+class Delegated(NamedTuple):
+    """This directory is, or may be, delegated to the mount."""
+
+    ino: int
+
+
+class Undelegated(NamedTuple):
+    """These no longer are."""
+
+    inos: tuple[int, ...]
+
+
 class Done(NamedTuple):
     """A WRITE that wrote ``length`` bytes, and may be sent again."""
 
@@ -227,7 +278,8 @@ class Done(NamedTuple):
 RECORDS: tuple[type[Any], ...] = (
     Agreed, Identity, Opened, Listed, Closed, Locked, Moment, Numbered, Backing, Wrote, Cut,
     Punched, Stamped, Rebased, Staged, Publishing, Committing, Published, Forgotten,
-    Frozen, Highest, Done, Unlocked, Unlisted,
+    Frozen, Highest, Done, Unlocked, Unlisted, Created, Made, Creating, Settled, Reserved,
+    Delegated, Undelegated,
 )  # fmt: skip
 _KINDS: dict[type[Any], int] = {record: kind for kind, record in enumerate(RECORDS)}
 
@@ -315,6 +367,11 @@ class State:
         self.serials: dict[int, list[Numbered]] = {}
         self.written: dict[int, int] = {}
         self.handed: dict[int, int] = {}  # handles whose number may not have been told
+        self.made: dict[int, int] = {}  # files of requests that created them here only
+        self.pending: dict[Ino, Created] = {}  # files that exist on this mount only
+        self.creating: dict[Ino, Serial] = {}  # under which the cluster may have heard of them
+        self.reserved: dict[int, tuple[int, int]] = {}  # by the end: the first left, the end
+        self.delegated: dict[Ino, None] = {}
 
     @classmethod
     def of(cls, records: Iterable[Any]) -> State:
@@ -354,6 +411,30 @@ class State:
                 (self.backings.add if record.open else self.backings.discard)(record.number)
             case Done():
                 self.written[record.unique] = record.length
+            case Created():
+                self.pending[Ino(record.ino)] = record._replace(unique=0)
+                if record.unique:
+                    self.made[record.unique] = record.ino
+                for first, end in list(self.reserved.values()):
+                    if first <= record.ino < end:
+                        self.reserved[end] = (record.ino + 1, end)
+            case Made():
+                self.made[record.unique] = record.ino
+            case Creating():
+                self.creating[Ino(record.ino)] = Serial(record.serial)
+                self.last_serial = max(self.last_serial, record.serial)
+            case Settled():
+                self.pending.pop(Ino(record.ino), None)
+                self.creating.pop(Ino(record.ino), None)
+            case Reserved():
+                self.reserved[record.end] = (record.first, record.end)
+                for end in list(self.reserved)[:-2]:  # no older ones are used
+                    del self.reserved[end]
+            case Delegated():
+                self.delegated[Ino(record.ino)] = None
+            case Undelegated():
+                for ino in record.inos:
+                    self.delegated.pop(Ino(ino), None)
             case Highest():
                 self.last_fh = max(self.last_fh, record.fh)
                 self.last_serial = max(self.last_serial, record.serial)

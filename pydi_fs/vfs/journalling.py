@@ -19,7 +19,7 @@ from typing import Any
 from pydi_fs.vfs import journal as records
 from pydi_fs.vfs.journal import HEADER, State
 from pydi_node import portable
-from pydi_node.commands import Caller, Command
+from pydi_node.commands import INODES_RESERVED, Caller, Command
 from pydi_node.ids import Ino, LogIndex, Serial
 
 # A snapshot costs a few milliseconds; small content that is written travels through the log.
@@ -91,6 +91,30 @@ class Journal:
     def committing(self, ino: Ino, serial: Serial) -> None: ...
     def published(self, ino: Ino, success: bool) -> None: ...
     def forgotten(self, ino: Ino) -> None: ...
+    def created(
+        self, ino: Ino, parent: Ino, name: bytes, caller: Caller, mode: int, mtime_ns: int
+    ) -> None:
+        """The present request creates a file of which the cluster hears later."""
+
+    def shaped(
+        self, ino: Ino, parent: Ino, name: bytes, caller: Caller, mode: int, mtime_ns: int
+    ) -> None:
+        """It has another mode or time."""
+
+    def creating(self, ino: Ino, serial: Serial) -> None: ...
+    def settled(self, ino: Ino) -> None: ...
+    def spent(self, serial: Serial) -> None:
+        """A command of nobody's request has this serial."""
+
+    def reserved(self, first: Ino) -> None:
+        """Numbers of inodes, as many as a reservation has."""
+
+    def delegated(self, ino: Ino) -> None: ...
+    def undelegated(self, inos: Iterable[Ino]) -> None: ...
+    def made_before(self) -> Ino | None:
+        """The file that the present request created when it was sent the first time."""
+        return None
+
     def written_before(self, unique: int) -> int | None:
         """How much this WRITE wrote when it was sent the first time; None: it did not get there."""
         return None
@@ -126,6 +150,7 @@ class KeptJournal(Journal):
         self._serials = {unique: list(sent) for unique, sent in found.serials.items()}
         self._written = dict(found.written)
         self._handed = dict(found.handed)
+        self._made = dict(found.made)
 
     def begin(self, frozen: Callable[[], Iterable[Any]]) -> None:
         """From here on records are written. frozen: content, as `Staged` and `Frozen` records."""
@@ -143,8 +168,8 @@ class KeptJournal(Journal):
         """All that the kernel sends again has come; ``running`` of it is not answered yet."""
         kept = {unique & ~RESENT for unique in running}
         for table in (
-            self._serials, self._written, self._handed,
-            self._mirror.serials, self._mirror.written, self._mirror.handed,
+            self._serials, self._written, self._handed, self._made,
+            self._mirror.serials, self._mirror.written, self._mirror.handed, self._mirror.made,
         ):  # fmt: skip
             for unique in [unique for unique in table if unique not in kept]:
                 del table[unique]
@@ -159,7 +184,9 @@ class KeptJournal(Journal):
         self._mirror.serials.pop(unique, None)
         self._mirror.written.pop(unique, None)
         self._mirror.handed.pop(unique, None)
+        self._mirror.made.pop(unique, None)
         self._serials.pop(unique, None)
+        self._made.pop(unique, None)
 
     def number(self, command: Command, new_serial: NewSerial) -> tuple[Serial, bool]:
         unique = _request.get()
@@ -254,6 +281,40 @@ class KeptJournal(Journal):
     def forgotten(self, ino: Ino) -> None:
         self._write(records.Forgotten(ino))
 
+    # --- what the cluster hears of later --------------------------------------------------------
+
+    def created(
+        self, ino: Ino, parent: Ino, name: bytes, caller: Caller, mode: int, mtime_ns: int
+    ) -> None:
+        self._note(records.Created(_request.get(), ino, parent, name, caller, mode, mtime_ns))
+
+    def shaped(
+        self, ino: Ino, parent: Ino, name: bytes, caller: Caller, mode: int, mtime_ns: int
+    ) -> None:
+        self._note(records.Created(0, ino, parent, name, caller, mode, mtime_ns))
+
+    def creating(self, ino: Ino, serial: Serial) -> None:
+        self._note(records.Creating(ino, serial))
+
+    def settled(self, ino: Ino) -> None:
+        self._note(records.Settled(ino))
+
+    def spent(self, serial: Serial) -> None:
+        self._note(records.Highest(0, serial, 0))
+
+    def reserved(self, first: Ino) -> None:
+        self._note(records.Reserved(first, first + INODES_RESERVED))
+
+    def delegated(self, ino: Ino) -> None:
+        self._note(records.Delegated(ino))
+
+    def undelegated(self, inos: Iterable[Ino]) -> None:
+        self._note(records.Undelegated(tuple(inos)))
+
+    def made_before(self) -> Ino | None:
+        made = self._made.get(_request.get())
+        return None if made is None else Ino(made)
+
     # --- the logs -------------------------------------------------------------------------------
 
     def _note(self, record: Any) -> None:
@@ -307,6 +368,14 @@ def snapshot(state: State) -> Iterable[Any]:
     yield from state.handles.values()
     yield from map(records.Listed, state.listed)
     yield from state.locks
+    yield from state.pending.values()
+    for ino, serial in state.creating.items():
+        yield records.Creating(ino, serial)
+    for unique, made in state.made.items():
+        yield records.Made(unique, made)
+    for first, end in state.reserved.values():
+        yield records.Reserved(first, end)
+    yield from map(records.Delegated, state.delegated)
     for sent in state.serials.values():
         yield from sent
     for unique, length in state.written.items():

@@ -22,6 +22,7 @@ from pydi_fs.vfs.content import Changes, Content
 from pydi_fs.vfs.extents import Segment
 from pydi_fs.vfs.journal import FileImage, Frozen, Publication, Staged, needed_sources
 from pydi_fs.vfs.journalling import Piece
+from pydi_fs.vfs.pending import Attempt, PendingCreate
 from pydi_fs.vfs.reader import BlobReader
 from pydi_fs.vfs.staging import Stage, StagingArea
 from pydi_node.commands import ROOT_CALLER, Caller, Commit
@@ -73,6 +74,7 @@ class OpenFile:
         self._undecided = False  # the worker before this one had sent them
         # The last that failed without an answer: it may have arrived, or arrive later.
         self._unanswered: Publication | None = None
+        self._create: PendingCreate | None = None  # the cluster may not know of the file yet
 
     # --- from one worker to the next -----------------------------------------------------------
 
@@ -100,6 +102,68 @@ class OpenFile:
         self._undecided = image.publication is not None
         self._stages.update(stages)
         self.changed_elsewhere()
+
+    # --- while only this mount knows of it -----------------------------------------------------
+
+    def begins_as(self, create: PendingCreate) -> None:
+        """The file was created here. Also when its worker died since, after `restore`."""
+        self._create = create
+        sent = self._publication
+        if sent is not None and sent.serials and create.attempt is None:
+            # The worker before this one may have sent it with this content.
+            create.attempt = self._attempt(create, sent, sent.serials[0])
+            create.attempt.count = 1
+
+    def is_in_cluster(self, create: PendingCreate) -> None:
+        """The answer to its command has arrived, or it is lost."""
+        if create.failure is not None or not create.is_certain:
+            self.changed_elsewhere()
+        elif not self.stale:
+            self.attr = create.attr
+
+    @property
+    def is_pending(self) -> bool:
+        """The cluster may not know of the file, or never will: whoever publishes it hears that."""
+        create = self._create
+        return create is not None and (not create.ended or create.failure is not None)
+
+    async def _settle(self) -> None:
+        if self._create is not None:
+            await self._create.settle()
+            self._create = None
+
+    def _attempt(self, create: PendingCreate, publication: Publication, serial: Serial) -> Attempt:
+        """The command that creates the file with these changes as its content."""
+        changes = publication.changes
+        sources = sorted({s.source for s in changes.segments if s.source < 0})
+        stage = self._stages[sources[0]] if sources else None
+        command = create.command(
+            size=changes.size,
+            extents=changes.extents(dict.fromkeys(sources, PUT_BLOB)),
+            mtime_ns=TimeNs(publication.mtime_ns),
+        )
+        content = None if stage is None else stage.content()
+        return Attempt(command, content, serial, publication)
+
+    async def _create_with(self, create: PendingCreate, publication: Publication) -> bool:
+        """The cluster knows of the file. True: as one that has these changes for its content."""
+        changes = publication.changes
+        stages = [self._stages[s] for s in {s.source for s in changes.segments if s.source < 0}]
+        if (
+            create.attempt is None
+            and not create.ended
+            and len(stages) <= 1
+            and all(stage.content() is not None for stage in stages)
+            and len(changes.segments) <= EXTENTS_PER_COMMIT_MAX
+        ):
+            serial = self._serial_of(publication, 0)
+            create.attempt = self._attempt(create, publication, serial)
+        is_content = create.carries(publication)
+        attr = await create.settle()
+        self._create = None
+        if is_content:
+            self.attr = attr
+        return is_content
 
     # --- attributes --------------------------------------------------------------------------
 
@@ -354,6 +418,7 @@ class OpenFile:
         async with self._lock:
             await self._finish()
             if not self._content.dirty:
+                await self._settle()
                 return
             changes = self._content.take_changes()
             self._journal.publishing(self.ino)
@@ -412,6 +477,9 @@ class OpenFile:
         try:
             infos = await self._commit(publication, sources)
         except decides as exc:
+            if self._create is not None and self._create.carries(publication):
+                self._undecided = True  # the file may be there, with this content
+                raise
             self._publication = None
             if not isinstance(exc, FileError):
                 self._unanswered = publication
@@ -432,6 +500,8 @@ class OpenFile:
     async def _commit(self, publication: Publication, sources: set[int]) -> dict[int, BlobInfo]:
         """Seal the stages and run the commands; the blobs that they became."""
         changes = publication.changes
+        if self._create is not None and await self._create_with(self._create, publication):
+            return {}
         infos, put = await self._seal(sources)
         blob_of = {stage_source: info.blob for stage_source, info in infos.items()}
         if put is not None:

@@ -11,21 +11,16 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from pydi_fs.client import Client
-from pydi_fs.vfs.background import Background
-from pydi_fs.vfs.blob_cache import BlobCache
-from pydi_fs.vfs.cache import ABSENT, NameCache
-from pydi_fs.vfs.closed_files import ClosedFiles
-from pydi_fs.vfs.directories import Directories
-from pydi_fs.vfs.holds import Holds
+from pydi_fs.vfs.cache import ABSENT
+from pydi_fs.vfs.core import VfsConfig, VfsCore
 from pydi_fs.vfs.journal import Frozen, Opened, Staged, State
-from pydi_fs.vfs.journalling import Journal
-from pydi_fs.vfs.local_blobs import BlobSource, LocalBlob, LocalBlobs
+from pydi_fs.vfs.local_blobs import LocalBlob
 from pydi_fs.vfs.open_file import OpenFile
+from pydi_fs.vfs.pending import PendingCreate
 from pydi_fs.vfs.posix import (
     FALLOC_KEEP_SIZE,
     FALLOC_PUNCH_HOLE,
@@ -35,17 +30,13 @@ from pydi_fs.vfs.posix import (
     WAIT_FOREVER_S,
     permitted,
 )
-from pydi_fs.vfs.reader import BlobReader
 from pydi_fs.vfs.resuming import drop_unused, restore_content, unknown
-from pydi_fs.vfs.staging import StagingArea
 from pydi_fs.vfs.walk import walk
-from pydi_fs.vfs.xattrs import Xattrs
 from pydi_node import portable
 from pydi_node.commands import (
     TIME_NOW,
     Caller,
     CloneRange,
-    Command,
     Commit,
     Create,
     Link,
@@ -70,7 +61,6 @@ from pydi_node.records import (
     DirEntry,
     Extent,
     FileVersion,
-    Result,
     Statfs,
 )
 from pydi_node.wire import messages
@@ -89,31 +79,6 @@ log = logging.getLogger("pydi.vfs")
 O_ACCMODE = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 
 
-# (inodes, names, whether everything is stale) -> done when the binding's kernel uses none of them
-# any more; None: at once.
-OnInvalidate = Callable[
-    [tuple[Ino, ...], tuple[tuple[Ino, bytes], ...], bool], asyncio.Future[None] | None
-]
-
-
-@dataclass(frozen=True, slots=True)
-class VfsConfig:
-    """Options of a Vfs.
-
-    staging_dir  where written content waits, in files without a name
-    sources      where files of blobs may be on this machine, the best first
-    cache        where content that came over the network is kept, and found again
-    rereads      may programs read a range again soon? If not, no memory is spent on it
-    journal      what a successor of this process must know goes there
-    """
-
-    staging_dir: Path
-    sources: tuple[BlobSource, ...] = ()
-    cache: BlobCache | None = None
-    rereads: bool = True
-    journal: Journal = field(default_factory=Journal)
-
-
 @dataclass(slots=True)
 class _Handle:
     file: OpenFile
@@ -126,31 +91,16 @@ class _Handle:
         return self.flags & O_ACCMODE != os.O_RDONLY
 
 
-class Vfs(Xattrs):
+class Vfs(VfsCore):
     """One mount's (or one command's) view of the tree."""
 
     def __init__(
         self, client: Client, config: VfsConfig, clock: Callable[[], int] = time.time_ns
     ) -> None:
-        self.client = client
-        self.on_invalidate: OnInvalidate = lambda inos, entries, everything: None
-        self._clock = clock
-        self._cache = NameCache()
-        self._journal = config.journal
-        self._area = StagingArea(client, config.staging_dir, journal=config.journal)
-        sources = config.sources if config.cache is None else (*config.sources, config.cache)
-        self._local = LocalBlobs(sources)
-        self._reader = BlobReader(client, self._local, config.cache, rereads=config.rereads)
-        if config.cache is not None:
-            config.cache.on_kept = self._local.forget_absence
-        self._files: dict[Ino, OpenFile] = {}  # that are open
-        self._closed = ClosedFiles()
+        super().__init__(client, config, clock)
         self._handles: dict[int, _Handle] = {}
-        self._directories = Directories(client, self._cache)
         self._listed: dict[int, Ino] = {}  # open directories, by handle
         self._last_fh = 0
-        self._background = Background()
-        self._holds = Holds(client, self._background.later)
         self._sweeps: asyncio.Task[None] | None = None
 
     async def start(self, connected: bool = True) -> None:
@@ -162,8 +112,10 @@ class Vfs(Xattrs):
         self.client.on_reset = self._reset
         self.client.moment = lambda: self._cache.moment
         self.client.on_answer = self._cache.answers
+        self.client.before = self._delegations.before
         await self.client.subscribe(connected)
         self._sweeps = asyncio.get_running_loop().create_task(self._local.run_sweeps())
+        self._delegations.start()
         self._holds.tell_all()
         for file in self._files.values():
             if file.dirty and file.busy:
@@ -175,6 +127,7 @@ class Vfs(Xattrs):
         """
         self._last_fh = state.last_fh
         self._area.begin_after(state.last_source)
+        self._delegations.restore(state)
         for opened in state.handles.values():
             caller = Caller(opened.uid, opened.gid, opened.groups)
             self._restore_handle(state, stage_files, opened, caller)
@@ -188,6 +141,8 @@ class Vfs(Xattrs):
         if file is None:
             file = self._files[ino] = self._file_of(FileVersion(unknown(ino), (), ()))
             restore_content(file, state, stage_files, self._area)
+            if ino in self._delegations.pending:
+                file.begins_as(self._delegations.pending[ino])
         self._add_handle(opened.fh, file, opened.flags, caller)
         self._holds.told(opened.fh, ino)  # to the node of then: `start` tells them again
 
@@ -206,6 +161,10 @@ class Vfs(Xattrs):
                 failures.append(exc)
                 log.error("ino=%d: not published at the end, content lost: %s", file.ino, exc)
             await file.discard()
+        try:
+            await self._delegations.stop()
+        except PydiError as exc:
+            failures.append(exc)
         self._files.clear()
         self._handles.clear()
         await self._background.wait()
@@ -219,10 +178,12 @@ class Vfs(Xattrs):
 
     def lookup_nowait(self, parent: Ino, name: bytes) -> Attr | None:
         """The attributes if cached, None if a question is needed; ENOENT if known to be absent."""
-        ino = self._cache.name(parent, name)
-        if ino is None or self.client.lease_s() <= 0:
+        if self.client.lease_s() <= 0:
             return None
-        if ino == ABSENT:
+        ino = self._known(parent, name)
+        if ino is None and not self._delegations.is_absent(parent, name):
+            return None
+        if not ino:  # ABSENT too
             raise FileError(errno.ENOENT)
         return self.getattr_nowait(ino)
 
@@ -249,17 +210,8 @@ class Vfs(Xattrs):
         return self._overlay(attr)
 
     def getattr_nowait(self, ino: Ino) -> Attr | None:
-        attr = self._cache.attr(ino)
+        attr = self._delegations.shown(ino) or self._cache.attr(ino)
         return None if attr is None or self.client.lease_s() <= 0 else self._overlay(attr)
-
-    @property
-    def pushes(self) -> int:
-        """Grows with every change made elsewhere: an answer that it overtook may be old."""
-        return self._cache.pushes
-
-    def lease_s(self) -> float:
-        """How long what comes from here may be kept without asking again; 0: not at all."""
-        return self.client.lease_s()
 
     async def getattr(self, ino: Ino) -> Attr:
         """The inode, with what was written here and is not published yet. ESTALE if it is gone."""
@@ -291,6 +243,10 @@ class Vfs(Xattrs):
         if file is not None and file.dirty and mtime_ns is not None:
             file.set_mtime(self._clock() if mtime_ns == TIME_NOW else mtime_ns)
         if (mode, uid, gid, size, atime_ns, mtime_ns) == (None,) * 6:
+            return await self.getattr(ino)
+        if size is None and self._delegations.shape(
+            caller, ino, mode, uid, gid, atime_ns, mtime_ns
+        ):
             return await self.getattr(ino)
         command = SetAttr(caller, ino, mode, uid, gid, size, atime_ns, mtime_ns)
         arrived = self._arrived_attr if size is None else self._arrived_content
@@ -330,13 +286,18 @@ class Vfs(Xattrs):
         def arrived(answer: Any) -> None:
             self._arrived_attr(answer)
             self._cache.put_name(parent, name, ABSENT)
+            self._delegations.is_gone(parent, name)
 
         await self._before_name_goes(parent, name)
         await self._execute(Unlink(caller, parent, name), arrived)
 
     async def rmdir(self, caller: Caller, parent: Ino, name: bytes) -> None:
+        removed = self._cache.name(parent, name)
+
         def arrived(answer: Any) -> None:
             self._cache.put_name(parent, name, ABSENT)
+            self._delegations.is_gone(parent, name)
+            self._delegations.is_removed(removed)
 
         await self._execute(Rmdir(caller, parent, name), arrived)
 
@@ -356,8 +317,12 @@ class Vfs(Xattrs):
         def arrived(answer: Any) -> None:
             moved, other = answer
             self._arrived_entry(new_parent, new_name, moved)
-            if other is not None:
-                self._arrived_attr(other)
+            if other is None:
+                self._delegations.is_gone(parent, name)
+            else:
+                gone = self._arrived_attr(other)
+                if not flags and gone.is_dir:
+                    self._delegations.is_removed(gone.ino)
 
         await self._execute(Rename(caller, parent, name, new_parent, new_name, flags), arrived)
 
@@ -368,7 +333,7 @@ class Vfs(Xattrs):
         crash leaves either the old file or the new one, never a new name on an empty file.
         Source: the replace-via-rename heuristic of ext4, auto_da_alloc.
         """
-        file = self._files.get(self._cache.name(parent, name) or ABSENT)
+        file = self._files.get(self._known(parent, name) or ABSENT)
         if file is not None and file.dirty:
             await self._publish(file)
 
@@ -407,6 +372,11 @@ class Vfs(Xattrs):
     async def releasedir(self, fh: int) -> None:
         if self._listed.pop(fh, None) is None:
             raise FileError(errno.EBADF)
+
+    async def fsyncdir(self, ino: Ino) -> None:
+        """fsync(2) of a directory: the tree is durable before a change is answered, but for files
+        of which only this mount knows."""
+        await self._delegations.settle_directory(ino)
 
     # --- files ---------------------------------------------------------------------------------
 
@@ -485,6 +455,15 @@ class Vfs(Xattrs):
         if len(name) > NAME_MAX_BYTES:
             raise FileError(errno.ENAMETOOLONG)
         exclusive = bool(flags & os.O_EXCL)
+        made = self._journal.made_before()
+        if made is not None:  # by the worker before this one, which died before it was answered
+            fh = await self.open(caller, made, flags & ~os.O_TRUNC)
+            return await self.getattr(made), fh
+        # close(2) of a file that can't be written publishes nothing, so nobody would settle it.
+        if flags & O_ACCMODE != os.O_RDONLY and self._may_make(parent, name):
+            create = self._delegations.create(caller, parent, name, mode & 0o7777 & ~umask)
+            if create is not None:
+                return create.attr, self._open_pending(create, flags)
 
         def arrived(answer: Any) -> tuple[Attr, bool]:
             attr, created = answer
@@ -504,6 +483,19 @@ class Vfs(Xattrs):
         fh = self._open_new(attr, flags, caller)
         self._holds.opened(fh, attr.ino)
         return attr, fh
+
+    def _may_make(self, parent: Ino, name: bytes) -> bool:
+        return True
+
+    def _open_pending(self, create: PendingCreate, flags: int) -> int:
+        """A handle of a file that only this mount knows of."""
+        self._cache.answers(self._cache.moment)
+        self._cache.forget((), ((create.parent, create.name),))
+        self._cache.put_xattr_names(create.ino, ())
+        fh = self._open_new(create.attr, flags, create.caller)
+        self._files[create.ino].begins_as(create)
+        self._holds.opened(fh, create.ino)
+        return fh
 
     async def put_file(
         self, caller: Caller, parent: Ino, name: bytes, mode: int, content: bytes, mtime_ns: int
@@ -595,7 +587,7 @@ class Vfs(Xattrs):
             return
         handle = self._close(fh)
         file = handle.file
-        if handle.writable and file.dirty:
+        if handle.writable and (file.dirty or file.is_pending):
             try:
                 await self._publish(file)
             except PydiError as exc:
@@ -605,7 +597,7 @@ class Vfs(Xattrs):
     def release_nowait(self, fh: int) -> bool:
         """As `release`, where nothing is left to do that takes time; False: something is."""
         file = self._handle(fh).file
-        if file.dirty or file.busy or file.is_staged:
+        if file.dirty or file.busy or file.is_staged or file.is_pending:
             return False
         handle = self._close(fh)
         file.handles -= 1
@@ -780,90 +772,18 @@ class Vfs(Xattrs):
         return self._new_handle(file, flags, caller)
 
     async def _before_name_goes(self, parent: Ino, name: bytes) -> None:
-        ino = self._cache.name(parent, name) if self.lease_s() > 0 else None
+        ino = self._known(parent, name) if self.lease_s() > 0 else None
         if ino != ABSENT:
             await self._holds.before_name_goes(ino)
 
-    def _file_of(self, version: FileVersion) -> OpenFile:
-        return OpenFile(self.client, self._area, self._reader, self._clock, version)
-
-    async def _publish(self, file: OpenFile) -> None:
-        if not file.dirty and not file.busy:
-            return
-        await file.publish()
-        self._cache.forget((file.ino,), ())
-        if not file.stale:
-            self._cache.answers(self._cache.moment)
-            self._cache.put_attr(file.attr)
-        self._cache.note((file.ino,), ())  # whoever asked before this knew less
-
     async def _make(self, command: Mkdir | Mknod | Symlink) -> Attr:
+        epoch = self.client.epoch
+
         def arrived(answer: Any) -> Attr:
-            return self._arrived_entry(command.parent, command.name, answer)
+            attr = self._arrived_entry(command.parent, command.name, answer)
+            if attr.is_dir and not self.client.is_repeat:
+                self._delegations.is_made(attr.ino, epoch)
+            return attr
 
         attr: Attr = await self._execute(command, arrived)
         return attr
-
-    async def _execute(
-        self,
-        command: Command,
-        arrived: Callable[[Any], Any] = lambda answer: answer,
-        payload: bytes | None = None,
-    ) -> Any:
-        """Run a command; what it touched leaves the caches before its answer enters them."""
-
-        def handed_over(result: Result) -> Any:
-            self._cache.forget(*result.touched)
-            self._closed.drop(result.touched.inos)
-            try:
-                for attr in result.directories:
-                    self._cache.put_attr(attr)
-                return arrived(result.value)
-            finally:
-                self._cache.note(*result.touched)  # whoever asked before this knew less
-
-        return await self.client.execute(command, payload, arrived=handed_over)
-
-    def _arrived_attr(self, answer: Any) -> Attr:
-        attr = answer if isinstance(answer, Attr) else Attr.from_wire(answer)
-        self._cache.put_attr(attr)
-        return attr
-
-    def _arrived_content(self, answer: Any) -> Attr:
-        """As `_arrived_attr`, when the content is no longer what an open file here knows."""
-        attr = self._arrived_attr(answer)
-        file = self._files.get(attr.ino)
-        if file is not None:
-            file.changed_elsewhere()
-        return attr
-
-    def _arrived_entry(self, parent: Ino, name: bytes, answer: Any) -> Attr:
-        attr = self._arrived_attr(answer)
-        self._cache.put_name(parent, name, attr.ino)
-        return attr
-
-    def _overlay(self, attr: Attr) -> Attr:
-        file = self._files.get(attr.ino)
-        return attr if file is None else file.overlay(attr)
-
-    def _invalidate(
-        self, inos: tuple[Ino, ...], entries: tuple[tuple[Ino, bytes], ...]
-    ) -> asyncio.Future[None] | None:
-        """Someone else changed these; done when nobody on this machine uses them any more."""
-        self._cache.drop(inos, entries)
-        self._closed.drop(inos)
-        for ino in inos:
-            file = self._files.get(ino)
-            if file is not None:
-                file.changed_elsewhere()
-        return self.on_invalidate(inos, entries, False)
-
-    def _reset(self) -> asyncio.Future[None] | None:
-        """The stream of invalidations broke (another node, a gap): nothing cached is certain.
-        Done when nobody on this machine uses it any more."""
-        self._cache.clear()
-        self._closed.clear()
-        for file in self._files.values():
-            file.changed_elsewhere()
-        self._holds.tell_all()
-        return self.on_invalidate((), (), True)

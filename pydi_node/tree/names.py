@@ -26,6 +26,7 @@ from pydi_node.commands import (
     Symlink,
     Tmpfile,
     Unlink,
+    new_file_gid,
 )
 from pydi_node.errors import FileError
 from pydi_node.ids import ROOT_INO, Ino
@@ -55,7 +56,10 @@ def mkdir(store: Store, command: Mkdir) -> Result:
     if parent.mode & stat.S_ISGID:
         mode |= stat.S_ISGID
     inode = store.new_inode(
-        mode, command.caller.uid, _new_gid(parent, command.caller), parent=parent.ino
+        mode,
+        command.caller.uid,
+        new_file_gid(parent.mode, parent.gid, command.caller),
+        parent=parent.ino,
     )
     acl.settle(store, parent, inode, command.umask)
     store.amend(parent)
@@ -124,7 +128,7 @@ def symlink(store: Store, command: Symlink) -> Result:
     inode = store.new_inode(
         stat.S_IFLNK | 0o777,
         caller.uid,
-        _new_gid(parent, caller),
+        new_file_gid(parent.mode, parent.gid, caller),
         parent=_NO_PARENT,
         target=command.target,
     )
@@ -392,10 +396,6 @@ def _is_within(store: Store, directory: Inode, ancestor: Inode) -> bool:
 # --- changes --------------------------------------------------------------------------------------
 
 
-def _new_gid(parent: Inode, caller: Caller) -> int:
-    return parent.gid if parent.mode & stat.S_ISGID else caller.gid
-
-
 def _new_node(
     store: Store,
     parent: Inode,
@@ -406,7 +406,7 @@ def _new_node(
     ino: Ino | None = None,
 ) -> Inode:
     """A new inode that is neither directory nor symlink."""
-    gid = _new_gid(parent, caller)
+    gid = new_file_gid(parent.mode, parent.gid, caller)
     group_runs = stat.S_ISGID | stat.S_IXGRP
     if mode & group_runs == group_runs and not is_member(caller, gid):
         # Else anybody who may write here could make a program of the directory's group.

@@ -324,6 +324,9 @@ class MemoryVfs:
                     break
         return found
 
+    async def fsyncdir(self, ino: Ino) -> None:
+        pass
+
     # --- files --------------------------------------------------------------------------------
 
     def open_nowait(self, caller: Caller, ino: Ino, flags: int) -> int | None:

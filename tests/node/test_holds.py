@@ -13,9 +13,10 @@ import pytest
 
 from pydi_fs.client import Client, node_on_this_machine
 from pydi_fs.vfs import holds
-from pydi_fs.vfs.vfs import Vfs, VfsConfig
+from pydi_fs.vfs.core import VfsConfig
+from pydi_fs.vfs.vfs import Vfs
 from pydi_node.commands import RENAME_EXCHANGE, ROOT_CALLER
-from pydi_node.ids import ROOT_INO, Ino
+from pydi_node.ids import ROOT_INO, ClientId, Ino
 from pydi_node.runtime.housekeeping import ORPHAN_DELAY_S
 from pydi_node.wire.messages import Admin, GetAttr, Lookup, Request, Role
 from tests.harness.procs import NodeProcess
@@ -27,8 +28,9 @@ DEADLINE_S = 60.0
 class WatchedClient(Client):
     """Knows the names of its requests, in the order in which they leave."""
 
-    def __init__(self, node: NodeProcess) -> None:
-        super().__init__([node_on_this_machine(node.data_dir)], role=Role.MOUNT)
+    def __init__(self, node: NodeProcess, identity: tuple[ClientId, int] | None = None) -> None:
+        endpoint = node_on_this_machine(node.data_dir)
+        super().__init__([endpoint], role=Role.MOUNT, identity=identity)
         self.sent: list[str] = []
 
     async def call(self, request: Request, *arguments: Any, **options: Any) -> Any:
@@ -42,7 +44,10 @@ class Mount:
     def __init__(self, node: NodeProcess, staging: Path) -> None:
         self.client = WatchedClient(node)
         self.asker = Client([node_on_this_machine(node.data_dir)])
-        self.vfs = Vfs(self.client, VfsConfig(staging))
+        self.vfs = Vfs(self.client, self.config(staging))
+
+    def config(self, staging: Path) -> VfsConfig:
+        return VfsConfig(staging)
 
     async def __aenter__(self) -> Mount:
         await self.client.connect()

@@ -16,7 +16,8 @@ from blake3 import blake3
 from pydi_fs.client import Client, node_on_this_machine
 from pydi_fs.client.descriptors import DescriptorClient
 from pydi_fs.vfs.blob_cache import BlobCache
-from pydi_fs.vfs.vfs import Vfs, VfsConfig
+from pydi_fs.vfs.core import VfsConfig
+from pydi_fs.vfs.vfs import Vfs
 from pydi_node.commands import ROOT_CALLER
 from pydi_node.errors import PydiError, errno_of
 from pydi_node.ids import ROOT_INO

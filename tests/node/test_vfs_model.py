@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from pydi_fs.client import Client, node_on_this_machine
+from pydi_fs.vfs.core import VfsConfig
 from pydi_fs.vfs.vfs import FALLOC_KEEP_SIZE as KEEP_SIZE
 from pydi_fs.vfs.vfs import FALLOC_PUNCH_HOLE as PUNCH_HOLE
 from pydi_fs.vfs.vfs import FALLOC_ZERO_RANGE as ZERO_RANGE
-from pydi_fs.vfs.vfs import Vfs, VfsConfig
+from pydi_fs.vfs.vfs import Vfs
 from pydi_node.commands import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT_CALLER, Commit
 from pydi_node.errors import FileError
 from pydi_node.ids import ROOT_INO, Ino

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pydi_fs.client import Client
-from pydi_fs.vfs.vfs import Vfs, VfsConfig
+from pydi_fs.vfs.core import VfsConfig
+from pydi_fs.vfs.vfs import Vfs
 from pydi_node.ids import Ino
 from pydi_node.records import Touched
 from pydi_node.wire.events import AcknowledgeReceived, RequestReceived

@@ -360,3 +360,42 @@ def test_numbers_and_records_of_each_kind_survive() -> None:
         (read,) = decode(encode(record))
         assert read == record
         assert type(read) is type(record)
+
+
+def test_what_only_this_mount_knows_of_is_told_to_its_successor(logs: tuple[int, int]) -> None:
+    """Pending creates, directories that are delegated, numbers that are left: what is settled or
+    given back is forgotten. The same after a snapshot."""
+    journal = KeptJournal(logs, lambda name, fd: None, lambda name: None)
+    journal.begin(lambda: ())
+    journal.identify(5, bytes(16))
+    parent = Ino(2)
+    for directory in (parent, Ino(3)):
+        journal.delegated(directory)
+    for first in (100, 200, 300):
+        journal.reserved(Ino(first))
+    for unique, ino in ((2, 200), (4, 201), (6, 202)):
+        journal.enter(unique)
+        journal.created(Ino(ino), parent, b"%d" % ino, ROOT_CALLER, 0o600, 7)
+    journal.enter(0)
+    journal.creating(Ino(201), Serial(90))
+    journal.shaped(Ino(202), parent, b"202", ROOT_CALLER, 0o640, 8)
+    journal.settled(Ino(200))
+    journal.undelegated([Ino(3)])
+    journal.spent(Serial(99))
+    journal.answered(4)
+    for _ in range(2):
+        _, _, state = read_logs(logs)
+        assert [*state.pending] == [201, 202]
+        assert state.pending[Ino(202)].mode == 0o640
+        assert state.creating == {201: 90}
+        assert state.last_serial == 99
+        assert [*state.delegated] == [parent]
+        assert [*state.reserved.values()] == [(203, 262), (300, 362)]
+        assert state.made.items() >= {2: 200, 6: 202}.items()
+        journal.compact()
+    assert 4 not in read_logs(logs)[2].made
+    successor = KeptJournal(logs, lambda name, fd: None, lambda name: None)
+    successor.enter(6 | RESENT)
+    assert successor.made_before() == 202
+    successor.enter(8)
+    assert successor.made_before() is None

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pydi_fs.client import Client
-from pydi_fs.vfs.vfs import Vfs, VfsConfig
+from pydi_fs.vfs.core import VfsConfig
+from pydi_fs.vfs.vfs import Vfs
 from pydi_node.commands import ROOT_CALLER
 from pydi_node.ids import Ino, LogIndex, TimeNs
 from pydi_node.records import Attr, FileVersion, Touched

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from pydi_fs.client import Client
+from pydi_fs.vfs.core import VfsConfig
 from pydi_fs.vfs.journalling import KeptJournal, read_logs
-from pydi_fs.vfs.vfs import Vfs, VfsConfig
+from pydi_fs.vfs.vfs import Vfs
 from pydi_node.commands import ROOT_CALLER
 from pydi_node.errors import FileError
 from pydi_node.records import Result

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from pydi_fs.client import Client
+from pydi_fs.vfs.core import VfsConfig
 from pydi_fs.vfs.journal import Opened, State
 from pydi_fs.vfs.past import PastVfs
-from pydi_fs.vfs.vfs import VfsConfig
 from pydi_node.ids import LogIndex
 from pydi_node.records import FileVersion
 from pydi_node.wire.events import RequestReceived

@@ -10,7 +10,8 @@ import pytest
 
 from pydi_fs.client import Client
 from pydi_fs.client.client import SERIALS_REMEMBERED
-from pydi_fs.vfs.vfs import Vfs, VfsConfig
+from pydi_fs.vfs.core import VfsConfig
+from pydi_fs.vfs.vfs import Vfs
 from pydi_node.commands import ROOT_CALLER
 from pydi_node.errors import NoQuorumError, PydiError
 from pydi_node.records import Result

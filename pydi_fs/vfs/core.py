@@ -1,0 +1,216 @@
+"""What all operations of a Vfs share: its caches and how they are fed, commands, and what is heard
+of changes that are made elsewhere. `vfs.Vfs` has the operations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydi_fs.client import Client
+from pydi_fs.vfs.background import Background
+from pydi_fs.vfs.blob_cache import BlobCache
+from pydi_fs.vfs.cache import NameCache
+from pydi_fs.vfs.closed_files import ClosedFiles
+from pydi_fs.vfs.delegations import Delegations, when_all
+from pydi_fs.vfs.directories import Directories
+from pydi_fs.vfs.holds import Holds
+from pydi_fs.vfs.journalling import Journal
+from pydi_fs.vfs.local_blobs import BlobSource, LocalBlobs
+from pydi_fs.vfs.open_file import OpenFile
+from pydi_fs.vfs.pending import PendingCreate
+from pydi_fs.vfs.reader import BlobReader
+from pydi_fs.vfs.staging import StagingArea
+from pydi_fs.vfs.xattrs import Xattrs
+from pydi_node.commands import Command
+from pydi_node.ids import Ino
+from pydi_node.records import Attr, FileVersion, Result
+
+log = logging.getLogger("pydi.vfs")
+
+# (inodes, names, whether everything is stale) -> done when the binding's kernel uses none of them
+# any more; None: at once.
+OnInvalidate = Callable[
+    [tuple[Ino, ...], tuple[tuple[Ino, bytes], ...], bool], asyncio.Future[None] | None
+]
+
+
+@dataclass(frozen=True, slots=True)
+class VfsConfig:
+    """Options of a Vfs.
+
+    staging_dir  where written content waits, in files without a name
+    sources      where files of blobs may be on this machine, the best first
+    cache        where content that came over the network is kept, and found again
+    rereads      may programs read a range again soon? If not, no memory is spent on it
+    journal      what a successor of this process must know goes there
+    delegates    have directories delegated to this client, and create files in them by itself
+    """
+
+    staging_dir: Path
+    sources: tuple[BlobSource, ...] = ()
+    cache: BlobCache | None = None
+    rereads: bool = True
+    journal: Journal = field(default_factory=Journal)
+    delegates: bool = False
+
+
+class VfsCore(Xattrs):
+    """See the module. Everything here runs in the loop."""
+
+    def __init__(
+        self, client: Client, config: VfsConfig, clock: Callable[[], int] = time.time_ns
+    ) -> None:
+        self.client = client
+        self.on_invalidate: OnInvalidate = lambda inos, entries, everything: None
+        self._clock = clock
+        self._cache = NameCache()
+        self._journal = config.journal
+        self._area = StagingArea(client, config.staging_dir, journal=config.journal)
+        sources = config.sources if config.cache is None else (*config.sources, config.cache)
+        self._local = LocalBlobs(sources)
+        self._reader = BlobReader(client, self._local, config.cache, rereads=config.rereads)
+        if config.cache is not None:
+            config.cache.on_kept = self._local.forget_absence
+        self._files: dict[Ino, OpenFile] = {}  # that are open
+        self._closed = ClosedFiles()
+        self._directories = Directories(client, self._cache)
+        self._delegations = Delegations(
+            client,
+            self._cache,
+            config.journal,
+            clock,
+            run=self._run,
+            list_names=self._directories.first,
+            on_end=self._create_ended,
+            enabled=config.delegates,
+        )
+        self._background = Background()
+        self._holds = Holds(client, self._background.later)
+
+    @property
+    def pushes(self) -> int:
+        """Grows with every change made elsewhere: an answer that it overtook may be old."""
+        return self._cache.pushes
+
+    def lease_s(self) -> float:
+        """How long what comes from here may be kept without asking again; 0: not at all."""
+        return self.client.lease_s()
+
+    def _known(self, parent: Ino, name: bytes) -> Ino | None:
+        """As `NameCache.name`, also of what only this mount knows of."""
+        create = self._delegations.named(parent, name)
+        return self._cache.name(parent, name) if create is None else create.ino
+
+    def _file_of(self, version: FileVersion) -> OpenFile:
+        return OpenFile(self.client, self._area, self._reader, self._clock, version)
+
+    async def _publish(self, file: OpenFile) -> None:
+        if not file.dirty and not file.busy and not file.is_pending:
+            return
+        await file.publish()
+        self._cache.forget((file.ino,), ())
+        if not file.stale:
+            self._cache.answers(self._cache.moment)
+            self._cache.put_attr(file.attr)
+        self._cache.note((file.ino,), ())  # whoever asked before this knew less
+
+    # --- commands, and what their answers say ---------------------------------------------------
+
+    async def _execute(
+        self,
+        command: Command,
+        arrived: Callable[[Any], Any] = lambda answer: answer,
+        payload: bytes | None = None,
+    ) -> Any:
+        """Run a command of a program."""
+        with self._delegations.naming(command):
+            return await self._run(command, arrived, payload)
+
+    async def _run(
+        self,
+        command: Command,
+        arrived: Callable[[Any], Any],
+        payload: bytes | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run a command; what it touched leaves the caches before its answer enters them."""
+
+        def handed_over(result: Result) -> Any:
+            self._cache.forget(*result.touched)
+            self._closed.drop(result.touched.inos)
+            try:
+                for attr in result.directories:
+                    self._cache.put_attr(attr)
+                return arrived(result.value)
+            finally:
+                self._cache.note(*result.touched)  # whoever asked before this knew less
+
+        return await self.client.execute(command, payload, arrived=handed_over, **options)
+
+    def _arrived_attr(self, answer: Any) -> Attr:
+        attr = answer if isinstance(answer, Attr) else Attr.from_wire(answer)
+        self._cache.put_attr(attr)
+        return attr
+
+    def _arrived_content(self, answer: Any) -> Attr:
+        """As `_arrived_attr`, when the content is no longer what an open file here knows."""
+        attr = self._arrived_attr(answer)
+        file = self._files.get(attr.ino)
+        if file is not None:
+            file.changed_elsewhere()
+        return attr
+
+    def _arrived_entry(self, parent: Ino, name: bytes, answer: Any) -> Attr:
+        attr = self._arrived_attr(answer)
+        self._cache.put_name(parent, name, attr.ino)
+        return attr
+
+    def _overlay(self, attr: Attr) -> Attr:
+        file = self._files.get(attr.ino)
+        return self._delegations.overlay(attr) if file is None else file.overlay(attr)
+
+    # --- what is heard of in between -------------------------------------------------------------
+
+    def _create_ended(self, create: PendingCreate) -> None:
+        """A file that only this mount knew of is in the cluster, or never will be."""
+        file = self._files.get(create.ino)
+        if file is not None:
+            file.is_in_cluster(create)
+        if create.failure is not None:
+            log.error("ino=%d: not created, its directory was taken back", create.ino)
+            entries = ((create.parent, create.name),)
+            self._cache.forget((create.ino,), entries)
+            self.on_invalidate((create.ino,), entries, False)  # the kernel shows it still
+
+    def _invalidate(
+        self, inos: tuple[Ino, ...], entries: tuple[tuple[Ino, bytes], ...]
+    ) -> asyncio.Future[None] | None:
+        """Someone else changed these; done when nobody on this machine uses them any more."""
+        self._cache.drop(inos, entries)
+        self._closed.drop(inos)
+        for ino in inos:
+            file = self._files.get(ino)
+            if file is not None:
+                file.changed_elsewhere()
+        sent = self._delegations.touched(inos, entries)
+        told = self.on_invalidate(inos, entries, False)
+        if sent is None or told is None:
+            return sent or told
+        return asyncio.get_running_loop().create_task(when_all((sent, told)))
+
+    def _reset(self) -> asyncio.Future[None] | None:
+        """The stream of invalidations broke (another node, a gap): nothing cached is certain.
+        Done when nobody on this machine uses it any more."""
+        self._cache.clear()
+        self._closed.clear()
+        for file in self._files.values():
+            file.changed_elsewhere()
+        self._delegations.reset()
+        self._holds.tell_all()
+        return self.on_invalidate((), (), True)

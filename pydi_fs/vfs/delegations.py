@@ -1,0 +1,772 @@
+"""Directories whose names only this mount may change, and files that it creates there by itself.
+
+Called by `vfs.Vfs` only; runs in the loop. Theory of operation (docs/architecture.md, Delegated
+directories):
+
+    unknown ──ask──► asked ──granted──► held ──(all its names are known)──► complete
+       ▲               │ a push that touches it meanwhile      │ a push that touches it, the stream
+       │               ▼                                       ▼ breaks, unused for a while
+       └──undelegated── owed ◄─────────────────────────────────┘
+
+In a *complete* directory a name that is not known is not there, so a lookup needs no question, and
+a create none either: it is a `PendingCreate`, told to the cluster with its content at close. Nobody
+can tell the difference: whoever else looks into the directory makes the cluster ask for it back,
+and gets its answer when all that programs here were told of is in the tree. For that:
+
+ * Nothing is answered from here without a live lease, which outlives no recall.
+ * A recall is a push like any other. It is acknowledged when the commands of all pending creates in
+   the directory have left; not later, for their answers wait until everybody has acknowledged.
+ * `Undelegate` leaves when they have been answered: two commands may swap places on their way.
+ * Whatever else is asked of the cluster waits for the pending creates that it is about (`before`).
+ * A grant counts on the connection on which it came. After any break all of it is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from pydi_fs.client import Client
+from pydi_fs.vfs.cache import ABSENT, NameCache
+from pydi_fs.vfs.journal import State
+from pydi_fs.vfs.journalling import Journal
+from pydi_fs.vfs.pending import PendingCreate, new_attr
+from pydi_fs.vfs.posix import permitted
+from pydi_node.commands import (
+    INODES_RESERVED,
+    INOS_PER_COMMAND_MAX,
+    Caller,
+    Command,
+    Delegate,
+    PutFile,
+    RemoveXattr,
+    Rename,
+    ReserveInodes,
+    Rmdir,
+    SetAttr,
+    SetXattr,
+    Undelegate,
+    new_file_gid,
+)
+from pydi_node.errors import DisconnectedError, FileError, PydiError
+from pydi_node.ids import Ino, Serial, TimeNs
+from pydi_node.records import DEFAULT_ACL, EVERY_NAME, NAME_MAX_BYTES, Attr, DirEntry
+from pydi_node.wire.messages import Execute, ExecutePut, ReadDir, Request
+
+log = logging.getLogger("pydi.vfs")
+
+PENDING_MAX = 64  # creates that the cluster does not know of; about 100 KiB, and one recall's work
+# A file that is still open is told to the cluster then, as its open is.
+SETTLE_AFTER_S = 0.5
+SETTLE_AGAIN_S = 1.0  # when nobody has answered
+DIRECTORIES_MAX = 1024  # that are held at a time; the tree allows each client 4096
+ENTRIES_MAX = 1000  # of a directory that is worth it: all its names are kept, one listing each time
+NAMES_MAX = 65536  # of all of them together; some 100 bytes each
+AGAIN_WITHIN_S = 2.0  # a second create in one directory within this asks for it
+UNUSED_S = 30.0  # what was not used for so long is given back
+SWEEP_S = 5.0
+RETRY_S = 1.0
+# Somebody else uses it, too: asking for it would only slow both down. Doubled at each recall.
+RECALLED_MIN_S = 10.0
+RECALLED_MAX_S = 600.0
+# A node of an older version ends the connection at a command that it does not know; and one that
+# has none to give has none a moment later.
+UNKNOWN_THERE_S = 600.0
+REMEMBERED_MAX = 1024  # directories of each of the small memories below
+_NO_NAMES = (b"", b".", b"..")
+# Requests about a directory that show, or change, what is true of all names in it.
+_OF_ALL_NAMES = (ReadDir, SetAttr, SetXattr, RemoveXattr)
+_INO_FIELDS = ("ino", "source", "target")
+_NAME_FIELDS = (("parent", "name"), ("new_parent", "new_name"))
+
+
+Key = TypeVar("Key")
+
+
+class RunCommand(Protocol):
+    """Runs a command past `before`; what it touched leaves the caches first."""
+
+    async def __call__(
+        self,
+        command: Command,
+        arrived: Callable[[Any], Any],
+        payload: bytes | None = None,
+        **options: Any,
+    ) -> Any: ...
+
+
+class _Asked:
+    """A Delegate that is under way."""
+
+    __slots__ = ("untouched",)
+
+    def __init__(self) -> None:
+        self.untouched = True  # by others, since it was decided to ask
+
+
+class _Held:
+    """A directory that is delegated to this mount."""
+
+    __slots__ = ("complete", "names", "used_s")
+
+    def __init__(self, names: set[bytes], complete: bool, used_s: float) -> None:
+        self.names = names  # that may be there; if complete, no others are
+        self.complete = complete
+        self.used_s = used_s
+
+
+class Delegations:
+    """See the module.
+
+    run         runs a command.
+    list_names  the first so many entries of a directory, as the cluster has it.
+    on_end      a pending create was settled or is lost.
+    enabled     False: nothing is ever asked for.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        cache: NameCache,
+        journal: Journal,
+        clock: Callable[[], int],
+        *,
+        run: RunCommand,
+        list_names: Callable[[Ino, int], Awaitable[Sequence[DirEntry]]],
+        on_end: Callable[[PendingCreate], None],
+        enabled: bool,
+    ) -> None:
+        self.pending: dict[Ino, PendingCreate] = {}
+        self._client = client
+        self._cache = cache
+        self._journal = journal
+        self._clock = clock
+        self._run = run
+        self._list_names = list_names
+        self._on_end = on_end
+        self._enabled = enabled
+        self._pending_in: dict[Ino, dict[bytes, PendingCreate]] = {}
+        self._created_ns: dict[Ino, int] = {}  # when the newest of them was made
+        self._held: dict[Ino, _Held] = {}
+        self._asking: dict[Ino, _Asked] = {}
+        self._owed: dict[Ino, None] = {}  # not used any more, and the cluster has to hear of it
+        self._fresh: dict[Ino, set[bytes]] = {}  # made here, with the names that it may have got
+        self._naming: Counter[tuple[Ino, bytes]] = Counter()  # names in commands that are under way
+        self._removing: Counter[Ino] = Counter()  # directories likewise
+        self._numbers: list[range] = []  # reserved inode numbers, the oldest first
+        self._reserving: asyncio.Task[None] | None = None
+        self._created_s: dict[Ino, float] = {}  # when a file was last created there
+        self._not_before: dict[Ino, tuple[float, float]] = {}  # when to ask again, the last wait
+        self._asks_not_before_s = 0.0
+        self._is_known = False  # the node has answered such a command
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._returning: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()  # a pending create was settled or lost
+        self._sweeps: asyncio.TimerHandle | None = None
+
+    def restore(self, state: State) -> None:
+        """Go on with what the worker before this one had; before the client connects."""
+        for record in state.pending.values():
+            attr = new_attr(
+                Ino(record.ino), record.mode, record.caller[0], record.caller[1], record.mtime_ns
+            )
+            create = self._new_pending(
+                attr, Ino(record.parent), record.name, Caller(*record.caller)
+            )
+            serial = state.creating.get(create.ino)
+            if serial is not None:
+                create.restore_empty(serial)
+        self._owed.update(state.delegated)
+        self._numbers = [range(*left) for left in list(state.reserved.values())[-2:]]
+
+    def start(self) -> None:
+        """Once the client is there: what the worker before this one left is sent and given back."""
+        for create in self.pending.values():
+            create.start()
+            self._settle_in(create, SETTLE_AGAIN_S)
+        self._give_back()
+        if self._enabled:
+            self._sweeps = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    async def stop(self) -> None:
+        """Everything is told and given back. The first error is raised, at the end."""
+        self._enabled = False
+        if self._sweeps is not None:
+            self._sweeps.cancel()
+        failures = []
+        creates = list(self.pending.values())
+        for create in creates:
+            create.start()
+        for create in creates:
+            try:
+                await create.settle()
+            except PydiError as exc:
+                failures.append(exc)
+                log.error("ino=%d: not created at the end: %s", create.ino, exc)
+            if create.timer is not None:
+                create.timer.cancel()
+        self._owe(list(self._held))
+        for task in (*self._tasks, self._returning, self._reserving):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        if self._owed and self._client.is_connected:
+            try:
+                await self._undelegate(list(self._owed))
+            except PydiError as exc:
+                log.debug("not given back: %s", exc)
+        if failures:
+            raise failures[0]
+
+    # --- what is known here ----------------------------------------------------------------------
+
+    def is_absent(self, parent: Ino, name: bytes) -> bool:
+        """Whether there is certainly no such name. Only under a lease. Safe from any thread."""
+        held = self._complete(parent)
+        return (
+            held is not None
+            and name not in held.names
+            and not self._naming[parent, name]
+            and len(name) <= NAME_MAX_BYTES
+            and name not in _NO_NAMES
+        )
+
+    def named(self, parent: Ino, name: bytes) -> PendingCreate | None:
+        """The pending create with this name."""
+        names = self._pending_in.get(parent)
+        create = None if names is None else names.get(name)
+        return None if create is None or create.overtaken else create
+
+    def shape(
+        self,
+        caller: Caller,
+        ino: Ino,
+        mode: int | None,
+        uid: int | None,
+        gid: int | None,
+        atime_ns: int | None,
+        mtime_ns: int | None,
+    ) -> bool:
+        """Whether these changes could be made here, for only this mount knows of the file."""
+        create = self.pending.get(ino)
+        return create is not None and create.shape(
+            caller, mode, uid, gid, atime_ns, mtime_ns, self._clock()
+        )
+
+    def shown(self, ino: Ino) -> Attr | None:
+        """A file that only this mount knows of, without its content."""
+        create = self.pending.get(ino)
+        return None if create is None or create.overtaken else create.attr
+
+    def overlay(self, attr: Attr) -> Attr:
+        """A directory as programs here must see it: with what is pending in it."""
+        newest = self._created_ns.get(attr.ino)
+        if newest is None:
+            return attr
+        return attr._replace(
+            mtime_ns=TimeNs(max(attr.mtime_ns, newest)), ctime_ns=TimeNs(max(attr.ctime_ns, newest))
+        )
+
+    def is_complete(self, directory: Ino) -> bool:
+        """Whether all names in there are known, and nobody else may change them."""
+        return self._complete(directory) is not None
+
+    def _complete(self, directory: Ino) -> _Held | None:
+        held = self._held.get(directory)
+        if held is None or not held.complete or self._removing[directory]:
+            return None
+        held.used_s = time.monotonic()
+        return held
+
+    # --- creating --------------------------------------------------------------------------------
+
+    def create(self, caller: Caller, parent: Ino, name: bytes, mode: int) -> PendingCreate | None:
+        """A new file that the cluster hears of later; None: it must be asked, as ever."""
+        held = self._complete(parent)
+        if held is None:
+            self._note_create(parent)
+            return None
+        if self._client.lease_s() <= 0 or not self._client.is_connected:
+            return None
+        if name in held.names or self._naming[parent, name] or len(self.pending) >= PENDING_MAX:
+            return None
+        directory = self._cache.attr(parent)
+        if directory is None or not directory.nlink or name in _NO_NAMES:
+            return None
+        # What makes more of a file than permissions of three classes has rules of its own.
+        if directory.mode & DEFAULT_ACL or mode & ~0o777:
+            return None
+        if caller.groups is not None and not permitted(directory, caller, os.W_OK | os.X_OK):
+            return None  # the cluster says so
+        number = self._take_number()
+        if number is None:
+            return None
+        gid = new_file_gid(directory.mode, directory.gid, caller)
+        attr = new_attr(number, mode, caller.uid, gid, self._clock())
+        create = self._new_pending(attr, parent, name, caller)
+        held.names.add(name)
+        if len(held.names) % ENTRIES_MAX == 0:
+            self._bound_names()
+        self._journal.created(number, parent, name, caller, mode, attr.mtime_ns)
+        self._settle_in(create, SETTLE_AFTER_S)
+        return create
+
+    def _new_pending(self, attr: Attr, parent: Ino, name: bytes, caller: Caller) -> PendingCreate:
+        create = PendingCreate(
+            attr, parent, name, caller, self._put, self._client.new_serial, self._journal
+        )
+        create.on_end = self._has_ended
+        self.pending[attr.ino] = create
+        self._pending_in.setdefault(parent, {})[name] = create
+        self._created_ns[parent] = attr.btime_ns
+        return create
+
+    async def _put(
+        self,
+        create: PendingCreate,
+        command: PutFile,
+        payload: bytes | None,
+        serial: Serial,
+        sent: Callable[[], None],
+    ) -> Attr:
+        epochs: list[int] = []
+
+        def has_left() -> None:
+            epochs.append(self._client.epoch)
+            sent()
+
+        def arrived(answer: Attr) -> Attr:
+            # Of the first answer, repeated, nothing is believed: others may have changed the file
+            # since.
+            attempt = create.attempt
+            is_first = len(epochs) == 1 and attempt is not None and attempt.count == 1
+            create.settled(answer, is_first)
+            if is_first:
+                self._cache.put_attr(answer)
+                self._cache.put_name(create.parent, create.name, create.ino)
+            return answer
+
+        attr: Attr = await self._run(command, arrived, payload, serial=serial, sent=has_left)
+        return attr
+
+    def _has_ended(self, create: PendingCreate) -> None:
+        del self.pending[create.ino]
+        names = self._pending_in[create.parent]
+        del names[create.name]
+        if not names:
+            del self._pending_in[create.parent]
+            del self._created_ns[create.parent]
+        self._ended.set()
+        self._on_end(create)
+
+    def _settle_in(self, create: PendingCreate, delay_s: float) -> None:
+        def settle() -> None:
+            create.start()
+            self._settle_in(create, SETTLE_AGAIN_S)  # until it is decided
+
+        create.timer = asyncio.get_running_loop().call_later(delay_s, settle)
+
+    def _take_number(self) -> Ino | None:
+        while self._numbers and not self._numbers[0]:
+            del self._numbers[0]
+        if sum(map(len, self._numbers)) <= INODES_RESERVED // 2:
+            self._reserve()
+        if not self._numbers:
+            return None
+        numbers = self._numbers[0]
+        self._numbers[0] = numbers[1:]
+        return Ino(numbers[0])
+
+    # --- what must come first --------------------------------------------------------------------
+
+    def before(self, request: Request) -> Awaitable[None] | None:
+        """What ``request`` waits for: the cluster must know of what it is about."""
+        if not self.pending:
+            return None
+        about: Any = request
+        if isinstance(request, (Execute, ExecutePut)):
+            about = request.command
+        if isinstance(about, PutFile) and about.ino is not None:
+            return None  # it is such a create itself
+        creates: dict[Ino, PendingCreate] = {}
+        for field in _INO_FIELDS:
+            ino = getattr(about, field, None)
+            if ino in self.pending:
+                return self._settle_one(self.pending[ino], self._others_in(about))
+            if isinstance(about, _OF_ALL_NAMES) and ino in self._pending_in:
+                creates.update((c.ino, c) for c in self._pending_in[ino].values())
+        creates.update((create.ino, create) for create in self._others_in(about))
+        return self._settle_all(list(creates.values())) if creates else None
+
+    def _others_in(self, about: Any) -> list[PendingCreate]:
+        """Pending creates that a request names, or whose directory it may move or remove."""
+        creates = []
+        for parent_field, name_field in _NAME_FIELDS:
+            parent, name = getattr(about, parent_field, None), getattr(about, name_field, None)
+            if parent is None or name is None:
+                continue
+            create = self._pending_in.get(parent, {}).get(name)
+            if create is not None:
+                creates.append(create)
+            elif isinstance(about, (Rmdir, Rename)):
+                ino = self._cache.name(parent, name)
+                if ino is None:
+                    creates.extend(self.pending.values())
+                elif ino in self._pending_in:
+                    creates.extend(self._pending_in[ino].values())
+        return creates
+
+    async def _settle_one(self, create: PendingCreate, others: list[PendingCreate]) -> None:
+        await self._settle_all([other for other in others if other is not create])
+        await create.settle()
+
+    async def _settle_all(self, creates: Collection[PendingCreate]) -> None:
+        """All of these are in the cluster, or lost. An error when that is not known of one."""
+        for create in creates:
+            create.start()
+        for create in creates:
+            try:
+                await create.settle()
+            except FileError:
+                pass  # its name may be another's by now: the request will see
+
+    async def settle_directory(self, directory: Ino) -> None:
+        """All names in there that programs know of are in the cluster. The first error is raised,
+        at the end: fsync(2) of a directory."""
+        creates = list(self._pending_in.get(directory, {}).values())
+        for create in creates:
+            create.start()
+        failures = []
+        for create in creates:
+            try:
+                await create.settle()
+            except PydiError as exc:
+                failures.append(exc)
+        if failures:
+            raise failures[0]
+
+    # --- commands of this mount ------------------------------------------------------------------
+
+    @contextmanager
+    def naming(self, command: Command) -> Iterator[None]:
+        """While a command is under way that may change names."""
+        keys: list[tuple[Ino, bytes]] = []
+        removed: list[Ino] = []
+        for parent_field, name_field in _NAME_FIELDS:
+            parent, name = getattr(command, parent_field, None), getattr(command, name_field, None)
+            if parent is None or name is None:
+                continue
+            if self.is_absent(parent, name):
+                # Else a rename to a new name would wait for all that is pending (`before`).
+                self._cache.answers(self._cache.moment)
+                self._cache.put_name(parent, name, ABSENT)
+            keys.append((parent, name))
+            for names in (self._fresh.get(parent), self._names_of(parent)):
+                if names is not None:
+                    names.add(name)
+            if isinstance(command, (Rmdir, Rename)):
+                removed.append(self._cache.name(parent, name) or Ino(0))
+        self._naming.update(keys)
+        self._removing.update(removed)
+        try:
+            yield
+        finally:
+            _uncount(self._naming, keys)
+            _uncount(self._removing, removed)
+
+    def _names_of(self, directory: Ino) -> set[bytes] | None:
+        held = self._held.get(directory)
+        return None if held is None else held.names
+
+    def is_gone(self, parent: Ino, name: bytes) -> None:
+        """A command has taken this name away. Called at the arrival of its answer."""
+        names = self._names_of(parent)
+        if names is not None and self._naming[parent, name] == 1:  # no other is under way
+            names.discard(name)
+
+    def is_removed(self, directory: Ino | None) -> None:
+        """A command has removed this directory, and its delegation with it. Likewise."""
+        if directory is None:
+            return
+        if self._held.pop(directory, None) is not None:
+            self._journal.undelegated((directory,))
+        self._fresh.pop(directory, None)
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def is_made(self, directory: Ino, epoch: int) -> None:
+        """A mkdir of this mount, sent in that epoch of the client. Called at the arrival of its
+        answer: from here on every change of others in there is heard of."""
+        if not self._enabled or epoch != self._client.epoch or self._cache.is_late(directory):
+            return
+        _make_room(self._fresh)
+        self._fresh[directory] = set()
+        self._ask(directory)
+
+    def _note_create(self, directory: Ino) -> None:
+        if not self._enabled or directory in self._held:
+            return
+        now_s = time.monotonic()
+        before_s = self._created_s.pop(directory, None)
+        _make_room(self._created_s)
+        self._created_s[directory] = now_s
+        if before_s is not None and now_s - before_s <= AGAIN_WITHIN_S:
+            self._ask(directory)
+
+    def _may_ask(self, directory: Ino) -> bool:
+        now_s = time.monotonic()
+        return (
+            self._enabled
+            and self._client.lease_s() > 0
+            and now_s >= self._asks_not_before_s
+            and now_s >= self._not_before.get(directory, (0.0, 0.0))[0]
+            and directory not in self._asking
+            and directory not in self._owed
+            and directory not in self._held
+            # One whose outcome is unknown must not take effect under a later delegation.
+            and directory not in self._pending_in
+        )
+
+    def _ask(self, directory: Ino) -> None:
+        if self._may_ask(directory):
+            asked = self._asking[directory] = _Asked()
+            self._later(self._ask_for(directory, asked))
+
+    async def _ask_for(self, directory: Ino, asked: _Asked) -> None:
+        epoch = self._client.epoch
+        if not self._numbers:
+            await self._reserve()
+        if not self._numbers or epoch != self._client.epoch:
+            del self._asking[directory]
+            return
+
+        def arrived(granted: bool) -> None:
+            # Not so when nobody waits for the answer any more.
+            is_awaited = self._asking.get(directory) is asked
+            if is_awaited:
+                del self._asking[directory]
+            if not granted:
+                self._journal.undelegated((directory,))
+                self._wait_before(directory)
+            elif is_awaited and asked.untouched and epoch == self._client.epoch:
+                self._take(directory)
+            else:
+                # Recalled before the answer came: pushes are not held up, answers are.
+                self._owe((directory,))
+
+        self._journal.delegated(directory)
+        serial = self._client.new_serial()
+        self._journal.spent(serial)
+        try:
+            await self._run(Delegate(directory), arrived, serial=serial, once=True)
+        except FileError:
+            del self._asking[directory]
+            self._journal.undelegated((directory,))
+        except PydiError as exc:
+            log.debug("ino=%d: not asked for: %s", directory, exc)
+            del self._asking[directory]
+            self._owe((directory,))
+        held = self._held.get(directory)
+        if held is not None:
+            try:
+                await self._complete_held(directory, held)
+            except PydiError as exc:
+                log.debug("ino=%d: not looked at: %s", directory, exc)
+                self._owe((directory,))
+
+    def _take(self, directory: Ino) -> None:
+        fresh = self._fresh.pop(directory, None)
+        under_way = {name for parent, name in self._naming if parent == directory}
+        names = (fresh or set()) | under_way
+        self._held[directory] = _Held(names, fresh is not None, time.monotonic())
+        if len(self._held) > DIRECTORIES_MAX:
+            oldest = sorted(self._held, key=lambda ino: self._held[ino].used_s)
+            self._owe(oldest[: DIRECTORIES_MAX // 8])
+
+    def _bound_names(self) -> None:
+        """Those that were not used for the longest time go."""
+        left = sum(len(held.names) for held in self._held.values()) - NAMES_MAX
+        for directory in sorted(self._held, key=lambda ino: self._held[ino].used_s):
+            if left <= 0:
+                break
+            left -= len(self._held[directory].names)
+            self._owe((directory,))
+
+    async def _complete_held(self, directory: Ino, held: _Held) -> None:
+        """What names it has is asked, once."""
+        if held.complete:
+            return
+        entries = await self._list_names(directory, ENTRIES_MAX + 1)
+        if self._held.get(directory) is not held:
+            return  # it was taken back meanwhile
+        if len(entries) > ENTRIES_MAX:
+            self._not_before[directory] = (
+                time.monotonic() + RECALLED_MAX_S, RECALLED_MAX_S,
+            )  # fmt: skip
+            self._owe((directory,))
+            return
+        held.names.update(entry.name for entry in entries)
+        held.complete = True
+        self._bound_names()
+
+    def _reserve(self) -> asyncio.Task[None]:
+        if self._reserving is None or self._reserving.done():
+            self._reserving = asyncio.get_running_loop().create_task(self._reserve_once())
+        return self._reserving
+
+    async def _reserve_once(self) -> None:
+        serial = self._client.new_serial()
+        self._journal.spent(serial)
+
+        def arrived(first: int) -> None:
+            self._is_known = True
+            self._numbers = [*self._numbers[-1:], range(first, first + INODES_RESERVED)]
+            self._journal.reserved(Ino(first))
+
+        try:
+            # Once a node has answered, the same question is repeated until there is an answer: else
+            # nobody would know of what was reserved.
+            await self._run(ReserveInodes(), arrived, serial=serial, once=not self._is_known)
+        except PydiError as exc:
+            log.debug("no inode numbers: %s", exc)
+            is_unknown = isinstance(exc, DisconnectedError) and not self._is_known
+            pause_s = UNKNOWN_THERE_S if is_unknown or isinstance(exc, FileError) else RETRY_S
+            self._asks_not_before_s = time.monotonic() + pause_s
+
+    # --- giving back -----------------------------------------------------------------------------
+
+    def touched(
+        self, inos: Iterable[Ino], entries: Iterable[tuple[Ino, bytes]]
+    ) -> asyncio.Future[None] | None:
+        """Others changed these. If directories of ours are among them they are wanted back: done
+        when the commands of what is pending there have left."""
+        if not (self._held or self._asking or self._fresh or self._owed or self.pending):
+            return None
+        self._overtake(inos, entries)
+        lost = []
+        for ino in dict.fromkeys((*inos, *(parent for parent, _ in entries))):
+            self._fresh.pop(ino, None)
+            if ino in self._asking:
+                self._asking[ino].untouched = False
+                self._wait_before(ino)
+            if ino in self._held:
+                lost.append(ino)
+                self._wait_before(ino)
+            elif ino in self._owed:
+                self._give_back()
+        return self._owe(lost) if lost else None
+
+    def _overtake(self, inos: Iterable[Ino], entries: Iterable[tuple[Ino, bytes]]) -> None:
+        for ino in inos:
+            if ino in self.pending:
+                self.pending[ino].overtaken = True
+        for parent, name in entries:
+            for create in self._pending_in.get(parent, {}).values():
+                if name in (create.name, EVERY_NAME):
+                    create.overtaken = True
+
+    def reset(self) -> None:
+        """The stream of changes broke: any of them may have been recalled."""
+        self._fresh.clear()
+        for asked in self._asking.values():
+            asked.untouched = False
+        for create in list(self.pending.values()):
+            create.overtaken = True
+            create.start()
+        self._owe(list(self._held))
+
+    def _wait_before(self, directory: Ino) -> None:
+        """Somebody else uses it. Not asked for again for a while, and each time for longer."""
+        wait_s = self._not_before.pop(directory, (0.0, 0.0))[1]
+        wait_s = min(max(2 * wait_s, RECALLED_MIN_S), RECALLED_MAX_S)
+        _make_room(self._not_before)
+        self._not_before[directory] = (time.monotonic() + wait_s, wait_s)
+
+    def _owe(self, directories: Sequence[Ino]) -> asyncio.Future[None] | None:
+        """Nothing is answered from these any more, and they are given back. Done when what is
+        pending there has left; None: nothing is."""
+        leaving = []
+        for directory in directories:
+            self._held.pop(directory, None)
+            self._owed[directory] = None
+            for create in self._pending_in.get(directory, {}).values():
+                create.start()
+                if create.sent is not None and not create.sent.done():
+                    leaving.append(create.sent)
+        self._give_back()
+        if not leaving:
+            return None
+        return asyncio.get_running_loop().create_task(when_all(leaving))
+
+    def _give_back(self) -> None:
+        if self._owed and (self._returning is None or self._returning.done()):
+            self._returning = asyncio.get_running_loop().create_task(self._return_owed())
+
+    async def _return_owed(self) -> None:
+        while self._owed:
+            self._ended.clear()
+            ready = [ino for ino in self._owed if ino not in self._pending_in]
+            del ready[INOS_PER_COMMAND_MAX:]
+            if not ready:
+                await self._ended.wait()
+                continue
+            try:
+                await self._undelegate(ready)
+            except PydiError as exc:
+                # Whoever wants them meanwhile takes them.
+                log.debug("not given back yet: %s", exc)
+                await asyncio.sleep(RETRY_S)
+
+    async def _undelegate(self, directories: Sequence[Ino]) -> None:
+        serial = self._client.new_serial()
+        self._journal.spent(serial)
+        await self._run(Undelegate(tuple(directories)), lambda answer: answer, serial=serial)
+        for directory in directories:
+            self._owed.pop(directory, None)
+        self._journal.undelegated(directories)
+
+    def _sweep(self) -> None:
+        self._sweeps = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+        limit_s = time.monotonic() - UNUSED_S
+        unused = [
+            ino
+            for ino, held in self._held.items()
+            if held.used_s < limit_s and ino not in self._pending_in
+        ]
+        if unused:
+            self._owe(unused)
+
+    def _later(self, work: Any) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except PydiError as exc:
+                log.debug("%s", exc)
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _uncount(counter: Counter[Key], keys: Iterable[Key]) -> None:
+    for key in keys:
+        counter[key] -= 1
+        if not counter[key]:
+            del counter[key]
+
+
+async def when_all(futures: Iterable[asyncio.Future[Any]]) -> None:
+    """All of these are done, however they ended."""
+    await asyncio.wait(futures)
+
+
+def _make_room(memory: dict[Ino, Any]) -> None:
+    """The oldest goes."""
+    if len(memory) >= REMEMBERED_MAX:
+        del memory[next(iter(memory))]

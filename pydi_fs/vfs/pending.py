@@ -1,0 +1,227 @@
+"""A file that was created on this mount and of which the cluster hears later: in one command with
+its content, at close.
+
+Made by `delegations`, in a directory whose names nobody else may change meanwhile. Whoever needs
+the file in the cluster settles it: that is one PutFile, with the number that programs were told.
+
+    waiting ──start──► sent ──answer──► settled (the inode), or lost (its errno)
+       ▲                │ └─ no answer: `start` sends the very same again, under the same serial
+       └── refused ◄────┘    (no space, ...): nothing has changed, and it may be tried anew
+
+All methods run in the loop; the one command at a time is a task of its own, so that whoever waits
+for it may go away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydi_fs.vfs.journal import Publication
+from pydi_fs.vfs.journalling import Journal
+from pydi_node.commands import TIME_NOW, Caller, PutFile
+from pydi_node.errors import FileError, NoSpaceError, PydiError
+from pydi_node.ids import Ino, LogIndex, Serial, TimeNs
+from pydi_node.records import Attr
+
+# The directory was taken back meanwhile (and the name, or the directory itself, may be gone): what
+# programs were told of the file will never be so.
+_LOST = frozenset((errno.ESTALE, errno.EEXIST, errno.ENOENT, errno.ENOTDIR))
+_SET_ID_AND_STICKY = 0o7000
+
+
+class Run(Protocol):
+    """Runs one command of a pending create; `arrived` as in `Client.execute`."""
+
+    async def __call__(
+        self,
+        create: PendingCreate,
+        command: PutFile,
+        payload: bytes | None,
+        serial: Serial,
+        sent: Callable[[], None],
+    ) -> Attr: ...
+
+
+@dataclass(slots=True)
+class Attempt:
+    """The command that may have been sent; only the same one may be sent again."""
+
+    command: PutFile
+    payload: bytes | None
+    serial: Serial
+    publication: Publication | None  # whose changes are its content; None: it has none
+    count: int = 0  # how often it was sent
+
+
+class PendingCreate:
+    """See the module."""
+
+    __slots__ = (
+        "_journal", "_new_serial", "_run", "_task", "attempt", "attr", "caller", "ended",
+        "failure", "is_certain", "mode", "name", "on_end", "overtaken", "parent", "sent", "timer",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        attr: Attr,
+        parent: Ino,
+        name: bytes,
+        caller: Caller,
+        run: Run,
+        new_serial: Callable[[], Serial],
+        journal: Journal,
+    ) -> None:
+        self.attr = attr  # as programs see it, but for content; once settled, the cluster's
+        self.parent = parent
+        self.name = name
+        self.caller = caller
+        self.mode = stat.S_IMODE(attr.mode)
+        self.attempt: Attempt | None = None
+        self.failure: FileError | None = None  # it is lost
+        self.ended = False  # settled or lost
+        # Others may have changed it before the answer came, which is held up as pushes are not:
+        # only the cluster can tell how it is.
+        self.overtaken = False
+        self.is_certain = True  # once settled: ``attr`` is not the answer to an older question
+        self.on_end: Callable[[PendingCreate], None] = lambda create: None
+        self.sent: asyncio.Future[None] | None = None  # of the last attempt: it has left
+        self.timer: asyncio.TimerHandle | None = None  # of who settles it in the end
+        self._run = run
+        self._new_serial = new_serial
+        self._journal = journal
+        self._task: asyncio.Task[PydiError | None] | None = None
+
+    @property
+    def ino(self) -> Ino:
+        return self.attr.ino
+
+    def command(self, **content: Any) -> PutFile:
+        """What makes it. content: of the fields of a PutFile, those that are not empty."""
+        fields = {"size": 0, "extents": (), "blobs": (), "mtime_ns": self.attr.mtime_ns, **content}
+        return PutFile(self.caller, self.parent, self.name, self.mode, ino=self.ino, **fields)
+
+    def carries(self, publication: Publication) -> bool:
+        """Whether these changes are in the command that may have been sent."""
+        return self.attempt is not None and self.attempt.publication is publication
+
+    def restore_empty(self, serial: Serial) -> None:
+        """The worker before this one may have sent it, without content."""
+        self.attempt = Attempt(self.command(), None, serial, None, count=1)
+
+    def start(self) -> asyncio.Task[PydiError | None]:
+        """Have it sent, if it is not on its way. The task gives the error; None: it is settled."""
+        if self._task is None or (self._task.done() and not self.ended):
+            if self.attempt is None:
+                serial = self._new_serial()
+                self._journal.creating(self.ino, serial)
+                self.attempt = Attempt(self.command(), None, serial, None)
+            loop = asyncio.get_running_loop()
+            self.sent = loop.create_future()
+            self._task = loop.create_task(self._send(self.attempt, self.sent))
+        return self._task
+
+    async def settle(self) -> Attr:
+        """The inode as the cluster has it.
+
+        FileError        lost (ESTALE), for good; or refused, and a later attempt may do better.
+        Other PydiErrors  it is not known what has become of it.
+        """
+        if self.failure is not None:
+            raise self.failure
+        if not self.ended:
+            error = await asyncio.shield(self.start())
+            if error is not None:
+                raise error
+        return self.attr
+
+    async def _send(self, attempt: Attempt, sent: asyncio.Future[None]) -> PydiError | None:
+        def has_left() -> None:
+            if not sent.done():
+                sent.set_result(None)
+
+        attempt.count += 1
+        try:
+            await self._run(self, attempt.command, attempt.payload, attempt.serial, has_left)
+        except FileError as exc:
+            if exc.errno in _LOST:
+                self.failure = FileError(errno.ESTALE, "its directory was taken back")
+                self.attempt = None
+                self.end()
+                return self.failure
+            self.attempt = None
+            return exc
+        except NoSpaceError as exc:
+            if attempt.count == 1:  # nothing was stored, and nothing was sent before
+                self.attempt = None
+            return exc
+        except PydiError as exc:
+            return exc
+        finally:
+            has_left()  # or never will: nobody need wait for that
+        return None
+
+    def settled(self, attr: Attr, is_certain: bool) -> None:
+        """The cluster has it. Called at the arrival of the answer, in order with invalidations."""
+        self.attr = attr
+        self.is_certain = is_certain
+        self.end()
+
+    def end(self) -> None:
+        if not self.ended:
+            self.ended = True
+            if self.timer is not None:
+                self.timer.cancel()
+            self._journal.settled(self.ino)
+            self.on_end(self)
+
+    def shape(
+        self,
+        caller: Caller,
+        mode: int | None,
+        uid: int | None,
+        gid: int | None,
+        atime_ns: int | None,
+        mtime_ns: int | None,
+        now_ns: int,
+    ) -> bool:
+        """chmod(2), chown(2), utimensat(2) before anybody else knows of the file: its command says
+        it from the start. False: not exactly that, or it has been sent.
+        """
+        attr = self.attr
+        if self.ended or self.attempt is not None:
+            return False
+        if caller.groups is not None and caller.uid not in (0, attr.uid):
+            return False
+        if mode is not None and mode & _SET_ID_AND_STICKY:
+            return False
+        if uid not in (None, attr.uid) or gid not in (None, attr.gid):
+            return False
+        if atime_ns not in (None, TIME_NOW):
+            return False  # a PutFile has no such field
+        changes: dict[str, Any] = {"ctime_ns": TimeNs(now_ns)}
+        if mode is not None:
+            self.mode = mode
+            changes["mode"] = stat.S_IFMT(attr.mode) | mode
+        if atime_ns is not None:
+            changes["atime_ns"] = TimeNs(now_ns)
+        if mtime_ns is not None:
+            changes["mtime_ns"] = TimeNs(now_ns if mtime_ns == TIME_NOW else mtime_ns)
+        self.attr = attr._replace(**changes)
+        self._journal.shaped(
+            self.ino, self.parent, self.name, self.caller, self.mode, self.attr.mtime_ns
+        )
+        return True
+
+
+def new_attr(ino: Ino, mode: int, uid: int, gid: int, now_ns: int) -> Attr:
+    """A regular file without content, just created."""
+    now = TimeNs(now_ns)
+    nothing = LogIndex(0)
+    return Attr(
+        ino, stat.S_IFREG | mode, 1, uid, gid, 0, 0, 0, now, now, now, now, nothing, nothing
+    )
