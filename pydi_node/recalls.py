@@ -10,6 +10,9 @@ stopped to make files there by itself and has sent what it made. Then it ends it
 Why a Revoke is safe: a Recall is released when its holder has acknowledged it or its lease is over,
 and without a lease it makes nothing by itself. What it had sent and what comes too late is refused
 (tree/delegations.py, ``take_number``), so what others are told from then on stays true.
+
+Who does not answer for one directory will not for others: with the first Revoke all that it holds
+is asked for, and revoked together. Else whoever walks the tree would wait anew in each of them.
 """
 
 from __future__ import annotations
@@ -43,6 +46,11 @@ class Recalls:
 
     def __init__(self) -> None:
         self._wanted: dict[Ino, _Wanted] = {}
+        self._silent: set[Ino] = set()  # held by those who did not answer for another one
+
+    def __len__(self) -> int:
+        """How many are to be given back though nobody waits for them."""
+        return len(self._silent)
 
     def commands(
         self, wanted: Iterable[Ino], tree: Tree, released: LogIndex, now_s: float
@@ -53,9 +61,10 @@ class Recalls:
         released  everybody who may rely on what he knows has dropped what is older.
         """
         before, self._wanted = self._wanted, {}
+        self._silent = {ino for ino in self._silent if tree.delegation(ino) is not None}
         recall: list[Ino] = []
         revoke: list[Ino] = []
-        for ino in sorted(set(wanted))[:INOS_PER_COMMAND_MAX]:
+        for ino in sorted({*wanted, *self._silent})[:INOS_PER_COMMAND_MAX]:
             delegation = tree.delegation(ino)
             assert delegation is not None, ino
             recalled = LogIndex(delegation.recalled)
@@ -69,6 +78,9 @@ class Recalls:
                 recall.append(ino)
             elif recalled <= released and now_s - state.since_s >= PATIENCE_S:
                 revoke.append(ino)
+                if ino not in self._silent:
+                    others = tree.delegated_to(delegation.client)
+                    self._silent.update(other for other in others if other not in revoke)
             else:
                 continue
             state.proposed_s = now_s

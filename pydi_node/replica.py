@@ -470,7 +470,7 @@ class Replica:
     def _get_back(self) -> None:
         """Commands whose directories were given back go into the log again; those that others hold
         and somebody here waits for are asked for."""
-        if not self._parked and not self._reads:
+        if not (self._parked or self._reads or self._recalls):
             return
         wanted = set(self._reads.directories(self.tree))
         for key, inos in list(self._parked.items()):

@@ -38,6 +38,7 @@ from pydi_fs.vfs.journal import State
 from pydi_fs.vfs.journalling import Journal
 from pydi_fs.vfs.pending import PendingCreate, new_attr
 from pydi_fs.vfs.posix import permitted
+from pydi_node import portable
 from pydi_node.commands import (
     INODES_RESERVED,
     INOS_PER_COMMAND_MAX,
@@ -72,6 +73,9 @@ AGAIN_WITHIN_S = 2.0  # a second create in one directory within this asks for it
 UNUSED_S = 30.0  # what was not used for so long is given back
 SWEEP_S = 5.0
 RETRY_S = 1.0
+# Reserved numbers go with this client's session in the tree, which may end when it has been silent
+# for an hour (setting session_idle_s): what nobody used by then is not used at all.
+NUMBERS_S = 1800.0
 # Somebody else uses it, too: asking for it would only slow both down. Doubled at each recall.
 RECALLED_MIN_S = 10.0
 RECALLED_MAX_S = 600.0
@@ -160,6 +164,7 @@ class Delegations:
         self._naming: Counter[tuple[Ino, bytes]] = Counter()  # names in commands that are under way
         self._removing: Counter[Ino] = Counter()  # directories likewise
         self._numbers: list[range] = []  # reserved inode numbers, the oldest first
+        self._numbers_until_s = 0.0  # when they are too old, on a clock that goes on in suspension
         self._reserving: asyncio.Task[None] | None = None
         self._created_s: dict[Ino, float] = {}  # when a file was last created there
         self._not_before: dict[Ino, tuple[float, float]] = {}  # when to ask again, the last wait
@@ -183,7 +188,9 @@ class Delegations:
             if serial is not None:
                 create.restore_empty(serial)
         self._owed.update(state.delegated)
-        self._numbers = [range(*left) for left in list(state.reserved.values())[-2:]]
+        for left in state.reserved.values():
+            self._numbers.append(range(left.first, left.end))
+            self._numbers_until_s = left.until_s
 
     def start(self) -> None:
         """Once the client is there: what the worker before this one left is sent and given back."""
@@ -372,7 +379,12 @@ class Delegations:
 
         create.timer = asyncio.get_running_loop().call_later(delay_s, settle)
 
+    def _drop_old_numbers(self) -> None:
+        if portable.uptime_s() >= self._numbers_until_s:
+            self._numbers.clear()
+
     def _take_number(self) -> Ino | None:
+        self._drop_old_numbers()
         while self._numbers and not self._numbers[0]:
             del self._numbers[0]
         if sum(map(len, self._numbers)) <= INODES_RESERVED // 2:
@@ -540,6 +552,7 @@ class Delegations:
 
     async def _ask_for(self, directory: Ino, asked: _Asked) -> None:
         epoch = self._client.epoch
+        self._drop_old_numbers()
         if not self._numbers:
             await self._reserve()
         if not self._numbers or epoch != self._client.epoch:
@@ -623,11 +636,14 @@ class Delegations:
     async def _reserve_once(self) -> None:
         serial = self._client.new_serial()
         self._journal.spent(serial)
+        until_s = portable.uptime_s() + NUMBERS_S
 
         def arrived(first: int) -> None:
             self._is_known = True
+            self._drop_old_numbers()
+            self._numbers_until_s = until_s
             self._numbers = [*self._numbers[-1:], range(first, first + INODES_RESERVED)]
-            self._journal.reserved(Ino(first))
+            self._journal.reserved(Ino(first), until_s)
 
         try:
             # Once a node has answered, the same question is repeated until there is an answer: else

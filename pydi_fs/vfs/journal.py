@@ -254,6 +254,7 @@ class Reserved(NamedTuple):
 
     first: int
     end: int
+    until_s: float  # uptime; none is used later
 
 
 class Delegated(NamedTuple):
@@ -370,7 +371,7 @@ class State:
         self.made: dict[int, int] = {}  # files of requests that created them here only
         self.pending: dict[Ino, Created] = {}  # files that exist on this mount only
         self.creating: dict[Ino, Serial] = {}  # under which the cluster may have heard of them
-        self.reserved: dict[int, tuple[int, int]] = {}  # by the end: the first left, the end
+        self.reserved: dict[int, Reserved] = {}  # by the end
         self.delegated: dict[Ino, None] = {}
 
     @classmethod
@@ -415,9 +416,9 @@ class State:
                 self.pending[Ino(record.ino)] = record._replace(unique=0)
                 if record.unique:
                     self.made[record.unique] = record.ino
-                for first, end in list(self.reserved.values()):
-                    if first <= record.ino < end:
-                        self.reserved[end] = (record.ino + 1, end)
+                for left in list(self.reserved.values()):
+                    if left.first <= record.ino < left.end:
+                        self.reserved[left.end] = left._replace(first=record.ino + 1)
             case Made():
                 self.made[record.unique] = record.ino
             case Creating():
@@ -427,7 +428,7 @@ class State:
                 self.pending.pop(Ino(record.ino), None)
                 self.creating.pop(Ino(record.ino), None)
             case Reserved():
-                self.reserved[record.end] = (record.first, record.end)
+                self.reserved[record.end] = record
                 for end in list(self.reserved)[:-2]:  # no older ones are used
                     del self.reserved[end]
             case Delegated():

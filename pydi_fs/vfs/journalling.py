@@ -106,8 +106,8 @@ class Journal:
     def spent(self, serial: Serial) -> None:
         """A command of nobody's request has this serial."""
 
-    def reserved(self, first: Ino) -> None:
-        """Numbers of inodes, as many as a reservation has."""
+    def reserved(self, first: Ino, until_s: float) -> None:
+        """Numbers of inodes, as many as a reservation has, and when they are too old."""
 
     def delegated(self, ino: Ino) -> None: ...
     def undelegated(self, inos: Iterable[Ino]) -> None: ...
@@ -302,8 +302,8 @@ class KeptJournal(Journal):
     def spent(self, serial: Serial) -> None:
         self._note(records.Highest(0, serial, 0))
 
-    def reserved(self, first: Ino) -> None:
-        self._note(records.Reserved(first, first + INODES_RESERVED))
+    def reserved(self, first: Ino, until_s: float) -> None:
+        self._note(records.Reserved(first, first + INODES_RESERVED, until_s))
 
     def delegated(self, ino: Ino) -> None:
         self._note(records.Delegated(ino))
@@ -373,8 +373,7 @@ def snapshot(state: State) -> Iterable[Any]:
         yield records.Creating(ino, serial)
     for unique, made in state.made.items():
         yield records.Made(unique, made)
-    for first, end in state.reserved.values():
-        yield records.Reserved(first, end)
+    yield from state.reserved.values()
     yield from map(records.Delegated, state.delegated)
     for sent in state.serials.values():
         yield from sent

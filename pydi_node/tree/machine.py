@@ -18,7 +18,7 @@ from blake3 import blake3
 from pydi_node import commands
 from pydi_node.commands import Command, Envelope, ExpireSessions
 from pydi_node.errors import FileError
-from pydi_node.ids import ClientId, LogIndex, Serial, Term, TimeNs
+from pydi_node.ids import ClientId, Ino, LogIndex, Serial, Term, TimeNs
 from pydi_node.records import DELEGATED, IN_TREE, BlobInfo, Result
 from pydi_node.tree import content, delegations, factors, housekeeping, inodes, names
 from pydi_node.tree.queries import NANOSECONDS_PER_TICK, Queries
@@ -120,6 +120,11 @@ class Tree(Queries):
         """Whether that is somebody else than the client."""
         delegation = self._store.delegations.get(ino)
         return delegation is not None and delegation.client != client
+
+    def delegated_to(self, client: int) -> list[Ino]:
+        """All directories in which this client alone may change names."""
+        held = self._store.delegations
+        return [Ino(ino) for ino, delegation in held.items() if delegation.client == client]
 
     # --- applying -------------------------------------------------------------------------------
 

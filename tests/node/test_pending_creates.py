@@ -645,6 +645,30 @@ def test_random_operations_of_both_against_one_model(
 # --- a worker dies, another goes on ---------------------------------------------------------------
 
 
+def test_numbers_of_a_session_that_may_have_ended_are_not_used(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount that did nothing for a weekend has no session in the tree, and no numbers."""
+
+    async def scenario(holder: DelegatingMount, _: DelegatingMount) -> None:
+        old, fh = await holder.begin(b"old")
+        await holder.end(fh)
+        left = list(holder.vfs._delegations._numbers)
+        now_s = portable.uptime_s() + delegations_module.NUMBERS_S
+        monkeypatch.setattr(portable, "uptime_s", lambda: now_s)
+        monkeypatch.setattr(holder.client, "lease_s", lambda: 1.0)
+        first, fh = await holder.vfs.create(ROOT_CALLER, holder.at, b"f", 0o644, os.O_WRONLY)
+        await holder.end(fh)
+        await eventually(lambda: bool(holder.vfs._delegations._numbers))
+        second, fh = await holder.begin(b"g")
+        await holder.end(fh)
+        assert first.ino not in left[0]
+        assert second not in left[0]
+        assert second > first.ino > old
+
+    run(node, tmp_path, scenario)
+
+
 class Worker(DelegatingMount):
     """A mount with a journal, or the one that goes on from what an earlier one left there."""
 

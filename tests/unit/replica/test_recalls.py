@@ -277,3 +277,31 @@ def test_what_is_not_released_is_not_revoked(fs: Driver) -> None:
     assert recalls.commands({ino}, fs.tree, fs.index, 99.0) == [Revoke((ino,), fs.index)]
     assert recalls.commands({ino}, fs.tree, fs.index, 99.1) == []
     assert recalls.commands(set(), fs.tree, fs.index, 199.0) == []
+
+
+def test_who_does_not_answer_once_loses_all_that_it_holds(held: Held) -> None:
+    """Whoever walks through what a dead mount held waits for the first of its directories only."""
+    inos = [
+        held.ok(held.a, HOLDER, Mkdir(ROOT_CALLER, ROOT_INO, b"d%d" % number, 0o755)).ino
+        for number in range(10)
+    ]
+    others = held.ok(held.a, THIRD, Mkdir(ROOT_CALLER, ROOT_INO, b"other", 0o755)).ino
+    for ino in inos:
+        assert held.ok(held.a, HOLDER, Delegate(ino)) is True
+    assert held.ok(held.a, THIRD, Delegate(others)) is True
+    began_s = held.cluster.now.mono_s
+    for ino in (held.ino, *inos):
+        assert held.wait(held.b, held.look(held.b, ino=ino)) == Result()
+    assert held.cluster.now.mono_s - began_s < 2 * PATIENCE_S + RETRY_S
+    assert (held.proposed(Recall), held.proposed(Revoke)) == (2, 2)
+    assert held.cluster.tree(held.b).delegation(others) is not None
+
+
+def test_what_a_silent_holder_has_is_taken_though_nobody_looks(held: Held) -> None:
+    """Its other directories are free when somebody comes to them later."""
+    second = held.ok(held.a, HOLDER, Mkdir(ROOT_CALLER, ROOT_INO, b"e", 0o755)).ino
+    assert held.ok(held.a, HOLDER, Delegate(second)) is True
+    assert held.wait(held.b, held.look(held.b)) == Result()
+    held.pass_s(PATIENCE_S + RETRY_S)
+    assert held.outcome(held.b, held.look(held.b, ino=second)) == Result()
+    assert held.cluster.replica(held.b).outstanding == 0
