@@ -372,7 +372,7 @@ def test_what_only_this_mount_knows_of_is_told_to_its_successor(logs: tuple[int,
     for directory in (parent, Ino(3)):
         journal.delegated(directory)
     for first in (100, 200, 300):
-        journal.reserved(Ino(first))
+        journal.reserved(Ino(first), first / 2)
     for unique, ino in ((2, 200), (4, 201), (6, 202)):
         journal.enter(unique)
         journal.created(Ino(ino), parent, b"%d" % ino, ROOT_CALLER, 0o600, 7)
@@ -390,7 +390,7 @@ def test_what_only_this_mount_knows_of_is_told_to_its_successor(logs: tuple[int,
         assert state.creating == {201: 90}
         assert state.last_serial == 99
         assert [*state.delegated] == [parent]
-        assert [*state.reserved.values()] == [(203, 262), (300, 362)]
+        assert [*state.reserved.values()] == [(203, 262, 100.0), (300, 362, 150.0)]
         assert state.made.items() >= {2: 200, 6: 202}.items()
         journal.compact()
     assert 4 not in read_logs(logs)[2].made
