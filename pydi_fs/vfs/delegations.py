@@ -172,7 +172,8 @@ class Delegations:
         self._is_known = False  # the node has answered such a command
         self._tasks: set[asyncio.Task[None]] = set()
         self._returning: asyncio.Task[None] | None = None
-        self._ended = asyncio.Event()  # a pending create was settled or lost
+        # A pending create was settled or lost, or there is more to give back.
+        self._ended = asyncio.Event()
         self._sweeps: asyncio.TimerHandle | None = None
 
     def restore(self, state: State) -> None:
@@ -188,6 +189,8 @@ class Delegations:
             if serial is not None:
                 create.restore_empty(serial)
         self._owed.update(state.delegated)
+        for directory in state.delegated:
+            self._wait_before(directory)  # what that worker sent may come late: see `_return`
         for left in state.reserved.values():
             self._numbers.append(range(left.first, left.end))
             self._numbers_until_s = left.until_s
@@ -225,7 +228,7 @@ class Delegations:
                 await asyncio.wait([task])
         if self._owed and self._client.is_connected:
             try:
-                await self._undelegate(list(self._owed))
+                await self._undelegate(list(self._owed), self._new_serial())
             except PydiError as exc:
                 log.debug("not given back: %s", exc)
         if failures:
@@ -574,8 +577,7 @@ class Delegations:
                 self._owe((directory,))
 
         self._journal.delegated(directory)
-        serial = self._client.new_serial()
-        self._journal.spent(serial)
+        serial = self._new_serial()
         try:
             await self._run(Delegate(directory), arrived, serial=serial, once=True)
         except FileError:
@@ -634,8 +636,7 @@ class Delegations:
         return self._reserving
 
     async def _reserve_once(self) -> None:
-        serial = self._client.new_serial()
-        self._journal.spent(serial)
+        serial = self._new_serial()
         until_s = portable.uptime_s() + NUMBERS_S
 
         def arrived(first: int) -> None:
@@ -721,6 +722,7 @@ class Delegations:
         return asyncio.get_running_loop().create_task(when_all(leaving))
 
     def _give_back(self) -> None:
+        self._ended.set()
         if self._owed and (self._returning is None or self._returning.done()):
             self._returning = asyncio.get_running_loop().create_task(self._return_owed())
 
@@ -732,16 +734,29 @@ class Delegations:
             if not ready:
                 await self._ended.wait()
                 continue
+            await self._return(ready)
+
+    async def _return(self, directories: Sequence[Ino]) -> None:
+        """Until there is an answer. Under one serial: a copy of an earlier attempt that comes late
+        would end, unnoticed, what is delegated anew."""
+        serial = self._new_serial()
+        while True:
             try:
-                await self._undelegate(ready)
+                return await self._undelegate(directories, serial)
+            except FileError as exc:
+                log.debug("not given back: %s", exc)
+                serial = self._new_serial()  # the tree executes the other one no more
             except PydiError as exc:
                 # Whoever wants them meanwhile takes them.
                 log.debug("not given back yet: %s", exc)
-                await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(RETRY_S)
 
-    async def _undelegate(self, directories: Sequence[Ino]) -> None:
+    def _new_serial(self) -> Serial:
         serial = self._client.new_serial()
         self._journal.spent(serial)
+        return serial
+
+    async def _undelegate(self, directories: Sequence[Ino], serial: Serial) -> None:
         await self._run(Undelegate(tuple(directories)), lambda answer: answer, serial=serial)
         for directory in directories:
             self._owed.pop(directory, None)

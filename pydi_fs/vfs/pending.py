@@ -28,9 +28,11 @@ from pydi_node.errors import FileError, NoSpaceError, PydiError
 from pydi_node.ids import Ino, LogIndex, Serial, TimeNs
 from pydi_node.records import Attr
 
-# The directory was taken back meanwhile (and the name, or the directory itself, may be gone): what
-# programs were told of the file will never be so.
-_LOST = frozenset((errno.ESTALE, errno.EEXIST, errno.ENOENT, errno.ENOTDIR))
+# The directory was taken back meanwhile (and the name, or the directory itself, may be gone, or be
+# closed to who made the file): what programs were told of it will never be so.
+_LOST = frozenset(
+    (errno.ESTALE, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM)
+)
 _SET_ID_AND_STICKY = 0o7000
 
 

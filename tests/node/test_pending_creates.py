@@ -30,8 +30,11 @@ from pydi_node.commands import (
     XATTR_CREATE,
     Caller,
     Command,
+    PutFile,
+    SetAttr,
+    Undelegate,
 )
-from pydi_node.errors import FileError
+from pydi_node.errors import DeadlineError, FileError, NoSpaceError
 from pydi_node.ids import ROOT_INO, ClientId, Ino
 from pydi_node.records import Attr, Result
 from pydi_node.wire.messages import GetAttr, GetFile, Lookup
@@ -642,9 +645,6 @@ def test_random_operations_of_both_against_one_model(
     run(node, tmp_path, scenario)
 
 
-# --- a worker dies, another goes on ---------------------------------------------------------------
-
-
 def test_numbers_of_a_session_that_may_have_ended_are_not_used(
     node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -667,6 +667,91 @@ def test_numbers_of_a_session_that_may_have_ended_are_not_used(
         assert second > first.ino > old
 
     run(node, tmp_path, scenario)
+
+
+def test_a_directory_is_given_back_while_another_one_waits(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can't be told of one directory holds up nobody who looks into another one."""
+
+    async def scenario(holder: DelegatingMount, other: DelegatingMount) -> None:
+        second = (await holder.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"e", 0o755)).ino
+        await holder.wait_delegated(second)
+        _, fh = await holder.begin(b"f")
+        execute = holder.client.execute
+        is_full = True
+
+        async def refusing(command: Command, *arguments: Any, **options: Any) -> Any:
+            if is_full and isinstance(command, PutFile):
+                raise NoSpaceError("as if the disk were full")
+            return await execute(command, *arguments, **options)
+
+        monkeypatch.setattr(holder.client, "execute", refusing)
+        delegations = holder.vfs._delegations
+        delegations._owe((holder.at,))
+        await eventually(lambda: not delegations._ended.is_set() and bool(delegations._owed))
+        began_s = asyncio.get_running_loop().time()
+        assert await other.names(second) == []
+        assert asyncio.get_running_loop().time() - began_s < 2.0, "nobody gave it back"
+        is_full = False
+        await holder.end(fh)
+
+    run(node, tmp_path, scenario)
+
+
+def test_what_gives_a_directory_back_takes_effect_once(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of it that comes late must not end what was delegated since: nobody would notice."""
+
+    async def scenario(holder: DelegatingMount, _: DelegatingMount) -> None:
+        execute = holder.client.execute
+        serials = []
+
+        async def losing(command: Command, *arguments: Any, **options: Any) -> Any:
+            if isinstance(command, Undelegate):
+                serials.append(options["serial"])
+                if len(serials) == 1:
+                    raise DeadlineError("as if there were no answer in time")
+            return await execute(command, *arguments, **options)
+
+        monkeypatch.setattr(holder.client, "execute", losing)
+        monkeypatch.setattr(delegations_module, "RETRY_S", 0.01)
+        holder.vfs._delegations._owe((holder.at,))
+        await eventually(lambda: not holder.vfs._delegations._owed)
+        assert len(serials) == 2
+        assert len(set(serials)) == 1
+
+    run(node, tmp_path, scenario)
+
+
+@pytest.mark.expects_log(
+    r"ino=\d+: not created, its directory was taken back",
+    r"ino=\d+: not published at close: Stale file handle",
+)
+def test_what_is_not_permitted_any_more_is_lost(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not tried for ever: the name would be shown here, and come nowhere."""
+    caller = Caller(7, 7, ())
+
+    async def scenario(holder: DelegatingMount, other: DelegatingMount) -> None:
+        await holder.vfs.setattr(ROOT_CALLER, holder.at, mode=0o777)
+        attr, fh = await holder.vfs.create(caller, holder.at, b"f", 0o644, os.O_WRONLY)
+        assert holder.is_pending(attr.ino)
+        # As a change of mode that was under way while the file was made.
+        monkeypatch.setattr(holder.client, "before", lambda request: None)
+        await holder.client.execute(SetAttr(ROOT_CALLER, holder.at, mode=0o755))
+        with file_error(errno.ESTALE):
+            await holder.end(fh)
+        assert not holder.vfs._delegations.pending
+        with file_error(errno.ENOENT):
+            await holder.vfs.lookup(holder.at, b"f")
+
+    run(node, tmp_path, scenario)
+
+
+# --- a worker dies, another goes on ---------------------------------------------------------------
 
 
 class Worker(DelegatingMount):
