@@ -226,6 +226,7 @@ class Delegations:
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
+        self._owed.update(dict.fromkeys(self._asking))
         if self._owed and self._client.is_connected:
             try:
                 await self._undelegate(list(self._owed), self._new_serial())
@@ -491,9 +492,22 @@ class Delegations:
         self._removing.update(removed)
         try:
             yield
+        except FileError:
+            raise
+        except BaseException:
+            # It may take effect later: then a list of names that was made before is no longer true.
+            for parent, name in keys:
+                self._doubt(parent, name)
+            raise
         finally:
             _uncount(self._naming, keys)
             _uncount(self._removing, removed)
+
+    def _doubt(self, directory: Ino, name: bytes) -> None:
+        self._cache.forget((), ((directory, name),))
+        self._wait_before(directory)
+        if directory in self._asking:
+            self._asking[directory].untouched = False
 
     def _names_of(self, directory: Ino) -> set[bytes] | None:
         held = self._held.get(directory)

@@ -30,6 +30,7 @@ from pydi_node.commands import (
     XATTR_CREATE,
     Caller,
     Command,
+    Mkdir,
     PutFile,
     SetAttr,
     Undelegate,
@@ -721,6 +722,49 @@ def test_what_gives_a_directory_back_takes_effect_once(
         await eventually(lambda: not holder.vfs._delegations._owed)
         assert len(serials) == 2
         assert len(set(serials)) == 1
+
+    run(node, tmp_path, scenario)
+
+
+def test_a_directory_is_not_asked_for_while_a_command_in_it_may_come_late(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name would be taken for absent, and a file made there that the cluster must refuse."""
+
+    async def scenario(holder: DelegatingMount, other: DelegatingMount) -> None:
+        at = (await other.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"e", 0o755)).ino
+        execute = holder.client.execute
+
+        async def losing(command: Command, *arguments: Any, **options: Any) -> Any:
+            if isinstance(command, Mkdir):
+                raise DeadlineError("as if there were no answer in time")
+            return await execute(command, *arguments, **options)
+
+        monkeypatch.setattr(holder.client, "execute", losing)
+        with pytest.raises(DeadlineError):
+            await holder.vfs.mkdir(ROOT_CALLER, at, b"late", 0o755)
+        for name in (b"1", b"2", b"3"):
+            _, fh = await holder.vfs.create(ROOT_CALLER, at, name, 0o644, os.O_WRONLY)
+            await holder.end(fh)
+        assert at not in holder.vfs._delegations._asking
+        assert at not in holder.vfs._delegations._held
+
+    run(node, tmp_path, scenario)
+
+
+def test_what_is_asked_for_at_the_end_is_given_back(node: NodeProcess, tmp_path: Path) -> None:
+    """umount right after mkdir: whoever looks next does not wait for a mount that is gone."""
+
+    async def scenario(_: DelegatingMount, other: DelegatingMount) -> None:
+        async with DelegatingMount(node, tmp_path / "c") as leaving:
+            made = await leaving.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"e", 0o755)
+            await leaving.wait_delegated(made.ino)
+            last = await leaving.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"f", 0o755)
+            await eventually(lambda: "Execute" in leaving.client.sent[1:])
+            assert last.ino in leaving.vfs._delegations._asking
+        began_s = asyncio.get_running_loop().time()
+        assert await other.names(last.ino) == []
+        assert asyncio.get_running_loop().time() - began_s < 2.0, "nobody gave it back"
 
     run(node, tmp_path, scenario)
 
