@@ -371,7 +371,7 @@ MUTANTS = [
     Mutant(
         "counts-leases-from-arrival", {"process_class": CountsFromArrival}, _LATE_READERS, 19, 6000
     ),
-    Mutant("grants-unconfirmed", {"process_class": GrantsUnconfirmed}, _MANY_READERS, 47, 6000),
+    Mutant("grants-unconfirmed", {"process_class": GrantsUnconfirmed}, _MANY_READERS, 149, 6000),
     Mutant("executes-for-others", {"tree_class": ExecutesForOthers}, _MOUNTS, 0, 6000),
     Mutant("forgets-the-fence", {"tree_class": ForgetsTheFence}, _STOPPED_MOUNTS, 18, 20_000),
     Mutant("looks-into-held", {"process_class": LooksIntoHeld}, _MOUNTS, 0, 6000),
