@@ -595,15 +595,20 @@ class Vfs(VfsCore):
         await self._let_go(fh, handle, wanted=True)
 
     def release_nowait(self, fh: int) -> bool:
-        """As `release`, where nothing is left to do that takes time; False: something is."""
+        """As `release`, where nothing is left to do that others wait for; False: something is.
+
+        Who opens the file next, and that may be at once, opens one that nobody writes.
+        """
         file = self._handle(fh).file
-        if file.dirty or file.busy or file.is_staged or file.is_pending:
+        if file.dirty or file.busy or file.is_pending:
             return False
         handle = self._close(fh)
         file.handles -= 1
         file.writers -= handle.writable
         if not file.handles:
             self._forget(file)
+            if file.is_staged:
+                self._background.later(file.discard())
         self._holds.closed(fh)
         return True
 

@@ -101,6 +101,27 @@ def test_local_content_is_not_asked_for(node: NodeProcess, tmp_path: Path) -> No
     run(again())
 
 
+def test_a_file_is_local_right_after_its_writer_closed_it(
+    node: NodeProcess, tmp_path: Path
+) -> None:
+    """The next open is answered before the writer's staging space is given back."""
+
+    async def scenario() -> None:
+        vfs, _ = await connected(node, tmp_path / "staging")
+        attr, fh = await vfs.create(ROOT_CALLER, ROOT_INO, b"file", 0o644, os.O_RDWR)
+        await vfs.write(fh, 0, CONTENT[:7000])
+        await vfs.flush(fh)
+        assert vfs.release_nowait(fh)
+        fh = await vfs.open(ROOT_CALLER, attr.ino, os.O_RDONLY)
+        assert await vfs.local_file(fh) is not None
+        assert await vfs.read(fh, 0, 7001) == CONTENT[:7000]
+        await vfs.release(fh)
+        await vfs.stop()
+        await vfs.client.close()
+
+    run(scenario())
+
+
 def test_a_damaged_file_is_not_handed_out(node: NodeProcess, tmp_path: Path) -> None:
     """Content that changed on the disk is EIO, also for who had the file open."""
 
