@@ -396,7 +396,7 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report, link: 
             sources=_blob_sources(config),
             cache=BlobCache(Path(config.cache_dir), config.cache_size),
             journal=journal,
-            delegates=not config.options.read_only,
+            delegates=config.options.delegations and not config.options.read_only,
         ),
     )
     if link is not None and state is not None:

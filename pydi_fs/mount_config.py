@@ -164,7 +164,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "options", "mount_options", str, "OPTIONS",
         "comma-separated, as for mount(8): ro bg allow_other noallow_other noatime fsname=NAME"
-        " max_read=BYTES passthrough_after=SECONDS|never default_permissions"
+        " max_read=BYTES passthrough_after=SECONDS|never delegations=never default_permissions"
         " nodefault_permissions debug",
         flag="-o",
     ),
@@ -186,6 +186,7 @@ _MOUNT_WORDS: dict[str, dict[str, Any]] = {
     "noatime": {"noatime": True},
     "debug": {"debug": True},
     "bg": {"background": True},
+    "delegations=never": {"delegations": False},
 }
 
 

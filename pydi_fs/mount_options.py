@@ -55,6 +55,10 @@ class MountOptions:
     by the kernel itself. Programs that have such a file open don't see a later change until they
     open it again. None: never."""
 
+    delegations: bool = True
+    """Make files in directories that nobody else uses without a question, and tell the cluster at
+    close. False: the cluster knows of each when open(2) returns."""
+
     def validate(self) -> None:
         """Returns if the values make sense together; UserError with one sentence otherwise."""
         if not MIN_READ_BYTES <= self.max_read <= MAX_READ_BYTES:

@@ -12,10 +12,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pydi_node.ids import ROOT_INO
+from pydi_node.wire.messages import Lookup
 from tests.harness.mounts import COMMAND_DEADLINE_S, World
 from tests.harness.procs import wait_until
 from tests.mount.test_supervised import kill_worker, supervised
@@ -139,6 +142,27 @@ def test_others_get_a_directory_back_from_who_does_not_answer(
     # A stopped mount has lost the file to whoever came first. One whose node is stopped tells
     # another node of it, maybe in time.
     assert said in ((errno.ESTALE,) if stopped == "mount" else (0, errno.ESTALE))
+
+
+def test_a_mount_may_be_told_to_hold_nothing(make_world: Callable[..., World]) -> None:
+    """Then the cluster knows of a file when open(2) returns, whatever becomes of the mount."""
+    world = make_world("-o", "delegations=never")
+    try:
+        (world.path / "d").mkdir()
+        wait_delegated(world.path / "d")
+        pids = sorted(world.mount.pids())
+        with (world.path / "d/new").open("xb") as file, world.node.connect() as client:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                directory = client.call(Lookup(ROOT_INO, b"d")).ino
+                found = client.call(Lookup(directory, b"new")).ino
+            finally:
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+            assert found == os.fstat(file.fileno()).st_ino
+    finally:
+        world.close()
 
 
 def test_a_killed_worker_loses_nothing(supervised: World) -> None:

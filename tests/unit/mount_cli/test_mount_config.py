@@ -126,7 +126,7 @@ def test_tokens() -> None:
         ("deadline", "0"), ("deadline", "-1"), ("deadline", "nan"), ("deadline", "99999"),
         ("read-only", "perhaps"), ("options", "rw,sideways"), ("options", "fsname="),
         ("options", "max_read=1"), ("options", "max_read=x"), ("options", "passthrough_after=soon"),
-        ("options", "suid"),
+        ("options", "suid"), ("options", "delegations=later"),
     ],
 )  # fmt: skip
 def test_bad_value_names_option_and_place(name: str, text: str) -> None:
@@ -150,6 +150,8 @@ def test_o_words() -> None:
     assert not configure({"options": "ro"}).allow_other_given
     for word, seconds in (("0", 0.0), ("2.5", 2.5), ("never", None)):
         assert parse_mount_options(f"passthrough_after={word}") == {"passthrough_after_s": seconds}
+    assert configure({}).options.delegations
+    assert not configure({"options": "delegations=never"}).options.delegations
 
 
 def test_debug_reaches_the_binding() -> None:
