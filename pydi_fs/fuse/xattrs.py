@@ -6,6 +6,7 @@ The part of `Dispatcher` that is about them. Whether the kernel obeys lists was 
 from __future__ import annotations
 
 import errno
+from abc import ABC, abstractmethod
 from typing import Any
 
 from pydi_fs.fuse import abi, codec
@@ -19,14 +20,15 @@ from pydi_node.ids import Ino
 from pydi_node.records import Attr
 
 
-class Xattrs:
+class Xattrs(ABC):
     """What it needs of Dispatcher, and the handlers of its table of opcodes."""
 
     _vfs: FileSystem
     _agreed: InitFlag  # by INIT
 
+    @abstractmethod
     def _caller(self, header: Header) -> Caller:
-        raise NotImplementedError
+        """Who asks."""
 
     def _obeys_acls(self) -> bool:
         return InitFlag.FUSE_POSIX_ACL in self._agreed
