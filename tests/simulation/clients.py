@@ -390,10 +390,13 @@ class Client:
         _Errand(self, attempted, finish).attempt(at)
 
     def choose_node(self, again: bool) -> Process | None:
-        """The node of last time, or after a failure mostly another one."""
+        """The node of last time, or after a failure mostly another one; once all is healed, each
+        in turn, since most may be nodes that were never made members."""
         machines = self.simulation.machines
-        if self._node is None or (again and self._dice.percent(70)) or self._dice.percent(5):
-            up = [n for n in sorted(machines) if machines[n].process is not None]
+        up = [n for n in sorted(machines) if machines[n].process is not None]
+        if again and self.simulation.healed and self._node is not None:
+            self._node = next((n for n in up if n > self._node), up[0]) if up else None
+        elif self._node is None or (again and self._dice.percent(70)) or self._dice.percent(5):
             self._node = self._dice.pick(up) if up else None
         return machines[self._node].process if self._node is not None else None
 
