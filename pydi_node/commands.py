@@ -430,8 +430,7 @@ Command = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """One log entry's command: who sent it (for exactly-once), when, and what.
 
     client 0 marks the cluster's own housekeeping: never deduplicated.
@@ -493,17 +492,18 @@ def decode(value: Any) -> Command:
     cls = _CLASSES.get(value[0]) if type(value[0]) is int else None
     if cls is None:
         raise CommandError(f"unknown command {value[0]!r:.40}")
-    fields = _FIELDS[cls]
-    if len(value) == len(fields) and cls in _ADDED:
+    checks = _FIELD_CHECKS[cls]
+    if len(value) == len(checks) and cls in _ADDED:
         value = (*value, _ADDED[cls])
-    if len(value) != len(fields) + 1:
-        raise CommandError(f"{cls.__name__}: {len(value) - 1} fields instead of {len(fields)}")
-    arguments = []
-    for (name, check), field in zip(fields, value[1:], strict=True):
-        try:
+    if len(value) != len(checks) + 1:
+        raise CommandError(f"{cls.__name__}: {len(value) - 1} fields instead of {len(checks)}")
+    arguments: list[Any] = []
+    try:
+        for check, field in zip(checks, value[1:], strict=True):
             arguments.append(check(field))
-        except ValueError as exc:
-            raise CommandError(f"{cls.__name__}.{name}: {exc}") from exc
+    except ValueError as exc:
+        name, _ = _FIELDS[cls][len(arguments)]
+        raise CommandError(f"{cls.__name__}.{name}: {exc}") from exc
     return cls(*arguments)  # type: ignore[no-any-return]  # the table maps codes to the union
 
 
@@ -599,7 +599,7 @@ def _caller(value: Any) -> Caller:
     if not isinstance(value, (list, tuple)) or len(value) != 3:
         raise ValueError("not (uid, gid, groups)")
     uid, gid, groups = value
-    return Caller(_ID(uid), _ID(gid), _optional(_array(_ID, GROUPS_MAX))(groups))
+    return Caller(_ID(uid), _ID(gid), None if groups is None else _GROUPS(groups))
 
 
 def _extent(value: Any) -> Extent:
@@ -610,6 +610,7 @@ def _extent(value: Any) -> Extent:
 
 
 _ID = _integer(0, (1 << 32) - 2)  # -1 means "unchanged" to chown(2), never an owner
+_GROUPS = _array(_ID, GROUPS_MAX)
 _INO = _integer(1, INT64_MAX)
 _SIZE = _integer(0, INT64_MAX)
 _TIME = _integer(TIME_NOW, INT64_MAX)
@@ -667,3 +668,4 @@ _FIELDS: dict[type[Any], list[tuple[str, Callable[[Any], Any]]]] = {
     ]
     for cls in COMMAND_CODES
 }
+_FIELD_CHECKS = {cls: [check for _, check in fields] for cls, fields in _FIELDS.items()}

@@ -336,7 +336,7 @@ class Result(NamedTuple):
     @property
     def kept(self) -> Result:
         """What a repetition of the command gets."""
-        return self._replace(directories=()) if self.directories else self
+        return Result(self.errno, self.value, self.touched) if self.directories else self
 
 
 def _content(value: Any) -> tuple[BlobId, bytes]:

@@ -31,11 +31,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, ClassVar
 
-from pydi_node.commands import (
-    MAKES_ROOM,
-    Command,
-    Envelope,
-)
+from pydi_node.commands import MAKES_ROOM, Command, Envelope
 from pydi_node.consensus import codec
 from pydi_node.consensus.raft import Raft
 from pydi_node.consensus.types import (
@@ -93,7 +89,7 @@ from pydi_node.effects import (
     Tick,
     TreeStalled,
 )
-from pydi_node.envelopes import pack_envelope, unpack_envelope
+from pydi_node.envelopes import length_max, pack_envelope, unpack_envelope
 from pydi_node.errors import (
     BusyError,
     DeadlineError,
@@ -398,7 +394,7 @@ class Replica:
             if pending is None:
                 continue  # another node's, from when this one led: that node sends it again
             pending.sent_s = self._now.mono_s
-            length = len(pack_envelope(Envelope(key[0], key[1], TimeNs(0), command)))
+            length = length_max(command)
             if items and (
                 size + length > FORWARD_BYTES_MAX or len(items) == FORWARDS_PER_MESSAGE_MAX
             ):

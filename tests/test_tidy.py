@@ -31,6 +31,7 @@ class Room(NamedTuple):
 
 _FOUNDATION = ("pydi_node.ids", "pydi_node.errors")
 _SYSTEM = "pydi_node.portable"
+_PACKING = "pydi_node.packing"
 _VOCABULARY = (*_FOUNDATION, "pydi_node.records", "pydi_node.commands")
 _CLIENT = (*_VOCABULARY, "pydi_node.wire")
 _SEEKER = (*_CLIENT, _SYSTEM, "pydi_node.discovery")
@@ -49,15 +50,16 @@ _COMMANDS = (
 ROOMS = (
     Room(("pydi_node/ids.py", "pydi_node/errors.py"), ()),
     Room(("pydi_node/portable.py",), ()),
+    Room(("pydi_node/packing.py",), ()),
     Room(("pydi_node/records.py", "pydi_node/commands.py"), ("pydi_node.ids",)),
-    Room(("pydi_node/wire/*",), _VOCABULARY),
+    Room(("pydi_node/wire/*",), (*_VOCABULARY, _PACKING)),
     Room(("pydi_node/discovery/*",), (*_FOUNDATION, _SYSTEM, "pydi_node.wire")),
     Room(("pydi_node/consensus/*",), _FOUNDATION),
     Room(
         ("pydi_node/leases.py", "pydi_node/handover.py"),
         (*_FOUNDATION, "pydi_node.records", "pydi_node.consensus"),
     ),
-    Room(("pydi_node/tree/*",), _VOCABULARY),
+    Room(("pydi_node/tree/*",), (*_VOCABULARY, _PACKING)),
     Room(("pydi_node/blobs/*",), (*_FOUNDATION, "pydi_node.records")),
     Room(
         (
@@ -69,6 +71,7 @@ ROOMS = (
         ),
         (
             *_CLIENT,
+            _PACKING,
             "pydi_node.consensus",
             "pydi_node.leases",
             "pydi_node.handover",

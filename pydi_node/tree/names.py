@@ -80,8 +80,8 @@ def create(store: Store, command: Create) -> Result:
         return Result(0, (existing.attr(), False))
     _require_addable(parent, caller)
     inode = _new_node(store, parent, caller, stat.S_IFREG | command.mode, command.umask)
-    result = _named(store, parent, command.name, inode)
-    return result._replace(value=(result.value, True))
+    attr, touched, directories = _name(store, parent, command.name, inode)
+    return Result(0, (attr, True), touched, directories)
 
 
 def put_file(store: Store, command: PutFile) -> Result:
@@ -92,13 +92,13 @@ def put_file(store: Store, command: PutFile) -> Result:
     content.check_blobs(store, command)
     delegations.take_number(store, parent, command.ino)
     inode = _new_node(store, parent, caller, stat.S_IFREG | command.mode, 0, ino=command.ino)
-    result = _named(store, parent, command.name, inode)
+    _, touched, directories = _name(store, parent, command.name, inode)
     content.take_blobs(store, inode, command)
     content.rewrite(store, inode, command.extents, None)
     inode.size = command.size
     if command.mtime_ns is not None:
         inode.mtime_ns = time_or_now(command.mtime_ns, store.now_ns)
-    return result._replace(value=inode.attr())
+    return Result(0, inode.attr(), touched, directories)
 
 
 def mknod(store: Store, command: Mknod) -> Result:
@@ -417,11 +417,19 @@ def _new_node(
 
 
 def _named(store: Store, parent: Inode, name: bytes, inode: Inode) -> Result:
-    """``inode`` has the new name; the directory's times say so."""
+    """``inode`` has the new name, and is the value."""
+    return Result(0, *_name(store, parent, name, inode))
+
+
+def _name(
+    store: Store, parent: Inode, name: bytes, inode: Inode
+) -> tuple[Attr, Touched, tuple[Attr]]:
+    """``inode`` has the new name; the directory's times say so. Its attributes, what is touched,
+    and the directory's."""
     store.add_entry(parent.ino, name, inode.ino)
     store.touch_directory(parent)
     touched = Touched((parent.ino,), ((parent.ino, name),))
-    return Result(0, inode.attr(), touched, (parent.attr(),))
+    return inode.attr(), touched, (parent.attr(),)
 
 
 def _lose_name(store: Store, victim: Inode) -> None:

@@ -121,7 +121,9 @@ class Queries(ABC):
         self._connection = connection
 
     def _ask(self, statement: str, values: Any = ()) -> sqlite3.Cursor:
-        """Every question to the database goes through here."""
+        """Every question to the database goes through here, but those to the books (settings,
+        nodes, tokens, secrets), which are small and written at once: they are looked at all the
+        time, and what is not written yet may wait for them."""
         return self._connection.execute(statement, values)
 
     @property
@@ -402,13 +404,15 @@ class Queries(ABC):
 
     def settings(self) -> dict[str, int]:
         """Every known setting with its value, set or default, by name."""
-        rows = self._ask("SELECT name, value FROM setting ORDER BY name")
+        rows = self._connection.execute("SELECT name, value FROM setting ORDER BY name")
         given: dict[str, int] = dict(rows.fetchall())
         return {name: given.get(name, setting.default) for name, setting in SETTINGS.items()}
 
     def nodes(self) -> list[NodeInfo]:
         """Book-keeping of the cluster's members, by number."""
-        rows = self._ask("SELECT number, address, state, witness FROM node ORDER BY number")
+        rows = self._connection.execute(
+            "SELECT number, address, state, witness FROM node ORDER BY number"
+        )
         return [NodeInfo(row[0], row[1], row[2], bool(row[3])) for row in rows.fetchall()]
 
     def tokens(self) -> list[TokenInfo]:
@@ -423,7 +427,9 @@ class Queries(ABC):
 
     def secret_change(self) -> SecretChange | None:
         """The last change of the cluster's secret; None when it is still the first one."""
-        row = self._ask("SELECT generation, sealed_new, sealed_old, ends_s FROM secret").fetchone()
+        row = self._connection.execute(
+            "SELECT generation, sealed_new, sealed_old, ends_s FROM secret"
+        ).fetchone()
         return None if row is None else SecretChange(*row)
 
     def is_untouched(self) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgpack  # type: ignore[import-untyped]  # it has none
 
-from pydi_node import commands
+from pydi_node import commands, packing
 from pydi_node.commands import COMMAND_CODES, Envelope
 from pydi_node.ids import ClientId, Serial, TimeNs
 from pydi_node.records import Attr, BlobInfo, Result, Touched
@@ -120,8 +120,7 @@ class Sessions:
 
 def pack_result(result: Result) -> bytes:
     """The Result as table session_result keeps it."""
-    packed: bytes = msgpack.packb((result.errno, result.value, result.touched))
-    return packed
+    return packing.pack((result.errno, result.value, result.touched))
 
 
 def unpack_result(code: int, packed: bytes) -> Result:

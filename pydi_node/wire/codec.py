@@ -1,4 +1,4 @@
-"""msgpack with its strict settings, in one place; the only module that calls msgpack.
+"""msgpack with its strict settings, in one place.
 
 Strict: text and bytes stay apart, text is valid UTF-8, no extension types, no bytes after the
 value, every length bounded by the buffer, nesting bounded by msgpack's own stack (1024). Whatever
@@ -11,6 +11,8 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # it ships neither stubs nor py.typed
 
+from pydi_node import packing
+
 
 def pack(value: Any) -> bytes:
     """``value`` in msgpack's shortest form; ValueError when it holds what can't travel.
@@ -18,10 +20,9 @@ def pack(value: Any) -> bytes:
     Tuples, and so all records, become arrays.
     """
     try:
-        packed: bytes = msgpack.packb(value, use_bin_type=True)
+        return packing.pack(value)
     except (TypeError, OverflowError) as exc:
         raise ValueError(str(exc)) from exc
-    return packed
 
 
 def unpack_header(data: bytes | memoryview) -> Any:

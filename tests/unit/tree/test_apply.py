@@ -198,7 +198,7 @@ def test_what_fails_takes_nothing_along_that_was_applied_before(fs: Driver, wher
             fs.tree.advance(later[4:])
         fs.connection.execute("DROP TRIGGER temp.fault")
     elif where == "write back":
-        for attempt in (fs.tree.commit, fs.tree.settings, fs.tree.commit):
+        for attempt in (fs.tree.commit, fs.tree.blob_totals, fs.tree.commit):
             with pytest.raises(sqlite3.IntegrityError):
                 attempt()
         fs.connection.execute("DROP TRIGGER temp.fault")
