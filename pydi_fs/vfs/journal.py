@@ -283,11 +283,12 @@ RECORDS: tuple[type[Any], ...] = (
     Delegated, Undelegated,
 )  # fmt: skip
 _KINDS: dict[type[Any], int] = {record: kind for kind, record in enumerate(RECORDS)}
+_packer = msgpack.Packer(use_bin_type=True)  # to make one takes longer than to use it
 
 
 def encode(record: Any) -> bytes:
     """One record, framed."""
-    body: bytes = msgpack.packb((_KINDS[type(record)], *record), use_bin_type=True)
+    body: bytes = _packer.pack((_KINDS[type(record)], *record))
     return _FRAME.pack(len(body), zlib.crc32(body)) + body
 
 
@@ -398,7 +399,8 @@ class State:
                 self.listed.pop(record.ino, None)
             case Closed():
                 self.handles.pop(record.fh, None)
-                self._drop_locks(lambda lock: lock.fh == record.fh)
+                if self.locks:
+                    self._drop_locks(lambda lock: lock.fh == record.fh)
             case Locked():
                 self.locks[record] = None
             case Unlocked():

@@ -11,6 +11,7 @@ Called by the vfs and by the kernel binding, in the loop. No method waits.
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
@@ -25,6 +26,8 @@ from pydi_node.ids import Ino, LogIndex, Serial
 # A snapshot costs a few milliseconds; small content that is written travels through the log.
 COMPACT_BYTES_MIN = 16 << 20
 COMPACT_RATIO = 4  # times the last snapshot, if that is more
+
+LOG_STEP_BYTES = 1 << 20  # a log is made longer by so much; what is not written yet takes no memory
 
 RESENT = 1 << 63  # in the number of a request that the kernel sends again
 
@@ -139,9 +142,9 @@ class KeptJournal(Journal):
         self._logs = logs
         self._keep = keep
         self._drop = drop
-        self._at = 0  # end of the log in use
-        self._limit = 0
         self._generation, self._log, found = read_logs(logs)
+        self._end = _End(logs[self._log], 0)  # of the log in use, once `begin` has begun it
+        self._limit = 0
         # Without content: that is asked of the vfs when it is needed.
         self._mirror = found
         self._frozen: Callable[[], Iterable[Any]] = lambda: ()
@@ -322,10 +325,8 @@ class KeptJournal(Journal):
         self._write(record)
 
     def _write(self, record: Any) -> None:
-        data = records.encode(record)
-        portable.pwrite_all(self._logs[self._log], data, self._at)
-        self._at += len(data)
-        if self._at > self._limit and not self._compacting:
+        self._end.append(records.encode(record))
+        if self._end.at > self._limit and not self._compacting:
             # Not now: what this record belongs to is half done.
             self._compacting = True
             asyncio.get_running_loop().call_soon(self.compact)
@@ -347,12 +348,45 @@ class KeptJournal(Journal):
                 at += len(data)
                 data = bytearray()
         portable.pwrite_all(fd, data, at)
-        self._at = at + len(data)
-        self._limit = max(COMPACT_BYTES_MIN, COMPACT_RATIO * self._at)
+        at += len(data)
+        self._limit = max(COMPACT_BYTES_MIN, COMPACT_RATIO * at)
         self._generation += 1
         portable.pwrite_all(fd, HEADER.pack(self._generation), 0)  # from here on it counts
+        self._end.close()
+        self._end = _End(fd, at)
         os.ftruncate(self._logs[self._log], 0)
         self._log = other
+
+
+class _End:
+    """Where records are put behind a log: in memory that is the file's, which takes no system call.
+
+    The zeros behind them are no record, and neither is one of which a part is missing.
+    at  bytes that are in the log.
+    """
+
+    def __init__(self, fd: int, at: int) -> None:
+        self.at = at
+        self._fd = fd
+        self._size = 0
+        self._memory: mmap.mmap | None = None
+
+    def append(self, data: bytes) -> None:
+        end = self.at + len(data)
+        if end > self._size or self._memory is None:
+            self._memory = self._grow(end)
+        self._memory[self.at : end] = data
+        self.at = end
+
+    def close(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
+
+    def _grow(self, end: int) -> mmap.mmap:
+        self.close()
+        self._size = end + LOG_STEP_BYTES
+        os.ftruncate(self._fd, self._size)
+        return mmap.mmap(self._fd, self._size)
 
 
 def snapshot(state: State) -> Iterable[Any]:

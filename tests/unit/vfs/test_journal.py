@@ -362,6 +362,22 @@ def test_numbers_and_records_of_each_kind_survive() -> None:
         assert type(read) is type(record)
 
 
+def test_a_log_is_read_to_its_end_while_it_grows(logs: tuple[int, int]) -> None:
+    """Records that go over several steps of its length, the last of them cut off by a kill."""
+    journal = KeptJournal(logs, lambda name, fd: None, lambda name: None)
+    journal.begin(lambda: ())
+    content = os.urandom(700_000)
+    for source in range(-1, -6, -1):
+        pieces = [(0, len(content), source, 0, content)]
+        journal.wrote(INO, 0, ROOT_CALLER, 7, False, len(content), pieces)
+        assert journal._end._size > journal._end.at
+    _, log, state = read_logs(logs)
+    assert sorted(state.stages) == [-5, -4, -3, -2, -1]
+    assert all(stage.data == content for stage in state.stages.values())
+    os.pwrite(logs[log], bytes(5), journal._end.at - 5)
+    assert sorted(read_logs(logs)[2].stages) == [-4, -3, -2, -1]
+
+
 def test_what_only_this_mount_knows_of_is_told_to_its_successor(logs: tuple[int, int]) -> None:
     """Pending creates, directories that are delegated, numbers that are left: what is settled or
     given back is forgotten. The same after a snapshot."""
