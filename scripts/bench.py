@@ -15,7 +15,8 @@
     scripts/bench --inodes N              a node with N inodes: its start, its memory, and its rate
                                           while a new node gets all of its tree
     scripts/bench --mount                 a node and a mount of its own against a plain directory on
-                                          the same disk, then the daemons' memory under load
+                                          the same disk, known files opened on one CPU and on any,
+                                          then the daemons' memory under load
 
 A tool to look with: nothing in the tests depends on a figure of it. Figures are medians over the
 rounds, and both directories take turns within a round, so that a busy machine slows both alike.
@@ -358,6 +359,30 @@ def load_daemons(work: Path, mount: Path, pids: dict[str, int], files: int, byte
         emit_memory(pids, f"after {name}")
 
 
+def measure_opens(directories: list[Path], mount_pid: int, count: int, rounds: int) -> None:
+    """What is left of an open that is known, and the mount's processor time for it."""
+    import bench_opens  # as above
+
+    samples: dict[str, dict[Path, list[bench_opens.Opens]]] = {}
+    for found in bench_opens.opens(directories, mount_pid, count, rounds):
+        samples.setdefault(found.what, {}).setdefault(found.directory, []).append(found)
+    for name, by_directory in samples.items():
+        medians = {
+            directory: sorted(found, key=lambda one: one.seconds)[len(found) // 2]
+            for directory, found in by_directory.items()
+        }
+        for directory, median in medians.items():
+            emit_figure(name, directory, Figure(median.count, median.seconds, "ops/s"))
+        first, last = (medians[directory] for directory in (directories[0], directories[-1]))
+        emit(
+            name=name,
+            directory=str(directories[0]),
+            against=str(directories[-1]),
+            ratio=round(last.seconds / first.seconds, 4),
+            mount_cpu_us=round(first.mount_cpu_s / first.count * 1e6, 1),
+        )
+
+
 def measure_cluster(work: Path, nodes: int, clients: list[int], count: int) -> None:
     """Creates a second for each number of clients, each on a fresh cluster."""
     import bench_cluster  # as above
@@ -550,6 +575,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--driver", default="auto", help="with --mount: pydi-mount's --driver")
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
     parser.add_argument("--files", type=int, default=1000, help="small files (default %(default)s)")
+    parser.add_argument("--opens", type=int, default=4000,
+                        help="with --mount: warm opens (default %(default)s)")  # fmt: skip
     parser.add_argument("--file-size", type=parse_size, default=256 * MIB, metavar="SIZE",
                         help="sequential file (default 256M)")  # fmt: skip
     parser.add_argument("--pages", type=int, default=2000,
@@ -609,6 +636,8 @@ def main() -> None:
             return
         with nodes_and_mount(work, arguments.nodes, arguments.driver) as (mount, pids):
             measure([mount, plain], sizes, arguments.rounds)
+            mount_pid = pids["pydi-mount"]
+            measure_opens([mount, plain], mount_pid, arguments.opens, arguments.rounds)
             load_daemons(work, mount, pids, arguments.load_files, arguments.load_size)
     finally:
         # Never delete through a mount that is still there.

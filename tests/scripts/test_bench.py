@@ -86,8 +86,10 @@ def test_copies(tmp_path: Path) -> None:
 @pytest.mark.skipif(not CAN_MOUNT, reason="needs /dev/fuse and permission to mount")
 def test_own_mount(tmp_path: Path) -> None:
     """--mount starts node and mount, prints ratios and both daemons' memory, and leaves nothing."""
-    lines = bench("--mount", "--work", tmp_path, *SMALL, "--load-files", "50", "--load-size", "4M")
-    assert sum("ratio" in line for line in lines) == 10
+    load = ("--opens", "20", "--load-files", "50", "--load-size", "4M")
+    lines = bench("--mount", "--work", tmp_path, *SMALL, *load)
+    assert sum("ratio" in line for line in lines) == 10 + 4
+    assert all(line["mount_cpu_us"] > 0 for line in lines if "mount_cpu_us" in line)
     memory = [line for line in lines if line["name"] == "memory"]
     assert {line["process"] for line in memory} == {"pydi-node 1", "pydi-mount"}
     assert len(memory) == 8
