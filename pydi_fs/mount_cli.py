@@ -358,6 +358,7 @@ def _work(
 ) -> int:
     """Serve; the exit code. A successor that can't even begin dies of it: programs have open files,
     another one may do better, and after a few the supervisor unmounts."""
+    portable.keep_freed_memory()
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             return runner.run(_serve(config, binding_class, report, link))

@@ -11,6 +11,7 @@ Imports nothing of PyDi.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import shutil
 import signal
@@ -331,6 +332,29 @@ def _user_dir(
     if environ.get(variable):
         return Path(environ[variable]) / "pydi"
     return home / (f"Library/{library}" if system == "darwin" else beside_home) / "pydi"
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+# Above it a piece of memory is a mapping of its own, given back when it is freed: nothing that moves
+# through a daemon again and again (a frame of 4 MiB is the most).
+_MAPPED_FROM_BYTES = 8 << 20
+_KEPT_BYTES = 16 << 20  # that may lie free at the end of the heap
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def keep_freed_memory() -> None:
+    """A daemon's freed memory serves what comes next, where the allocator can be told that (glibc).
+
+    By itself it gives a mebibyte back as soon as it is freed, and each page of the next one is a
+    fault: 0.6 ms of processor time for a mebibyte, where copying it takes 0.03.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 # --- time and signals -----------------------------------------------------------------------------

@@ -83,7 +83,7 @@ class _Waiting:
         self.deadline: asyncio.TimerHandle | None = None
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """An open session with one node. Make it with `open_connection`."""
 
     def __init__(
@@ -229,7 +229,7 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.writelines(buffers)
 
-    # --- asyncio.Protocol ------------------------------------------------------------------------
+    # --- asyncio.BufferedProtocol ----------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Not isinstance: uvloop's transports only behave like one.
@@ -242,9 +242,12 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writable.set()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._session.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
         self._hear()
-        self._feed(lambda: self._session.receive_data(data))
+        self._feed(lambda: self._session.receive(nbytes))
 
     def eof_received(self) -> None:
         self._feed(self._session.receive_eof)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydi_node import __version__
+from pydi_node import __version__, portable
 from pydi_node.blobs.store import BlobStore
 from pydi_node.config import Address, NodeConfig, parse_address
 from pydi_node.consensus import codec
@@ -102,6 +102,7 @@ def run_node(config: NodeConfig) -> int:
     context = LogContext()
     configure_logging(config.log_level, context)
     faulthandler.register(signal.SIGUSR1)
+    portable.keep_freed_memory()
     with DataDir(config.data_dir) as folder, asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_Node(config, folder, context).run())
 

@@ -98,7 +98,7 @@ class StrangerError(UserError):
     """Whoever is served at an address is no node of this cluster, or can't prove it."""
 
 
-class Link(asyncio.Protocol):
+class Link(asyncio.BufferedProtocol):
     """The connecting side of one session with a node."""
 
     def __init__(self, hello: Hello) -> None:
@@ -122,9 +122,12 @@ class Link(asyncio.Protocol):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_MS)
         transport.writelines(self._wire.send_hello())
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._wire.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            self._wire.receive_data(data)
+            self._wire.receive(nbytes)
             for event in self._wire.events():
                 self._on_event(event)
         except RemoteProtocolError as exc:

@@ -119,7 +119,7 @@ class PeerIdentity:
         self.uid = uid  # None on TCP
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One accepted connection."""
 
     def __init__(self, server: Server, place: object | None) -> None:
@@ -168,8 +168,11 @@ class Connection(asyncio.Protocol):
             return
         self._hello_timer = self._server.loop.call_later(HELLO_TIMEOUT_S, self._on_hello_timeout)
 
-    def data_received(self, data: bytes) -> None:
-        self._take(lambda: self._wire.receive_data(data))
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._wire.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._take(lambda: self._wire.receive(nbytes))
 
     def eof_received(self) -> bool | None:
         self._hung_up = True

@@ -19,7 +19,8 @@ How to drive a session (both sides alike):
     session = Session.connecting(Hello(...))     the side that opened the connection
     session = Session.accepting()                a node that accepted one
 
-    session.receive_data(data)                   what the transport read, in any chunks
+    session.room(), session.receive(count)       the transport reads into that, in any chunks
+    session.receive_data(data)                   the same of bytes that somebody else has read
     session.receive_eof()                        the transport ended
     for event in session.events(): ...           until None more; or next_event() -> Event | None
     transport.writelines(session.send_xxx(...))  every send returns a list of buffers to write, in

@@ -10,7 +10,6 @@ This module knows nothing of kinds, roles or order.
 from __future__ import annotations
 
 import struct
-from collections import deque
 from typing import Any, Final, NamedTuple
 
 from pydi_node.errors import LocalProtocolError, RemoteProtocolError
@@ -38,10 +37,10 @@ LIMITS_AFTER_WELCOME: Final = FrameLimits(4 * MIB + 64 * KIB, 4 * MIB + 64 * KIB
 
 _LENGTHS: Final = struct.Struct(">II")
 
-# Smaller chunks are gathered before they are kept: a peer that sends single bytes must not make us
-# hold an object of 34 bytes for each.
-_GATHER_BELOW_BYTES: Final = 4 * KIB
-_GATHER_MAX_BYTES: Final = 64 * KIB
+# What a parser keeps without content: two TLS records. For a larger frame it makes room, once, and
+# keeps it as long as one of so many frames needs it.
+_BUFFER_BYTES: Final = 32 * KIB
+_SMALL_FRAMES_MAX: Final = 64
 
 
 class Frame(NamedTuple):
@@ -70,39 +69,40 @@ def encode_frame(header: tuple[Any, ...], payload: Data, limits: FrameLimits) ->
 class FrameParser:
     """Bytes in any chunks in, whole frames out.
 
-    Holds at most one incomplete frame and the last chunk, as long as the caller takes all frames
-    before it adds more. After the first bad frame it stays dead: ``next_frame`` raises again, and
-    what comes in is dropped.
+    Its one buffer holds at most one incomplete frame and the start of the next, as long as the
+    caller takes all frames before it adds more. After the first bad frame it stays dead:
+    ``next_frame`` raises again, and what comes in is dropped.
     """
 
     def __init__(self, limits: FrameLimits) -> None:
         self.limits = limits
-        self._chunks: deque[bytes | bytearray] = deque()
-        self._consumed = 0  # bytes of the first chunk that are taken already
-        self._buffered = 0  # bytes that are not taken yet
-        self._lengths: tuple[int, int] | None = None  # of the frame under way
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self._start = 0  # of what is not taken yet
+        self._end = 0
+        self._lengths: tuple[int, int] | None = None  # of the frame under way, taken already
+        self._small_frames = 0  # in a row
         self._error: RemoteProtocolError | None = None
         self.header_bytes = 0  # of the last frame, packed
 
     @property
     def buffered_bytes(self) -> int:
         """Bytes of frames that are not complete, or not taken yet."""
-        return self._buffered + (_LENGTHS.size if self._lengths is not None else 0)
+        return self._end - self._start + (_LENGTHS.size if self._lengths is not None else 0)
 
-    def receive(self, data: bytes) -> None:
-        """Add what arrived."""
-        if self._error is not None or not data:
-            return
-        self._buffered += len(data)
-        chunks = self._chunks
-        if len(data) >= _GATHER_BELOW_BYTES or not chunks:
-            chunks.append(data)
-            return
-        last = chunks[-1]
-        if type(last) is bytearray and len(last) < _GATHER_MAX_BYTES:
-            last += data
-        else:
-            chunks.append(bytearray(data))
+    def room(self, length: int = 1) -> memoryview:
+        """Where to put what comes next: at least ``length`` bytes, and what the frame under way
+        still lacks. Valid until the next call of any method; ``received`` says how much came.
+
+        So a payload is read with few calls, and copied once, on its way out.
+        """
+        lacking = sum(self._lengths) - (self._end - self._start) if self._lengths else 0
+        self._make_room(max(length, lacking + _BUFFER_BYTES // 2))
+        return self._buffer[self._end :]
+
+    def received(self, count: int) -> None:
+        """So many bytes were put into ``room``."""
+        if self._error is None:
+            self._end += count
 
     def next_frame(self) -> Frame | None:
         """The next whole frame, None until more bytes came; RemoteProtocolError for a bad one."""
@@ -117,13 +117,13 @@ class FrameParser:
     def kill(self, error: RemoteProtocolError) -> None:
         """Drop what is buffered; from now on ``next_frame`` raises ``error``'s sentence."""
         self._error = error
-        self._chunks.clear()
-        self._buffered = 0
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self._start = self._end = 0
         self._lengths = None
 
     def _parse(self) -> Frame | None:
         if self._lengths is None:
-            if self._buffered < _LENGTHS.size:
+            if self._end - self._start < _LENGTHS.size:
                 return None
             header_length, payload_length = _LENGTHS.unpack(self._take(_LENGTHS.size))
             if not 1 <= header_length <= self.limits.header_max_bytes:
@@ -138,7 +138,7 @@ class FrameParser:
                 )
             self._lengths = header_length, payload_length
         header_length, payload_length = self._lengths
-        if self._buffered < header_length + payload_length:
+        if self._end - self._start < header_length + payload_length:
             return None
         self._lengths = None
         self.header_bytes = header_length
@@ -148,37 +148,33 @@ class FrameParser:
             raise RemoteProtocolError(f"frame header is no valid msgpack: {exc}") from exc
         if type(header) is not tuple:
             raise RemoteProtocolError("frame header is not an array")
-        return Frame(header, self._take(payload_length) if payload_length else b"")
+        payload = self._take(payload_length) if payload_length else b""
+        if header_length + payload_length > _BUFFER_BYTES:
+            self._small_frames = 0
+        else:
+            self._small_frames += 1
+        return Frame(header, payload)
 
     def _take(self, count: int) -> bytes:
-        """The first ``count`` buffered bytes, copied once; there are that many."""
-        assert 0 < count <= self._buffered, (count, self._buffered)
-        self._buffered -= count
-        chunks = self._chunks
-        first = chunks[0]
-        end = self._consumed + count
-        if end <= len(first):
-            taken = first[self._consumed : end]
-            if end == len(first):
-                chunks.popleft()
-                self._consumed = 0
-            else:
-                self._consumed = end
-            return taken if type(taken) is bytes else bytes(taken)
-        parts: list[Data] = [memoryview(first)[self._consumed :]]
-        missing = count - (len(first) - self._consumed)
-        chunks.popleft()
-        self._consumed = 0
-        while missing:
-            chunk = chunks[0]
-            if len(chunk) <= missing:
-                parts.append(chunk)
-                missing -= len(chunk)
-                chunks.popleft()
-            else:
-                parts.append(memoryview(chunk)[:missing])
-                self._consumed = missing
-                missing = 0
-        # Copied before returning, so no view of a gathering chunk outlives this call: a bytearray
-        # that has views can't grow.
-        return b"".join(parts)
+        """The first ``count`` buffered bytes, copied; there are that many."""
+        start = self._start
+        self._start = start + count
+        assert self._start <= self._end, (count, start, self._end)
+        return bytes(self._buffer[start : self._start])
+
+    def _make_room(self, count: int) -> None:
+        """At least ``count`` bytes are free at the end of the buffer."""
+        start, end, buffer = self._start, self._end, self._buffer
+        held = end - start
+        if held == 0:
+            self._start = self._end = start = end = 0
+            if len(buffer) > _BUFFER_BYTES and self._small_frames > _SMALL_FRAMES_MAX:
+                self._buffer = buffer = memoryview(bytearray(_BUFFER_BYTES))
+        if len(buffer) - end >= count:
+            return
+        if len(buffer) - held < count:
+            # Not the old one made larger: whoever asked for room may still have a view of it. And
+            # not by a little each time: single bytes must not cost a copy of all before.
+            self._buffer = memoryview(bytearray(max(held + count, held + held // 2)))
+        self._buffer[:held] = buffer[start:end]
+        self._start, self._end = 0, held

@@ -272,12 +272,24 @@ class Session:
 
         RemoteProtocolError when the session is broken, or the peer goes on before our welcome.
         """
+        room = self.room(len(data))
+        room[: len(data)] = data
+        self.receive(len(data))
+
+    def room(self, length: int = 1) -> memoryview:
+        """Where the transport puts what it reads next, at least ``length`` bytes, and all of a
+        payload that is under way; ``receive`` then says how much that was. Valid until any other
+        call."""
+        return self._parser.room(length)
+
+    def receive(self, count: int) -> None:
+        """As ``receive_data``, of what is in ``room``."""
         if self._eof:
             raise LocalProtocolError("data after the end of the stream")
         if self.state is State.ENDED:
             return  # we refused it, or it refused us: whatever it says now means nothing
-        self._parser.receive(data)
-        if self.state is State.HELLO_RECEIVED and data:
+        self._parser.received(count)
+        if self.state is State.HELLO_RECEIVED and count:
             self._break("it spoke before it was welcomed")
         if self.state is State.BROKEN:
             self._parser.next_frame()  # raises

@@ -458,3 +458,27 @@ def test_a_followed_blob_is_sealed_as_what_it_should_be(store: BlobStore) -> Non
         with pytest.raises(BlobCorruptError):
             writer.seal(*seal_of(b"content"))
     assert (store.read(blob, 0, 9), store.has(other), store.usage().files) == (b"content", False, 1)
+
+
+@pytest.mark.parametrize("order", [(1, 0, 3, 2, 4), (3, 2, 1, 0, 4), (0, 2, 1, 4, 3)])
+def test_pieces_that_overtake_each_other_are_hashed_on_their_way(
+    tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    """Sealing reads nothing again, whatever order the pieces came in: its writer waits for that."""
+    reads: list[int] = []
+
+    class Counting(OsFiles):
+        def pread(self, fd: int, length: int, offset: int) -> bytes:
+            data = super().pread(fd, length, offset)
+            reads.append(len(data))
+            return data
+
+    store = BlobStore(tmp_path / "blobs", NODE, Counting())
+    store.recover()
+    content = os.urandom(50)
+    with store.create() as writer:
+        for piece in order:
+            writer.write(10 * piece, content[10 * piece : 10 * piece + 10])
+        reads.clear()
+        assert writer.seal() == seal_of(content)
+    assert sum(reads) == 0

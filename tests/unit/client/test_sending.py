@@ -15,6 +15,7 @@ from pydi_node.ids import BlobId
 from pydi_node.wire.events import Hello, HelloReceived, RequestReceived, Welcome
 from pydi_node.wire.messages import CHUNK_MAX_BYTES, BlobWrite, Nodes, Role
 from pydi_node.wire.session import PAYLOAD_OUTSTANDING_MAX_BYTES, PROTOCOL_VERSIONS, Session
+from tests.harness.feeding import feed
 from tests.unit.client.stand_ins import run
 
 
@@ -63,11 +64,11 @@ def test_between_a_broken_session_and_the_end_of_its_connection_nothing_is_sent(
         client = connect(transport)
         node.receive_data(bytes(transport.written))
         list(node.events())
-        client.data_received(b"".join(node.send_welcome(Welcome(1, "0" * 32, 1, "host"))))
+        feed(client, b"".join(node.send_welcome(Welcome(1, "0" * 32, 1, "host"))))
         cancelled = loop.create_task(client.request(Nodes(), b"", 60.0, None, None))
         late = loop.create_task(client.request(Nodes(), b"", 0.01, None, None))
         await settle()
-        client.data_received(b"\xff" * 64)
+        feed(client, b"\xff" * 64)
         cancelled.cancel()
         with pytest.raises(DeadlineError):
             await late
@@ -97,7 +98,7 @@ def test_content_on_its_way_stays_below_what_a_node_reads() -> None:
 
         (hello,) = await arrived()
         assert isinstance(hello, HelloReceived)
-        client.data_received(b"".join(node.send_welcome(Welcome(1, "0" * 32, 1, "host"))))
+        feed(client, b"".join(node.send_welcome(Welcome(1, "0" * 32, 1, "host"))))
         content = bytes(CHUNK_MAX_BYTES)
         writes = [
             asyncio.ensure_future(
@@ -112,7 +113,7 @@ def test_content_on_its_way_stays_below_what_a_node_reads() -> None:
                 waiting.append(event.request_id)
             assert node.unanswered_bytes < PAYLOAD_OUTSTANDING_MAX_BYTES
             if waiting:
-                client.data_received(b"".join(node.send_answer(waiting.pop(0), None)))
+                feed(client, b"".join(node.send_answer(waiting.pop(0), None)))
         client.connection_lost(None)
 
     run(test())

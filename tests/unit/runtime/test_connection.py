@@ -23,6 +23,7 @@ from pydi_node.wire import session as wire
 from pydi_node.wire.events import Hello, WelcomeReceived
 from pydi_node.wire.messages import BlobWrite, Nodes, Role, Subscribe
 from pydi_node.wire.trust import MountLimits
+from tests.harness.feeding import feed
 from tests.unit.runtime.inner import Inner
 
 
@@ -80,7 +81,7 @@ class Peer:
         self.connection._server.coherence.renew(self.connection, 60.0)
 
     async def exchange(self, buffers: Any) -> list[Any]:
-        self.connection.data_received(b"".join(buffers))
+        feed(self.connection, b"".join(buffers))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         self.wire.receive_data(bytes(self.transport.written))
@@ -106,7 +107,7 @@ def test_a_change_after_the_end_of_a_session_harms_nobody(tmp_path: Path, how: s
             if how == "hung up":
                 connection.eof_received()
             else:
-                connection.data_received(b"\xff" * 64)
+                feed(connection, b"\xff" * 64)
             later = [(LogIndex(8), ClientId(5), Serial(2), touched)]
             server.push(later)
             server.push_drop_all()
@@ -200,10 +201,10 @@ def test_a_mistake_of_ours_ends_the_connection(tmp_path: Path, when: str) -> Non
                 case "at its end":
                     peer.connection.eof_received()
                 case "at once":
-                    peer.connection.data_received(ping)
+                    feed(peer.connection, ping)
                 case _:
                     peer.connection.pause_writing()
-                    peer.connection.data_received(ping)
+                    feed(peer.connection, ping)
                     assert not peer.transport.aborted
                     peer.connection.resume_writing()
             assert peer.transport.aborted

@@ -30,10 +30,16 @@ def raw(header: bytes, payload: bytes = b"") -> bytes:
     return struct.pack(">II", len(header), len(payload)) + header + payload
 
 
+def put(parser: FrameParser, data: bytes) -> None:
+    room = parser.room(len(data))
+    room[: len(data)] = data
+    parser.received(len(data))
+
+
 def parse_all(parser: FrameParser, chunks: list[bytes]) -> list[Frame]:
     frames = []
     for chunk in chunks:
-        parser.receive(chunk)
+        put(parser, chunk)
         while (frame := parser.next_frame()) is not None:
             frames.append(frame)
     return frames
@@ -65,7 +71,7 @@ def test_any_chunking_gives_the_same_frames(contents, cuts):
 
 
 def test_large_payload_arrives_whole_in_uneven_chunks():
-    """A chunk of 4 MiB crosses the gathering of small chunks and the keeping of large ones."""
+    """A payload of 4 MiB grows the buffer, and comes out of it as it was."""
     payload = bytes(range(256)) * (4 * MIB // 256)
     stream = b"".join(encode_frame((1,), payload, LIMITS_AFTER_WELCOME))
     chunks, position, size = [], 0, 1
@@ -115,7 +121,7 @@ def test_bad_frame_kills_the_parser(stream):
     parser = FrameParser(SMALL)
     with pytest.raises(RemoteProtocolError):
         parse_all(parser, [stream])
-    parser.receive(raw(b"\x91\x01"))
+    put(parser, raw(b"\x91\x01"))
     with pytest.raises(RemoteProtocolError):
         parser.next_frame()
     assert parser.buffered_bytes == 0
@@ -143,7 +149,7 @@ def test_header_full_of_empty_arrays_costs_little_memory():
     stream = raw(b"\xdd" + struct.pack(">I", count) + b"\x90" * count)
     parser = FrameParser(LIMITS_AFTER_WELCOME)
     tracemalloc.start()
-    parser.receive(stream)
+    put(parser, stream)
     frame = parser.next_frame()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -152,8 +158,8 @@ def test_header_full_of_empty_arrays_costs_little_memory():
     assert peak < 100 * MIB  # as empty maps it would be 300
 
 
-def test_single_bytes_are_gathered():
-    """100 000 chunks of one byte are kept in a few objects, not in 100 000."""
+def test_single_bytes_cost_no_more_than_their_number():
+    """100 000 chunks of one byte lie in the one buffer of their frame."""
     parser = FrameParser(LIMITS_AFTER_WELCOME)
     stream = struct.pack(">II", 1, 200_000) + b"\x90" + bytes(100_000)
     tracemalloc.start()
@@ -161,7 +167,34 @@ def test_single_bytes_are_gathered():
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert parser.buffered_bytes == len(stream)
-    assert held < 2 * len(stream) + 1_000_000  # the list of chunks is freed by now
+    assert held < 2 * len(stream) + 1_000_000
+
+
+def test_room_for_the_rest_of_a_payload():
+    """Once its lengths are here, a payload is read in one piece: there is room for all of it."""
+    payload = bytes(range(256)) * (MIB // 256)
+    stream = b"".join(encode_frame((1,), payload, LIMITS_AFTER_WELCOME))
+    parser = FrameParser(LIMITS_AFTER_WELCOME)
+    for count in range(3):  # and again, in the same room
+        assert parse_all(parser, [stream[:100]]) == []
+        room = parser.room()
+        assert len(room) >= len(stream) - 100, count
+        room[: len(stream) - 100] = stream[100:]
+        parser.received(len(stream) - 100)
+        assert parser.next_frame() == Frame((1,), payload)
+
+
+def test_room_of_large_frames_is_given_back():
+    """A connection that brought content once holds little when it has only small frames again."""
+    large = b"".join(encode_frame((1,), bytes(4 * MIB), LIMITS_AFTER_WELCOME))
+    small = b"".join(encode_frame((1,), b"", LIMITS_AFTER_WELCOME))
+    parser = FrameParser(LIMITS_AFTER_WELCOME)
+    tracemalloc.start()
+    parse_all(parser, [large])
+    assert tracemalloc.get_traced_memory()[0] > 4 * MIB
+    parse_all(parser, [small] * 200)
+    assert tracemalloc.get_traced_memory()[0] < MIB
+    tracemalloc.stop()
 
 
 @settings(deadline=None, max_examples=300)
@@ -174,7 +207,7 @@ def test_any_bytes_parse_or_raise(data, cuts):
         frames: list[Frame] = []
         failed = False
         for chunk in chunks:
-            parser.receive(chunk)
+            put(parser, chunk)
             try:
                 while (frame := parser.next_frame()) is not None:
                     frames.append(frame)
