@@ -398,6 +398,7 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report, link: 
             cache=BlobCache(Path(config.cache_dir), config.cache_size),
             journal=journal,
             delegates=config.options.delegations and not config.options.read_only,
+            closes_behind=config.options.closes_behind,
         ),
     )
     if link is not None and state is not None:

@@ -164,8 +164,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "options", "mount_options", str, "OPTIONS",
         "comma-separated, as for mount(8): ro bg allow_other noallow_other noatime fsname=NAME"
-        " max_read=BYTES passthrough_after=SECONDS|never delegations=never default_permissions"
-        " nodefault_permissions debug",
+        " max_read=BYTES passthrough_after=SECONDS|never delegations=never durability=close|fsync"
+        " default_permissions nodefault_permissions debug",
         flag="-o",
     ),
     Option("debug", "debug", _switch, None, "log every request"),
@@ -187,6 +187,8 @@ _MOUNT_WORDS: dict[str, dict[str, Any]] = {
     "debug": {"debug": True},
     "bg": {"background": True},
     "delegations=never": {"delegations": False},
+    "durability=close": {"closes_behind": False},
+    "durability=fsync": {"closes_behind": True},
 }
 
 

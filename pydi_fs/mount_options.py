@@ -59,6 +59,10 @@ class MountOptions:
     """Make files in directories that nobody else uses without a question, and tell the cluster at
     close. False: the cluster knows of each when open(2) returns."""
 
+    closes_behind: bool = False
+    """close(2) of a file that was made in such a directory returns at once, and the cluster hears
+    of it a moment later; fsync(2) waits. False: when close(2) returns, it is on disk."""
+
     def validate(self) -> None:
         """Returns if the values make sense together; UserError with one sentence otherwise."""
         if not MIN_READ_BYTES <= self.max_read <= MAX_READ_BYTES:

@@ -41,6 +41,7 @@ EXTENTS_PER_COMMAND_MAX = 65536  # 64 Ki extents of ~20 bytes keep a command nea
 INOS_PER_COMMAND_MAX = 4096
 # Numbers of one ReserveInodes: which of them are used fits into one positive integer of SQLite.
 INODES_RESERVED = 62
+RESERVATIONS_PER_CLIENT_MAX = 4  # that the tree remembers, the latest
 # What a command may carry of a file. The setting inline_max_bytes says how much it does.
 INLINE_WIRE_MAX_BYTES = 64 * 1024
 

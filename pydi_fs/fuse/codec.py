@@ -467,6 +467,7 @@ _DECODERS: dict[int, Callable[[memoryview], Any]] = {
     FuseOpcode.FUSE_RENAME2: _rename2,
     FuseOpcode.FUSE_LSEEK: _lseek,
     FuseOpcode.FUSE_COPY_FILE_RANGE: _copy_file_range,
+    FuseOpcode.FUSE_SYNCFS: _empty,
     FuseOpcode.FUSE_TMPFILE: _create,
     FuseOpcode.FUSE_STATX: _empty,
     FuseOpcode.FUSE_COPY_FILE_RANGE_64: _copy_file_range,

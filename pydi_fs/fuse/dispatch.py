@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 
 from pydi_fs.fuse import abi, arguments, codec
 from pydi_fs.fuse.abi import FuseOpcode, InitFlag
+from pydi_fs.fuse.closing import Closing
 from pydi_fs.fuse.codec import CodecError, Header, Timeout
 from pydi_fs.fuse.filesystem import FileSystem
 from pydi_fs.fuse.listings import Drop, Listings
@@ -87,7 +88,7 @@ class Operation:
     """Takes back a success whose answer nobody got, given the payload: a handle would leak."""
 
 
-class Dispatcher(Xattrs):
+class Dispatcher(Closing, Xattrs):
     """Serves one mount.
 
     vfs           where operations go.
@@ -389,13 +390,6 @@ class Dispatcher(Xattrs):
             open_flags |= abi.FOPEN_NOFLUSH
         return open_flags
 
-    def _published(self, ino: Ino, fh: int) -> None:
-        attr = self._vfs.getattr_nowait(ino)
-        self.pages.published(ino, fh, attr.version if attr is not None else None)
-
-    async def _unlock(self, fh: int, owner: int, flock: bool) -> None:
-        await self._vfs.setlk(fh, owner, fcntl.F_UNLCK, 0, INT64_MAX, 0, wait=False, flock=flock)
-
     # --- handlers: names and attributes -----------------------------------------------------------
 
     def _init_nowait(self, _header: Header, body: codec.Init) -> bytes:
@@ -576,10 +570,6 @@ class Dispatcher(Xattrs):
         waits for."""
         return b""
 
-    async def _fsyncdir(self, header: Header, _body: codec.Fsync) -> bytes:
-        await self._vfs.fsyncdir(Ino(header.nodeid))
-        return b""
-
     # --- handlers: files --------------------------------------------------------------------------
 
     def _open_nowait(self, header: Header, body: codec.Open) -> bytes | None:
@@ -729,47 +719,6 @@ class Dispatcher(Xattrs):
             await self._vfs.write(body.fh, arguments.size(body.offset), body.data)
         )
 
-    async def _flush(self, header: Header, body: codec.Flush) -> bytes:
-        ino = Ino(header.nodeid)
-        try:
-            await self._vfs.flush(body.fh)
-        finally:
-            # POSIX: closing any descriptor gives back all fcntl locks of the process on the file,
-            # and only after what it wrote can be seen.
-            if self._lock_owners.flushed(ino, body.lock_owner):
-                await self._unlock(body.fh, body.lock_owner, flock=False)
-                self._journal.unlocked(ino, body.lock_owner)
-        self._published(ino, body.fh)
-        return b""
-
-    async def _fsync(self, header: Header, body: codec.Fsync) -> bytes:
-        await self._vfs.fsync(body.fh, body.datasync)
-        self._published(Ino(header.nodeid), body.fh)
-        return b""
-
-    def _release_nowait(self, header: Header, body: codec.Release) -> bytes | None:
-        ino, fh = Ino(header.nodeid), body.fh
-        if body.release_flags & abi.FUSE_RELEASE_FLOCK_UNLOCK or self._lock_owners.any_of(ino, fh):
-            return None
-        self._closed(ino, fh)
-        if not self._vfs.release_nowait(fh):
-            return None
-        self._journal.closed(fh)
-        return b""
-
-    async def _release(self, header: Header, body: codec.Release) -> bytes:
-        ino = Ino(header.nodeid)
-        self._closed(ino, body.fh)
-        try:
-            if body.release_flags & abi.FUSE_RELEASE_FLOCK_UNLOCK:
-                await self._unlock(body.fh, body.lock_owner, flock=True)
-            for owner in self._lock_owners.released(ino, body.fh):
-                await self._unlock(body.fh, owner, flock=False)
-        finally:
-            await self._vfs.release(body.fh)
-            self._journal.closed(body.fh)
-        return b""
-
     async def _fallocate(self, _header: Header, body: codec.Fallocate) -> bytes:
         offset, length = arguments.size(body.offset), arguments.size(body.length)
         await self._vfs.fallocate(body.fh, body.mode, offset, length)
@@ -852,19 +801,20 @@ class Dispatcher(Xattrs):
         FuseOpcode.FUSE_READDIR: Operation(_readdir, changes=False),
         FuseOpcode.FUSE_READDIRPLUS: Operation(_readdirplus, changes=False),
         FuseOpcode.FUSE_RELEASEDIR: Operation(_done, nowait=_done_nowait, changes=False),
-        FuseOpcode.FUSE_FSYNCDIR: Operation(_fsyncdir),
+        FuseOpcode.FUSE_FSYNCDIR: Operation(Closing.fsyncdir),
         FuseOpcode.FUSE_OPEN: Operation(_open, nowait=_open_nowait, undo=_undo_open),
         FuseOpcode.FUSE_CREATE: Operation(_create, undo=_undo_create),
         FuseOpcode.FUSE_TMPFILE: Operation(_tmpfile, undo=_undo_create),
         FuseOpcode.FUSE_READ: Operation(_read, changes=False),
         FuseOpcode.FUSE_WRITE: Operation(_write_file),
-        FuseOpcode.FUSE_FLUSH: Operation(_flush),
-        FuseOpcode.FUSE_FSYNC: Operation(_fsync),
-        FuseOpcode.FUSE_RELEASE: Operation(_release, nowait=_release_nowait),
+        FuseOpcode.FUSE_FLUSH: Operation(Closing.flush, nowait=Closing.flush_nowait),
+        FuseOpcode.FUSE_FSYNC: Operation(Closing.fsync),
+        FuseOpcode.FUSE_RELEASE: Operation(Closing.release, nowait=Closing.release_nowait),
         FuseOpcode.FUSE_FALLOCATE: Operation(_fallocate),
         FuseOpcode.FUSE_LSEEK: Operation(_lseek, changes=False),
         FuseOpcode.FUSE_COPY_FILE_RANGE: Operation(_copy_file_range),
         FuseOpcode.FUSE_COPY_FILE_RANGE_64: Operation(_copy_file_range_64),
+        FuseOpcode.FUSE_SYNCFS: Operation(Closing.syncfs),
         FuseOpcode.FUSE_GETLK: Operation(_getlk, changes=False),
         FuseOpcode.FUSE_SETLK: Operation(_setlk),
         FuseOpcode.FUSE_SETLKW: Operation(_setlkw, waits=True),

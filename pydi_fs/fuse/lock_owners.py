@@ -42,6 +42,10 @@ class LockOwners:
         handles = self._owners.get(ino)
         return handles is not None and fh in handles
 
+    def any_on(self, ino: Ino) -> bool:
+        """May somebody hold a lock on this file?"""
+        return ino in self._owners
+
     def released(self, ino: Ino, fh: int) -> list[int]:
         """Forget the handle. The owners whose locks must be released, ascending."""
         handles = self._owners.get(ino)

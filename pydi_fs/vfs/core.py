@@ -14,10 +14,11 @@ from typing import Any
 
 from pydi_fs.client import Client
 from pydi_fs.vfs.background import Background
+from pydi_fs.vfs.behind import FILES_MAX, Behind
 from pydi_fs.vfs.blob_cache import BlobCache
 from pydi_fs.vfs.cache import NameCache
 from pydi_fs.vfs.closed_files import ClosedFiles
-from pydi_fs.vfs.delegations import Delegations, when_all
+from pydi_fs.vfs.delegations import PENDING_MAX, Delegations, when_all
 from pydi_fs.vfs.directories import Directories
 from pydi_fs.vfs.holds import Holds
 from pydi_fs.vfs.journalling import Journal
@@ -28,8 +29,10 @@ from pydi_fs.vfs.reader import BlobReader
 from pydi_fs.vfs.staging import StagingArea
 from pydi_fs.vfs.xattrs import Xattrs
 from pydi_node.commands import Command
+from pydi_node.errors import FileError, PydiError, errno_of
 from pydi_node.ids import Ino
-from pydi_node.records import Attr, FileVersion, Result
+from pydi_node.records import Attr, FileVersion, Result, Statfs
+from pydi_node.wire import messages
 
 log = logging.getLogger("pydi.vfs")
 
@@ -50,6 +53,7 @@ class VfsConfig:
     rereads      may programs read a range again soon? If not, no memory is spent on it
     journal      what a successor of this process must know goes there
     delegates    have directories delegated to this client, and create files in them by itself
+    closes_behind  tell of those files a moment after close(2): see `behind`
     """
 
     staging_dir: Path
@@ -58,6 +62,7 @@ class VfsConfig:
     rereads: bool = True
     journal: Journal = field(default_factory=Journal)
     delegates: bool = False
+    closes_behind: bool = False
 
 
 class VfsCore(Xattrs):
@@ -89,6 +94,14 @@ class VfsCore(Xattrs):
             list_names=self._directories.first,
             on_end=self._create_ended,
             enabled=config.delegates,
+            pending_max=PENDING_MAX + (FILES_MAX if config.closes_behind else 0),
+        )
+        self._behind = Behind(
+            self._publish,
+            self._free_bytes,
+            on_told=self._told,
+            on_lost=self._lost,
+            enabled=config.delegates and config.closes_behind,
         )
         self._background = Background()
         self._holds = Holds(client, self._background.later)
@@ -144,9 +157,11 @@ class VfsCore(Xattrs):
         def handed_over(result: Result) -> Any:
             self._cache.forget(*result.touched)
             self._closed.drop(result.touched.inos)
+            self._delegations.has_changed(command, result.touched.inos)
             try:
                 for attr in result.directories:
                     self._cache.put_attr(attr)
+                    self._delegations.learn(attr)
                 return arrived(result.value)
             finally:
                 self._cache.note(*result.touched)  # whoever asked before this knew less
@@ -156,6 +171,8 @@ class VfsCore(Xattrs):
     def _arrived_attr(self, answer: Any) -> Attr:
         attr = answer if isinstance(answer, Attr) else Attr.from_wire(answer)
         self._cache.put_attr(attr)
+        if attr.is_dir:
+            self._delegations.learn(attr)
         return attr
 
     def _arrived_content(self, answer: Any) -> Attr:
@@ -175,6 +192,48 @@ class VfsCore(Xattrs):
         file = self._files.get(attr.ino)
         return self._delegations.overlay(attr) if file is None else file.overlay(attr)
 
+    # --- what is closed and told later -----------------------------------------------------------
+
+    async def _free_bytes(self) -> int:
+        totals: Statfs = await self.client.call(messages.Statfs())
+        return totals.free_bytes
+
+    def _told(self, file: OpenFile) -> None:
+        if file.handles == 0 and self._files.get(file.ino) is file:
+            self._forget(file)
+            if file.is_staged:
+                self._background.later(file.discard())
+
+    def _lost(self, file: OpenFile, create: PendingCreate, error: PydiError) -> None:
+        """A file that was closed will never be in the cluster, as far as it is nobody's else."""
+        if file.handles == 0 and self._files.get(file.ino) is file:
+            del self._files[file.ino]
+            if create.failure is None:
+                create.give_up(FileError(errno_of(error)))
+            self._background.later(file.discard())
+        self._background.later(self._log_lost(create, error))
+
+    async def _log_lost(self, create: PendingCreate, error: PydiError) -> None:
+        name = create.name.decode(errors="replace")
+        try:
+            above = await self.client.call(messages.PathOf(create.parent))
+            path = f"{above.decode(errors='replace').rstrip('/')}/{name}" if above else name
+        except PydiError:
+            path = name
+        log.error("%s (ino=%d): lost after its close: %s", path, create.ino, error)
+
+    def _forget(self, file: OpenFile) -> None:
+        """Nobody has it open any more; as long as it is the newest version it may be again."""
+        del self._files[file.ino]
+        known = self._cache.attr(file.ino)
+        if known is None:
+            return
+        if known.changed < file.attr.changed:
+            # A publication that nobody waited for.
+            self._cache.forget((file.ino,), ())
+        elif known.changed == file.attr.changed and file.is_published:
+            self._closed.put(file)
+
     # --- what is heard of in between -------------------------------------------------------------
 
     def _create_ended(self, create: PendingCreate) -> None:
@@ -183,7 +242,8 @@ class VfsCore(Xattrs):
         if file is not None:
             file.is_in_cluster(create)
         if create.failure is not None:
-            log.error("ino=%d: not created, its directory was taken back", create.ino)
+            if create.publish is None:
+                log.error("ino=%d: not created, its directory was taken back", create.ino)
             entries = ((create.parent, create.name),)
             self._cache.forget((create.ino,), entries)
             self.on_invalidate((create.ino,), entries, False)  # the kernel shows it still

@@ -42,6 +42,7 @@ from pydi_node import portable
 from pydi_node.commands import (
     INODES_RESERVED,
     INOS_PER_COMMAND_MAX,
+    RESERVATIONS_PER_CLIENT_MAX,
     Caller,
     Command,
     Delegate,
@@ -117,9 +118,13 @@ class _Asked:
 class _Held:
     """A directory that is delegated to this mount."""
 
-    __slots__ = ("complete", "names", "used_s")
+    __slots__ = ("attr", "complete", "learns", "names", "used_s")
 
-    def __init__(self, names: set[bytes], complete: bool, used_s: float) -> None:
+    def __init__(self, attr: Attr | None, names: set[bytes], complete: bool, used_s: float) -> None:
+        # As the newest answer has it. The cache does without: when many commands in one directory
+        # are under way, each answer is older than the change before it.
+        self.attr = attr
+        self.learns = True  # from answers what the directory is like
         self.names = names  # that may be there; if complete, no others are
         self.complete = complete
         self.used_s = used_s
@@ -131,6 +136,7 @@ class Delegations:
     run         runs a command.
     list_names  the first so many entries of a directory, as the cluster has it.
     on_end      a pending create was settled or is lost.
+    pending_max  creates that the cluster may not know of at a time.
     enabled     False: nothing is ever asked for.
     """
 
@@ -145,6 +151,7 @@ class Delegations:
         list_names: Callable[[Ino, int], Awaitable[Sequence[DirEntry]]],
         on_end: Callable[[PendingCreate], None],
         enabled: bool,
+        pending_max: int = PENDING_MAX,
     ) -> None:
         self.pending: dict[Ino, PendingCreate] = {}
         self._client = client
@@ -155,6 +162,7 @@ class Delegations:
         self._list_names = list_names
         self._on_end = on_end
         self._enabled = enabled
+        self._pending_max = pending_max
         self._pending_in: dict[Ino, dict[bytes, PendingCreate]] = {}
         self._created_ns: dict[Ino, int] = {}  # when the newest of them was made
         self._held: dict[Ino, _Held] = {}
@@ -164,6 +172,7 @@ class Delegations:
         self._naming: Counter[tuple[Ino, bytes]] = Counter()  # names in commands that are under way
         self._removing: Counter[Ino] = Counter()  # directories likewise
         self._numbers: list[range] = []  # reserved inode numbers, the oldest first
+        self._reserved: list[int] = []  # where the last reservations begin
         self._numbers_until_s = 0.0  # when they are too old, on a clock that goes on in suspension
         self._reserving: asyncio.Task[None] | None = None
         self._created_s: dict[Ino, float] = {}  # when a file was last created there
@@ -193,6 +202,7 @@ class Delegations:
             self._wait_before(directory)  # what that worker sent may come late: see `_return`
         for left in state.reserved.values():
             self._numbers.append(range(left.first, left.end))
+            self._reserved.append(left.end - INODES_RESERVED)
             self._numbers_until_s = left.until_s
 
     def start(self) -> None:
@@ -284,6 +294,27 @@ class Delegations:
             mtime_ns=TimeNs(max(attr.mtime_ns, newest)), ctime_ns=TimeNs(max(attr.ctime_ns, newest))
         )
 
+    def directory(self, ino: Ino) -> Attr | None:
+        """A directory that nobody else can change."""
+        held = self._held.get(ino)
+        return None if held is None else held.attr
+
+    def learn(self, attr: Attr) -> None:
+        """An answer to a command of this mount has this. Called at its arrival."""
+        held = self._held.get(attr.ino)
+        if held is None or not held.learns:
+            return
+        if held.attr is None or held.attr.changed < attr.changed:
+            held.attr = attr
+
+    def has_changed(self, command: Command, inos: Iterable[Ino]) -> None:
+        """A command of this mount has changed these; `learn` follows where it says how."""
+        for ino in inos:
+            held = self._held.get(ino)
+            if held is not None and isinstance(command, (SetXattr, RemoveXattr)):
+                # It may have changed permissions, and answers from before may come later.
+                held.attr, held.learns = None, False
+
     def is_complete(self, directory: Ino) -> bool:
         """Whether all names in there are known, and nobody else may change them."""
         return self._complete(directory) is not None
@@ -305,9 +336,13 @@ class Delegations:
             return None
         if self._client.lease_s() <= 0 or not self._client.is_connected:
             return None
-        if name in held.names or self._naming[parent, name] or len(self.pending) >= PENDING_MAX:
+        if (
+            name in held.names
+            or self._naming[parent, name]
+            or len(self.pending) >= self._pending_max
+        ):
             return None
-        directory = self._cache.attr(parent)
+        directory = self._cache.attr(parent) or held.attr
         if directory is None or not directory.nlink or name in _NO_NAMES:
             return None
         # What makes more of a file than permissions of three classes has rules of its own.
@@ -391,13 +426,19 @@ class Delegations:
         self._drop_old_numbers()
         while self._numbers and not self._numbers[0]:
             del self._numbers[0]
-        if sum(map(len, self._numbers)) <= INODES_RESERVED // 2:
+        if sum(map(len, self._numbers)) <= INODES_RESERVED // 2 and self._may_reserve():
             self._reserve()
         if not self._numbers:
             return None
         numbers = self._numbers[0]
         self._numbers[0] = numbers[1:]
         return Ino(numbers[0])
+
+    def _may_reserve(self) -> bool:
+        """Whether the tree would still know the reservations that all pending creates are from: it
+        remembers the last RESERVATIONS_PER_CLIENT_MAX."""
+        kept = self._reserved[1 - RESERVATIONS_PER_CLIENT_MAX :]
+        return not self.pending or (bool(kept) and min(self.pending) >= kept[0])
 
     # --- what must come first --------------------------------------------------------------------
 
@@ -570,7 +611,7 @@ class Delegations:
     async def _ask_for(self, directory: Ino, asked: _Asked) -> None:
         epoch = self._client.epoch
         self._drop_old_numbers()
-        if not self._numbers:
+        if not self._numbers and self._may_reserve():
             await self._reserve()
         if not self._numbers or epoch != self._client.epoch:
             del self._asking[directory]
@@ -613,7 +654,8 @@ class Delegations:
         fresh = self._fresh.pop(directory, None)
         under_way = {name for parent, name in self._naming if parent == directory}
         names = (fresh or set()) | under_way
-        self._held[directory] = _Held(names, fresh is not None, time.monotonic())
+        attr = self._cache.attr(directory)
+        self._held[directory] = _Held(attr, names, fresh is not None, time.monotonic())
         if len(self._held) > DIRECTORIES_MAX:
             oldest = sorted(self._held, key=lambda ino: self._held[ino].used_s)
             self._owe(oldest[: DIRECTORIES_MAX // 8])
@@ -658,6 +700,7 @@ class Delegations:
             self._drop_old_numbers()
             self._numbers_until_s = until_s
             self._numbers = [*self._numbers[-1:], range(first, first + INODES_RESERVED)]
+            self._reserved = [*self._reserved[2 - RESERVATIONS_PER_CLIENT_MAX :], first]
             self._journal.reserved(Ino(first), until_s)
 
         try:
@@ -666,6 +709,11 @@ class Delegations:
             await self._run(ReserveInodes(), arrived, serial=serial, once=not self._is_known)
         except PydiError as exc:
             log.debug("no inode numbers: %s", exc)
+            # It may have taken effect.
+            self._reserved = [
+                *self._reserved[2 - RESERVATIONS_PER_CLIENT_MAX :],
+                max(self._reserved, default=0),
+            ]
             is_unknown = isinstance(exc, DisconnectedError) and not self._is_known
             pause_s = UNKNOWN_THERE_S if is_unknown or isinstance(exc, FileError) else RETRY_S
             self._asks_not_before_s = time.monotonic() + pause_s

@@ -106,13 +106,16 @@ class OpenFile:
     # --- while only this mount knows of it -----------------------------------------------------
 
     def begins_as(self, create: PendingCreate) -> None:
-        """The file was created here. Also when its worker died since, after `restore`."""
+        """The file was created here. Also when its worker died since, after `restore`: it may have
+        sent it with its content, so that is how it must be sent again (`PendingCreate.publish`)."""
         self._create = create
-        sent = self._publication
-        if sent is not None and sent.serials and create.attempt is None:
-            # The worker before this one may have sent it with this content.
-            create.attempt = self._attempt(create, sent, sent.serials[0])
-            create.attempt.count = 1
+        for stage in self._stages.values():
+            stage.copies_as = create.parent
+
+    @property
+    def create(self) -> PendingCreate | None:
+        """As which the cluster hears of the file; None: it knew of it before, or does by now."""
+        return self._create
 
     def is_in_cluster(self, create: PendingCreate) -> None:
         """The answer to its command has arrived, or it is lost."""
@@ -129,41 +132,56 @@ class OpenFile:
 
     async def _settle(self) -> None:
         if self._create is not None:
-            await self._create.settle()
+            await self._create.send()
             self._create = None
 
-    def _attempt(self, create: PendingCreate, publication: Publication, serial: Serial) -> Attempt:
-        """The command that creates the file with these changes as its content."""
-        changes = publication.changes
-        sources = sorted({s.source for s in changes.segments if s.source < 0})
-        stage = self._stages[sources[0]] if sources else None
-        command = create.command(
-            size=changes.size,
-            extents=changes.extents(dict.fromkeys(sources, PUT_BLOB)),
-            mtime_ns=TimeNs(publication.mtime_ns),
-        )
-        content = None if stage is None else stage.content()
-        return Attempt(command, content, serial, publication)
-
-    async def _create_with(self, create: PendingCreate, publication: Publication) -> bool:
-        """The cluster knows of the file. True: as one that has these changes for its content."""
-        changes = publication.changes
-        stages = [self._stages[s] for s in {s.source for s in changes.segments if s.source < 0}]
+    async def _create_with(
+        self, create: PendingCreate, publication: Publication, sources: set[int]
+    ) -> dict[int, BlobInfo] | None:
+        """The cluster knows of the file. As one that has these changes for its content: blobs that
+        stages became. None: without them."""
+        infos: dict[int, BlobInfo] = {}
         if (
             create.attempt is None
             and not create.ended
-            and len(stages) <= 1
-            and all(stage.content() is not None for stage in stages)
-            and len(changes.segments) <= EXTENTS_PER_COMMIT_MAX
+            and len(publication.changes.segments) <= EXTENTS_PER_COMMIT_MAX
         ):
-            serial = self._serial_of(publication, 0)
-            create.attempt = self._attempt(create, publication, serial)
+            put = self._put_stage(sources)
+            if len(sources) > (put is not None):
+                create.is_sealing = True
+                try:
+                    infos, put = await self._seal(sources)
+                finally:
+                    create.is_sealing = False
+            if create.attempt is None and not create.ended:  # nobody needed it meanwhile
+                create.attempt = self._attempt(create, publication, infos, put)
         is_content = create.carries(publication)
-        attr = await create.settle()
+        attr = await create.send()
         self._create = None
-        if is_content:
-            self.attr = attr
-        return is_content
+        if not is_content:
+            return None
+        self.attr = attr
+        return infos
+
+    def _attempt(
+        self,
+        create: PendingCreate,
+        publication: Publication,
+        infos: dict[int, BlobInfo],
+        put: Stage | None,
+    ) -> Attempt:
+        """The command that creates the file with these changes as its content."""
+        changes = publication.changes
+        command = create.command(
+            size=changes.size,
+            extents=changes.extents(_blobs_of(infos, put)),
+            blobs=tuple(sorted(infos.values())),
+            mtime_ns=TimeNs(publication.mtime_ns),
+        )
+        # The worker before this one may have sent it under this serial.
+        count = len(publication.serials)
+        serial = self._serial_of(publication, 0)
+        return Attempt(command, None if put is None else put.content(), serial, publication, count)
 
     # --- attributes --------------------------------------------------------------------------
 
@@ -189,6 +207,11 @@ class OpenFile:
     def is_staged(self) -> bool:
         """Some of its content lies in staging space here."""
         return bool(self._stages)
+
+    @property
+    def staged_bytes(self) -> int:
+        """How much that is."""
+        return sum(stage.size for stage in self._stages.values())
 
     @property
     def is_published(self) -> bool:
@@ -389,7 +412,9 @@ class OpenFile:
 
     def _writable_stage(self) -> Stage:
         if self._stage is None:
-            self._stage = self._area.new_stage(self.ino)
+            # Of a file that the cluster does not know yet it can't tell how many copies it gets.
+            known = self.ino if self._create is None else self._create.parent
+            self._stage = self._area.new_stage(self.ino, known)
             self._stages[self._stage.source] = self._stage
         return self._stage
 
@@ -500,13 +525,12 @@ class OpenFile:
     async def _commit(self, publication: Publication, sources: set[int]) -> dict[int, BlobInfo]:
         """Seal the stages and run the commands; the blobs that they became."""
         changes = publication.changes
-        if self._create is not None and await self._create_with(self._create, publication):
-            return {}
+        if self._create is not None:
+            created = await self._create_with(self._create, publication, sources)
+            if created is not None:
+                return created
         infos, put = await self._seal(sources)
-        blob_of = {stage_source: info.blob for stage_source, info in infos.items()}
-        if put is not None:
-            blob_of[put.source] = PUT_BLOB
-        extents = changes.extents(blob_of)
+        extents = changes.extents(_blobs_of(infos, put))
         # Several commands only for files with tens of thousands of separate changes.
         for number, start in enumerate(range(0, max(len(extents), 1), EXTENTS_PER_COMMIT_MAX)):
             piece = extents[start : start + EXTENTS_PER_COMMIT_MAX]
@@ -541,11 +565,15 @@ class OpenFile:
         What such a stage is called as a blob only the tree knows; its bytes stay here, readable,
         until the file is closed or refreshed.
         """
-        unsealed = [self._stages[source] for source in sorted(sources)]
-        put: Stage | None = None
-        if len(unsealed) == 1 and unsealed[0].info is None and unsealed[0].content() is not None:
-            put = unsealed.pop()
+        put = self._put_stage(sources)
+        unsealed = [self._stages[s] for s in sorted(sources) if put is None or s != put.source]
         return {stage.source: await stage.seal() for stage in unsealed}, put
+
+    def _put_stage(self, sources: set[int]) -> Stage | None:
+        if len(sources) != 1:
+            return None
+        stage = self._stages[next(iter(sources))]
+        return stage if stage.info is None and stage.content() is not None else None
 
     async def look(self) -> None:
         """What follows builds on the file as the cluster has it, not on what it was."""
@@ -615,6 +643,14 @@ class OpenFile:
             if source not in needed and stage is not self._stage:
                 del self._stages[source]
                 await stage.discard()
+
+
+def _blobs_of(infos: dict[int, BlobInfo], put: Stage | None) -> dict[int, BlobId]:
+    """By stages, what their content is called in the command that publishes it."""
+    blobs = {source: info.blob for source, info in infos.items()}
+    if put is not None:
+        blobs[put.source] = PUT_BLOB
+    return blobs
 
 
 def _sound(version: FileVersion) -> dict[BlobId, bytes]:

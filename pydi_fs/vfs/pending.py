@@ -2,7 +2,8 @@
 its content, at close.
 
 Made by `delegations`, in a directory whose names nobody else may change meanwhile. Whoever needs
-the file in the cluster settles it: that is one PutFile, with the number that programs were told.
+the file in the cluster settles it: that is one PutFile, with the number that programs were told. Of
+one that was closed already (`behind`) it has the content.
 
     waiting ──start──► sent ──answer──► settled (the inode), or lost (its errno)
        ▲                │ └─ no answer: `start` sends the very same again, under the same serial
@@ -17,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,8 +65,9 @@ class PendingCreate:
     """See the module."""
 
     __slots__ = (
-        "_journal", "_new_serial", "_run", "_task", "attempt", "attr", "caller", "ended",
-        "failure", "is_certain", "mode", "name", "on_end", "overtaken", "parent", "sent", "timer",
+        "_journal", "_new_serial", "_publishing", "_run", "_task", "attempt", "attr", "caller",
+        "ended", "failure", "is_certain", "is_sealing", "mode", "name", "on_end", "overtaken",
+        "parent", "publish", "sent", "timer",
     )  # fmt: skip
 
     def __init__(
@@ -91,12 +93,17 @@ class PendingCreate:
         self.overtaken = False
         self.is_certain = True  # once settled: ``attr`` is not the answer to an older question
         self.on_end: Callable[[PendingCreate], None] = lambda create: None
+        # The content belongs to it, for programs were told so: what publishes that, and so settles
+        # this.
+        self.publish: Callable[[], Awaitable[None]] | None = None
+        self.is_sealing = False  # its command is about to be sent, and content goes ahead of it
         self.sent: asyncio.Future[None] | None = None  # of the last attempt: it has left
         self.timer: asyncio.TimerHandle | None = None  # of who settles it in the end
         self._run = run
         self._new_serial = new_serial
         self._journal = journal
         self._task: asyncio.Task[PydiError | None] | None = None
+        self._publishing: asyncio.Task[PydiError | None] | None = None
 
     @property
     def ino(self) -> Ino:
@@ -115,16 +122,57 @@ class PendingCreate:
         """The worker before this one may have sent it, without content."""
         self.attempt = Attempt(self.command(), None, serial, None, count=1)
 
+    @property
+    def is_unsent(self) -> bool:
+        """What is done to the file by now may be part of the one command that makes it."""
+        return not (
+            self.ended
+            or self.overtaken
+            or self.is_sealing
+            or self.attempt is not None
+            or self._is_publishing
+        )
+
+    @property
+    def _is_publishing(self) -> bool:
+        return self._publishing is not None and not self._publishing.done()
+
     def start(self) -> asyncio.Task[PydiError | None]:
-        """Have it sent, if it is not on its way. The task gives the error; None: it is settled."""
+        """Have it settled, if that is not under way. The task gives the error; None: it is done."""
+        if self.publish is None or self.ended:
+            return self._start_sending()
+        if not self._is_publishing:
+            self._expect_sent()
+            self._publishing = asyncio.get_running_loop().create_task(self._publish(self.publish))
+        assert self._publishing is not None
+        return self._publishing
+
+    async def _publish(self, publish: Callable[[], Awaitable[None]]) -> PydiError | None:
+        try:
+            await publish()
+        except PydiError as exc:
+            return exc
+        finally:
+            self._has_left()  # or never will: nobody need wait for that
+        return None
+
+    def _expect_sent(self) -> None:
+        if self.sent is None or self.sent.done():
+            self.sent = asyncio.get_running_loop().create_future()
+
+    def _has_left(self) -> None:
+        if self.sent is not None and not self.sent.done():
+            self.sent.set_result(None)
+
+    def _start_sending(self) -> asyncio.Task[PydiError | None]:
+        """As `start`, with the content that `attempt` has."""
         if self._task is None or (self._task.done() and not self.ended):
             if self.attempt is None:
                 serial = self._new_serial()
                 self._journal.creating(self.ino, serial)
                 self.attempt = Attempt(self.command(), None, serial, None)
-            loop = asyncio.get_running_loop()
-            self.sent = loop.create_future()
-            self._task = loop.create_task(self._send(self.attempt, self.sent))
+            self._expect_sent()
+            self._task = asyncio.get_running_loop().create_task(self._send(self.attempt))
         return self._task
 
     async def settle(self) -> Attr:
@@ -133,28 +181,28 @@ class PendingCreate:
         FileError        lost (ESTALE), for good; or refused, and a later attempt may do better.
         Other PydiErrors  it is not known what has become of it.
         """
+        return await self._settled_by(self.start)
+
+    async def send(self) -> Attr:
+        """As `settle`, for who publishes its content: with what `attempt` has, or without any."""
+        return await self._settled_by(self._start_sending)
+
+    async def _settled_by(self, start: Callable[[], asyncio.Task[PydiError | None]]) -> Attr:
         if self.failure is not None:
             raise self.failure
         if not self.ended:
-            error = await asyncio.shield(self.start())
+            error = await asyncio.shield(start())
             if error is not None:
                 raise error
         return self.attr
 
-    async def _send(self, attempt: Attempt, sent: asyncio.Future[None]) -> PydiError | None:
-        def has_left() -> None:
-            if not sent.done():
-                sent.set_result(None)
-
+    async def _send(self, attempt: Attempt) -> PydiError | None:
         attempt.count += 1
         try:
-            await self._run(self, attempt.command, attempt.payload, attempt.serial, has_left)
+            await self._run(self, attempt.command, attempt.payload, attempt.serial, self._has_left)
         except FileError as exc:
             if exc.errno in _LOST:
-                self.failure = FileError(errno.ESTALE, "its directory was taken back")
-                self.attempt = None
-                self.end()
-                return self.failure
+                return self.give_up(FileError(errno.ESTALE, "its directory was taken back"))
             self.attempt = None
             return exc
         except NoSpaceError as exc:
@@ -164,8 +212,15 @@ class PendingCreate:
         except PydiError as exc:
             return exc
         finally:
-            has_left()  # or never will: nobody need wait for that
+            self._has_left()  # or never will: nobody need wait for that
         return None
+
+    def give_up(self, failure: FileError) -> FileError:
+        """It never will be in the cluster."""
+        self.failure = failure
+        self.attempt = None
+        self.end()
+        return failure
 
     def settled(self, attr: Attr, is_certain: bool) -> None:
         """The cluster has it. Called at the arrival of the answer, in order with invalidations."""
@@ -195,7 +250,7 @@ class PendingCreate:
         it from the start. False: not exactly that, or it has been sent.
         """
         attr = self.attr
-        if self.ended or self.attempt is not None:
+        if not self.is_unsent:
             return False
         if caller.groups is not None and caller.uid not in (0, attr.uid):
             return False

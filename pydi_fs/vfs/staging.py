@@ -59,11 +59,11 @@ class StagingArea:
         self.memory_bytes_free = memory_bytes_max
         self._sources = 0
 
-    def new_stage(self, ino: Ino) -> Stage:
+    def new_stage(self, ino: Ino, copies_as: Ino | None = None) -> Stage:
         """An empty stage for content of that file; its ``source`` number is negative and never
-        reused."""
+        reused. copies_as  see `Stage`."""
         self._sources -= 1
-        return Stage(self, self._sources, ino)
+        return Stage(self, self._sources, ino, copies_as)
 
     def restored(self, source: int, ino: Ino, size: int, data: bytearray | None, fd: int) -> Stage:
         """A stage of the worker before this one: ``data``, or the file ``fd``, which it owns."""
@@ -83,10 +83,16 @@ class StagingArea:
 
 
 class Stage:
-    """One future blob. ``size`` is in bytes; offsets are the blob's own, not the file's."""
+    """One future blob. ``size`` is in bytes; offsets are the blob's own, not the file's.
 
-    def __init__(self, area: StagingArea, source: int, ino: Ino) -> None:
+    copies_as  it gets as many copies as this file, or a file in this directory; None: as ``ino``.
+    """
+
+    def __init__(
+        self, area: StagingArea, source: int, ino: Ino, copies_as: Ino | None = None
+    ) -> None:
         self.source = source
+        self.copies_as = copies_as or ino
         self._ino = ino
         self.size = 0
         self._area = area
@@ -191,7 +197,7 @@ class Stage:
         small = self.content()
         info: BlobInfo
         if small is not None:
-            info = await self._client.call(BlobPut(self._ino), small)
+            info = await self._client.call(BlobPut(self.copies_as), small)
         else:
             await self._send(self.size)
             assert self._blob is not None
@@ -263,7 +269,7 @@ class Stage:
         if self._blob is None or self._epoch != self._client.epoch:
             self._forget_upload()
             self._epoch = self._client.epoch
-            self._blob = await self._client.call(BlobCreate(self._ino))
+            self._blob = await self._client.call(BlobCreate(self.copies_as))
         while self._claimed < until or len(self._resend):
             # A rewritten range travels only while nothing else does: two writes of one range must
             # not overtake each other on their way to the node's disk.

@@ -51,7 +51,7 @@ from pydi_node.commands import (
     Unlink,
 )
 from pydi_node.errors import FileError, PydiError
-from pydi_node.ids import Ino, TimeNs
+from pydi_node.ids import ROOT_INO, Ino, TimeNs
 from pydi_node.records import (
     FILE_SIZE_MAX,
     NAME_MAX_BYTES,
@@ -116,6 +116,7 @@ class Vfs(VfsCore):
         await self.client.subscribe(connected)
         self._sweeps = asyncio.get_running_loop().create_task(self._local.run_sweeps())
         self._delegations.start()
+        self._behind.start()
         self._holds.tell_all()
         for file in self._files.values():
             if file.dirty and file.busy:
@@ -131,6 +132,8 @@ class Vfs(VfsCore):
         for opened in state.handles.values():
             caller = Caller(opened.uid, opened.gid, opened.groups)
             self._restore_handle(state, stage_files, opened, caller)
+        for create in self._delegations.pending.values():
+            self._restore_pending(state, stage_files, create)
         drop_unused(stage_files, self._journal)
 
     def _restore_handle(
@@ -139,12 +142,25 @@ class Vfs(VfsCore):
         ino = Ino(opened.ino)
         file = self._files.get(ino)
         if file is None:
-            file = self._files[ino] = self._file_of(FileVersion(unknown(ino), (), ()))
-            restore_content(file, state, stage_files, self._area)
-            if ino in self._delegations.pending:
-                file.begins_as(self._delegations.pending[ino])
+            file = self._restore_file(state, stage_files, ino)
         self._add_handle(opened.fh, file, opened.flags, caller)
         self._holds.told(opened.fh, ino)  # to the node of then: `start` tells them again
+
+    def _restore_file(self, state: State, stage_files: dict[int, int], ino: Ino) -> OpenFile:
+        file = self._files[ino] = self._file_of(FileVersion(unknown(ino), (), ()))
+        restore_content(file, state, stage_files, self._area)
+        return file
+
+    def _restore_pending(
+        self, state: State, stage_files: dict[int, int], create: PendingCreate
+    ) -> None:
+        file = self._files.get(create.ino)
+        if file is None:
+            if create.ino not in state.files:
+                return  # it has no content
+            file = self._restore_file(state, stage_files, create.ino)  # closed, and not told
+        file.begins_as(create)
+        self._behind.restore(file, create)
 
     def freeze(self) -> Iterator[Staged | Frozen]:
         """Records of all unpublished content, for the journal."""
@@ -154,6 +170,7 @@ class Vfs(VfsCore):
         """Publish what is left and give everything back. The first error is raised, at the end."""
         self._holds.stop()
         failures: list[BaseException] = []
+        await self._behind.stop()
         for file in list(self._files.values()):
             try:
                 await self._publish(file)
@@ -210,7 +227,11 @@ class Vfs(VfsCore):
         return self._overlay(attr)
 
     def getattr_nowait(self, ino: Ino) -> Attr | None:
-        attr = self._delegations.shown(ino) or self._cache.attr(ino)
+        attr = (
+            self._delegations.shown(ino)
+            or self._cache.attr(ino)
+            or self._delegations.directory(ino)
+        )
         return None if attr is None or self.client.lease_s() <= 0 else self._overlay(attr)
 
     async def getattr(self, ino: Ino) -> Attr:
@@ -375,8 +396,21 @@ class Vfs(VfsCore):
 
     async def fsyncdir(self, ino: Ino) -> None:
         """fsync(2) of a directory: the tree is durable before a change is answered, but for files
-        of which only this mount knows."""
+        of which only this mount knows. Of the mount's root: all of them."""
+        if ino == ROOT_INO:
+            await self.sync()
         await self._delegations.settle_directory(ino)
+        failure = self._behind.take_failure(ino)
+        if failure is not None:
+            raise failure
+
+    async def sync(self) -> None:
+        """syncfs(2): whatever was closed is durable. The first error, also of what was lost before
+        without anybody being told."""
+        failure = await self._behind.tell_all()
+        failure = self._behind.take_failure(None) or failure
+        if failure is not None:
+            raise failure
 
     # --- files ---------------------------------------------------------------------------------
 
@@ -401,6 +435,8 @@ class Vfs(VfsCore):
         file since it was last looked at. Where that is nothing, it is looked at when it is read.
         """
         attr = self._cache.attr(ino)
+        if attr is None and self._behind.has(ino):
+            attr = self._delegations.shown(ino)
         if attr is None or not attr.is_regular or flags & os.O_TRUNC or self.lease_s() <= 0:
             return None
         file = self._files.get(ino)
@@ -561,10 +597,24 @@ class Vfs(VfsCore):
         return handle.file.write(handle.caller, offset, data, append)
 
     async def flush(self, fh: int) -> None:
-        """close(2) of one descriptor: what was written is durable, or close() gets the error."""
+        """close(2) of one descriptor: what was written is durable, or close() gets the error. Or it
+        will be soon: `behind`."""
+        if self.flush_nowait(fh):
+            return
+        file = self._handle(fh).file
+        if not await self._behind.wait_room(file, self.client.deadline_s):
+            await self._publish(file)
+            self._behind.works()
+
+    def flush_nowait(self, fh: int) -> bool:
+        """As `flush`, where that need not wait; False: it must."""
         handle = self._handle(fh)
-        if handle.writable:
-            await self._publish(handle.file)
+        if not handle.writable:
+            return True
+        file = handle.file
+        if not file.dirty and not file.busy and not file.is_pending:
+            return True
+        return self._behind.close_nowait(file)
 
     async def fsync(self, fh: int, datasync: bool = False) -> None:
         """fsync(2). Metadata is durable when its operation returns, so both kinds are the same."""
@@ -600,12 +650,12 @@ class Vfs(VfsCore):
         Who opens the file next, and that may be at once, opens one that nobody writes.
         """
         file = self._handle(fh).file
-        if file.dirty or file.busy or file.is_pending:
+        if (file.dirty or file.busy or file.is_pending) and not self._behind.has(file.ino):
             return False
         handle = self._close(fh)
         file.handles -= 1
         file.writers -= handle.writable
-        if not file.handles:
+        if not file.handles and not self._behind.has(file.ino):
             self._forget(file)
             if file.is_staged:
                 self._background.later(file.discard())
@@ -637,18 +687,6 @@ class Vfs(VfsCore):
                 self.on_invalidate((file.ino,), (), False)  # the kernel shows it still
             await file.discard()
         self._holds.closed(fh)
-
-    def _forget(self, file: OpenFile) -> None:
-        """Nobody has it open any more; as long as it is the newest version it may be again."""
-        del self._files[file.ino]
-        known = self._cache.attr(file.ino)
-        if known is None:
-            return
-        if known.changed < file.attr.changed:
-            # A publication that nobody waited for.
-            self._cache.forget((file.ino,), ())
-        elif known.changed == file.attr.changed and file.is_published:
-            self._closed.put(file)
 
     def ino_of(self, fh: int) -> Ino:
         return self._handle(fh).file.ino

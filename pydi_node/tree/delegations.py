@@ -20,6 +20,7 @@ from typing import Any, Final
 from pydi_node import commands
 from pydi_node.commands import (
     INODES_RESERVED,
+    RESERVATIONS_PER_CLIENT_MAX,
     Command,
     Delegate,
     Recall,
@@ -39,7 +40,6 @@ from pydi_node.tree.store import Delegation, Inode, Store
 # ``touched`` may name on the wire (messages.TOUCHED_MAX): a session that expires ends all of its.
 DELEGATIONS_PER_CLIENT_MAX: Final = 4096
 DELEGATIONS_MAX: Final = 16384
-RESERVATIONS_PER_CLIENT_MAX: Final = 4
 
 _ALL_USED: Final = (1 << INODES_RESERVED) - 1
 

@@ -327,6 +327,10 @@ class MemoryVfs:
     async def fsyncdir(self, ino: Ino) -> None:
         pass
 
+    async def sync(self) -> None:
+        for inode in self._inodes.values():
+            self._publish(inode)
+
     # --- files --------------------------------------------------------------------------------
 
     def open_nowait(self, caller: Caller, ino: Ino, flags: int) -> int | None:
@@ -397,6 +401,9 @@ class MemoryVfs:
         inode.size = max(inode.size, offset + len(data))
         self._content_changed(inode)
         return len(data)
+
+    def flush_nowait(self, fh: int) -> bool:
+        return self.cached and not self._inode(self._handle(fh).ino).dirty
 
     async def flush(self, fh: int) -> None:
         self._publish(self._inode(self._handle(fh).ino))

@@ -656,7 +656,7 @@ class Worker(DelegatingMount):
             identity = (ClientId(self.before.identity.client), self.before.last_serial)
             self.client = WatchedClient(node, identity)
             self.vfs = Vfs(self.client, self.config(staging))
-            self.vfs.restore(self.before, {})
+            self.vfs.restore(self.before, self.stage_files())
         self.client.number = lambda command: self.journal.number(command, self.client.new_serial)
         self.journal.begin(self.vfs.freeze)
         if self.before is None:
@@ -664,6 +664,10 @@ class Worker(DelegatingMount):
 
     def config(self, staging: Path) -> VfsConfig:
         return VfsConfig(staging, delegates=True, journal=self.journal)
+
+    def stage_files(self) -> dict[int, int]:
+        """What the supervisor has of the worker before."""
+        return {}
 
     async def die(self) -> None:
         """As SIGKILL: nothing is said, nothing is written any more."""

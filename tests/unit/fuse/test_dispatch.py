@@ -243,6 +243,9 @@ class _SlowVfs(MemoryVfs):
         self.finished += 1
         return await super().open(caller, ino, flags)
 
+    def flush_nowait(self, fh: int) -> bool:
+        return False
+
     async def flush(self, fh: int) -> None:
         await self.go.wait()
         self.finished += 1

@@ -268,7 +268,7 @@ def test_a_name_that_is_taken_uses_no_number(fs: Driver, held: Ino) -> None:
 def test_reservations_are_few(fs: Driver, held: Ino) -> None:
     """The oldest goes when there are many, others' are left alone; one that is used up is gone."""
     other = ok(fs, OTHER, c.ReserveInodes())
-    count_max = delegations.RESERVATIONS_PER_CLIENT_MAX
+    count_max = c.RESERVATIONS_PER_CLIENT_MAX
     firsts = [ok(fs, HOLDER, c.ReserveInodes()) for _ in range(count_max + 1)]
     assert [row[1] for row in fs.rows()["reservation"]] == [*firsts[1:], other]
     assert by(fs, HOLDER, put(held, b"n", firsts[0])) == Result(errno.ESTALE)
