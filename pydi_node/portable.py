@@ -336,8 +336,8 @@ def _user_dir(
 
 # --- memory ---------------------------------------------------------------------------------------
 
-# Above it a piece of memory is a mapping of its own, given back when it is freed: nothing that moves
-# through a daemon again and again (a frame of 4 MiB is the most).
+# Above it a piece of memory is a mapping of its own, given back when it is freed: nothing that
+# moves through a daemon again and again (a frame of 4 MiB is the most).
 _MAPPED_FROM_BYTES = 8 << 20
 _KEPT_BYTES = 16 << 20  # that may lie free at the end of the heap
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
