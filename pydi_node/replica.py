@@ -135,6 +135,7 @@ class _Leaving:
     request: int
     deadline_s: float
     next_s: float = 0.0  # of the next attempt
+    is_answered: bool = False  # the program ends at any moment, and wants no vote until then
 
 
 @dataclass(slots=True)
@@ -247,7 +248,7 @@ class Replica:
         for request in self._reads.answered(self.raft.applied_index, self.tree):
             self._reply(request, Result())
         self._maybe_cut()
-        if self._leaving is not None:
+        if self._leaving is not None and not self._leaving.is_answered:
             self._advance_leave(self._leaving)
         if self.raft.has_ready():
             self._take(self.raft.ready())
@@ -783,12 +784,12 @@ class Replica:
     def _advance_leave(self, leaving: _Leaving) -> None:
         raft = self.raft
         if self._others_can_go_on():
-            self._leaving = None
+            leaving.is_answered = True
             self._reply(leaving.request, Result())
             return
         now_s = self._now.mono_s
         if now_s >= leaving.deadline_s:
-            self._leaving = None
+            leaving.is_answered = True
             self._reply(leaving.request, NoQuorumError("the other nodes did not take over in time"))
             return
         if now_s < leaving.next_s:

@@ -183,10 +183,32 @@ SUITES = {
 }  # fmt: skip
 
 
+class Termination:
+    """SIGTERM ends this script, but not while a process is being started: that would be left."""
+
+    def __init__(self) -> None:
+        self._wanted = self._held = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def hold(self) -> None:
+        self._held = True
+
+    def let(self) -> None:
+        self._held = False
+        if self._wanted:
+            sys.exit(128 + signal.SIGTERM)
+
+    def _on_signal(self, *_: object) -> None:
+        self._wanted = True
+        if not self._held:
+            self.let()
+
+
 class Runner:
     """One run: where it works, what it was told, what came of it."""
 
     def __init__(self, folder: Path, sources: Path | None, logs: Path, expected: Path) -> None:
+        self._termination = Termination()
         self._folder = folder
         self._sources = sources
         self._logs = logs
@@ -238,12 +260,14 @@ class Runner:
         """Exit code of a shell's command, or what ended it."""
         limit = f"ulimit -n {COMMON_LIMIT_FILES}; " if here else ""
         with open(log, "wb") as output:
+            self._termination.hold()
             process = subprocess.Popen(
                 ["sh", "-c", limit + command], cwd=directory, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=output, start_new_session=True,
                 env={**os.environ, "HERE": str(here or ""), "LC_ALL": "C"},
             )  # fmt: skip
             try:
+                self._termination.let()
                 return process.wait(deadline_s)
             except subprocess.TimeoutExpired:
                 return f"not within {deadline_s:.0f} s"
@@ -279,7 +303,6 @@ def main() -> int:
     logs = arguments.logs or Path(tempfile.mkdtemp(prefix="posix-suites-"))
     logs.mkdir(parents=True, exist_ok=True)
     sources = arguments.sources.resolve() if arguments.sources else None
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     runner = Runner(arguments.folder.resolve(), sources, logs.resolve(), arguments.expected)
     for name, only in wanted.items():
         runner.run(name, only)

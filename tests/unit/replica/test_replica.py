@@ -468,6 +468,16 @@ def test_newcomers_become_voters_and_all_leave_down_to_the_last(make: MakeCluste
     converge(cluster)
 
 
+def test_who_left_wants_no_vote_while_its_program_ends(make: MakeCluster) -> None:
+    """It is still connected for a moment: its vote then would count once it is gone."""
+    cluster = make(3)
+    leader = cluster.elect()
+    assert isinstance(cluster.request(leader, Leave), Result)
+    cluster.tick(100)
+    others = tuple(sorted(set(numbers(cluster)) - {leader}))
+    assert all(cluster.replica(n).raft.membership.voters == others for n in numbers(cluster))
+
+
 def test_leave_without_a_majority_says_so(make: MakeCluster) -> None:
     """Two voters, one gone: the other can't hand over, and doesn't wait for ever."""
     cluster = make(2)
