@@ -26,8 +26,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, ClassVar
 
@@ -108,6 +107,7 @@ from pydi_node.reads import Reads
 from pydi_node.recalls import RETRY_S, Recalls
 from pydi_node.records import DELEGATED, Result, Touched
 from pydi_node.replica_config import ReplicaConfig
+from pydi_node.replica_waits import Held, Leaving, MemberWaiter, Pending
 from pydi_node.tree.committer import Committer
 from pydi_node.tree.machine import Tree
 
@@ -121,39 +121,6 @@ NOBODY = 0  # the request of a command whose outcome nobody waits for; events ha
 OWN_SERIALS = 1 << 47
 
 
-@dataclass(slots=True)
-class _Pending:
-    """A command whose outcome somebody here waits for."""
-
-    command: Command
-    waiters: list[tuple[int, float]]  # (request, deadline)
-    sent_s: float = 0.0  # when it was last forwarded
-
-
-@dataclass(slots=True)
-class _Leaving:
-    request: int
-    deadline_s: float
-    next_s: float = 0.0  # of the next attempt
-    is_answered: bool = False  # the program ends at any moment, and wants no vote until then
-
-
-@dataclass(slots=True)
-class _MemberWaiter:
-    request: int
-    deadline_s: float
-    change: MembershipChange
-    done: tuple[Term, LogIndex] | None = None  # certain when applied in that term; None: not in log
-
-
-@dataclass(slots=True)
-class _Held:
-    """Messages that may leave when the Ready ``number`` is on disk."""
-
-    number: int
-    messages: Sequence[PeerMessage] = field(default_factory=tuple)
-
-
 class Replica:
     """See the module's text. All public attributes are for reading."""
 
@@ -165,10 +132,11 @@ class Replica:
         self._effects: list[Effect] = []
 
         # Commands.
-        self._pending: dict[Key, _Pending] = {}
+        self._pending: dict[Key, Pending] = {}
         # To be proposed or forwarded; on a leader others' too.
         self._unsent: dict[Key, Command] = {}
         self._in_log: set[Key] = set()  # proposed by this leader in this term, not yet applied
+        self._proposed = NO_INDEX  # the last of them, or of what was applied since
         self._envelopes: dict[LogIndex, tuple[Term, Envelope]] = {}  # spares decoding on the leader
         self._demand = Demand(config.handover, now.mono_s)  # a leader's
         self._next_relief_s = -inf  # when this node, full and leading, looks for another leader
@@ -186,7 +154,7 @@ class Replica:
 
         # Applying.
         self._committed: deque[Entry] = deque()
-        self._held: deque[_Held] = deque()
+        self._held: deque[Held] = deque()
         self._persisting = 0  # number of the newest Persist handed out
         self._persisted = 0
         self._committer = Committer(tree, config.commit, now.mono_s)
@@ -201,8 +169,8 @@ class Replica:
         self._awaited = NO_INDEX  # what should be committed by then
 
         # Members.
-        self._leaving: _Leaving | None = None
-        self._member_waiters: list[_MemberWaiter] = []
+        self._leaving: Leaving | None = None
+        self._member_waiters: list[MemberWaiter] = []
         self._next_members_s = now.mono_s
 
     # --- for the runtime between two steps --------------------------------------------------------
@@ -228,14 +196,24 @@ class Replica:
 
     # --- the step ---------------------------------------------------------------------------------
 
-    def step(self, now: Now, events: Iterable[Event]) -> list[Effect]:
-        """What to do now that these events happened, in the order in which to do it.
-
-        The more events come together, the larger the batches for log, tree and network.
-        """
+    def step(self, now: Now, events: Sequence[Event]) -> list[Effect]:
+        """What to do now that these events happened, in the order in which to do it. The more come
+        together, the larger the batches for log, tree and network."""
         self._now = now
         for event in events:
             self._HANDLERS[type(event)](self, event)
+        # One that follows each step in which anything was applied, and changes no more than this.
+        if len(events) != 1 or type(events[0]) is not Dropped or self.raft.has_ready():
+            self._go_on()
+        if messages := self.leases.advance(now.uptime_s):
+            self._send(messages)
+        for answer in self._unreleased.take(self.leases.released):
+            self._reply(*answer)
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _go_on(self) -> None:
+        """All that follows from what has happened."""
         self._get_back()
         self._route()
         self._reads.ask()
@@ -254,12 +232,6 @@ class Replica:
             self._take(self.raft.ready())
             self._apply()
         self._look_at_pace()
-        if messages := self.leases.advance(now.uptime_s):
-            self._send(messages)
-        for answer in self._unreleased.take(self.leases.released):
-            self._reply(*answer)
-        effects, self._effects = self._effects, []
-        return effects
 
     def _on_tick(self, _: Tick) -> None:
         self.raft.tick()
@@ -285,14 +257,14 @@ class Replica:
         match message:
             case Forward():
                 self._on_forward(message)
+            case Grant():
+                self.leases.on_grant(message)
             case Refuse():
                 self._on_refuse(message)
             case Enlist():
                 self._on_enlist(message)
             case Resign():
                 self._on_resign(message)
-            case Grant():
-                self.leases.on_grant(message)
             case _:
                 try:
                     if isinstance(message, Renew):
@@ -315,7 +287,7 @@ class Replica:
             self._reply(event.request, NoSpaceError("this node's disk is full"))
             return
         else:
-            self._pending[key] = _Pending(event.command, [(event.request, event.deadline_s)])
+            self._pending[key] = Pending(event.command, [(event.request, event.deadline_s)])
             self._unsent[key] = event.command
             self._count(self.raft.node, event.command)
         self._next_expiry_s = min(self._next_expiry_s, event.deadline_s)
@@ -354,9 +326,9 @@ class Replica:
     def _route(self) -> None:
         """Everything unsent goes into the log here, or to the leader, if there is one."""
         if self._unsent and self.is_leader:
-            # One batch at a time: what comes while the disks are busy would wait for them anyway,
-            # and a batch of many costs each node little more than a batch of one.
-            if not self._in_log:
+            # One batch at a time, for one of many costs little more than one of one. The next goes
+            # before this one is applied here, and tells the followers that this one is certain.
+            if self._proposed <= self.raft.commit_index and not self._committed:
                 self._propose_unsent()
         elif self._unsent and self.raft.leader is not None:
             self._forward_unsent(self.raft.leader)
@@ -381,6 +353,7 @@ class Replica:
         except (BusyError, NotLeaderError):
             return  # they stay unsent; the next step tries again
         term = self.raft.term
+        self._proposed = self.raft.last_index
         for index, envelope in enumerate(envelopes, first):
             key = (envelope.client, envelope.serial)
             self._envelopes[LogIndex(index)] = (term, envelope)
@@ -485,7 +458,7 @@ class Replica:
             # Nobody waits for its outcome: what it does, the tree shows.
             self._own_serial += 1
             key = (ClientId(0), Serial(self.raft.node << 48 | OWN_SERIALS | self._own_serial))
-            self._pending[key] = _Pending(command, [(NOBODY, now_s + RETRY_S)])
+            self._pending[key] = Pending(command, [(NOBODY, now_s + RETRY_S)])
             self._unsent[key] = command
             self._next_expiry_s = min(self._next_expiry_s, now_s + RETRY_S)
 
@@ -507,7 +480,7 @@ class Replica:
             )
         if ready.messages_after_persist:
             if self._persisting > self._persisted:
-                self._held.append(_Held(self._persisting, ready.messages_after_persist))
+                self._held.append(Held(self._persisting, ready.messages_after_persist))
             else:
                 self._send(ready.messages_after_persist)
         self._committed.extend(ready.committed)
@@ -529,6 +502,7 @@ class Replica:
         self._demand = Demand(self.config.handover, self._now.mono_s)
         # Entries proposed or forwarded under the old leader may be lost with it: all goes again.
         self._in_log.clear()
+        self._proposed = NO_INDEX
         self._envelopes.clear()
         self._unsent = {key: pending.command for key, pending in self._pending.items()}
 
@@ -699,13 +673,13 @@ class Replica:
 
     def _on_add_member(self, event: AddMember) -> None:
         change = MembershipChange(ChangeKind.ADD_LEARNER, event.number, promote=True)
-        self._wait_for_change(_MemberWaiter(event.request, event.deadline_s, change))
+        self._wait_for_change(MemberWaiter(event.request, event.deadline_s, change))
 
     def _on_remove_member(self, event: RemoveMember) -> None:
         change = MembershipChange(ChangeKind.REMOVE, event.number)
-        self._wait_for_change(_MemberWaiter(event.request, event.deadline_s, change))
+        self._wait_for_change(MemberWaiter(event.request, event.deadline_s, change))
 
-    def _wait_for_change(self, waiter: _MemberWaiter) -> None:
+    def _wait_for_change(self, waiter: MemberWaiter) -> None:
         if not self.is_leader:
             self._reply(waiter.request, NotLeaderError(self.raft.leader))
             return
@@ -779,9 +753,9 @@ class Replica:
     # --- leaving ----------------------------------------------------------------------------------
 
     def _on_leave(self, event: Leave) -> None:
-        self._leaving = _Leaving(event.request, event.deadline_s)
+        self._leaving = Leaving(event.request, event.deadline_s)
 
-    def _advance_leave(self, leaving: _Leaving) -> None:
+    def _advance_leave(self, leaving: Leaving) -> None:
         raft = self.raft
         if self._others_can_go_on():
             leaving.is_answered = True

@@ -3,8 +3,9 @@
 Made by node.py; services call ``propose`` and ``wait_current``. The loop of it::
 
     submit(event) ─► events of one turn of the loop ─► Replica.step ─► effects
-        Persist ─► log.append now, log.sync in the disk thread ─► Persisted
-        Send ─► peers      Reply ─► whoever waits      Push ─► subscribed sessions ─► Dropped
+        Persist ─► log.append now, log.sync in the log's thread ─► Persisted
+        Send ─► peers, all of a turn together
+        Reply ─► whoever waits      Push ─► subscribed sessions ─► Dropped
 
 Group commit: while one fdatasync runs the loop goes on, and all that is appended meanwhile goes
 into the next one. An exception anywhere in here ends the node (``failed``): never a half-dead one.
@@ -15,10 +16,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from pydi_node.commands import Command
 from pydi_node.consensus.quorum import majority
@@ -71,6 +73,7 @@ from pydi_node.records import Result, Touched
 from pydi_node.replica import Replica
 from pydi_node.runtime.disklog import DiskLog
 from pydi_node.runtime.logs import LogContext
+from pydi_node.runtime.logthread import LogThread
 
 _log = logging.getLogger(__name__)
 
@@ -146,7 +149,7 @@ class Driver:
         self._peer_broke = peer_broke
 
         self._loop = asyncio.get_running_loop()
-        self._disk = ThreadPoolExecutor(1, "log")
+        self._disk = LogThread()
         self._snapshot_disk = ThreadPoolExecutor(1, "snapshot")
         self._events: list[Event] = []
         self._flush_scheduled = False
@@ -154,9 +157,11 @@ class Driver:
         self._overdue: asyncio.TimerHandle | None = None
         self._next_request = 1
         self._waiting: dict[int, Callback] = {}
+        self._to_send: list[PeerMessage] = []  # with the end of this turn
         self._persist_number = 0  # newest Persist appended to the log
-        self._disk_jobs: list[SnapshotMeta | _Install] = []  # in order, after what is appended
-        self._disk_work = asyncio.Event()
+        self._synced_number = 0  # newest Persist on the disk
+        self._disk_jobs: deque[_DiskJob] = deque()  # in their order
+        self._disk_works = False
         self._full = False
         self._leaderless_s = (
             self._loop.time()
@@ -164,6 +169,7 @@ class Driver:
         self._leader: NodeNumber | None = None
         self._heard_s: dict[NodeNumber, float] = {}  # who spoke last when, while nobody leads
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_stopped = False
         self.role_changed = asyncio.Event()  # set at each change; whoever waits clears it
         # Done with the exception that ends this node.
         self.failed: asyncio.Future[None] = self._loop.create_future()
@@ -312,7 +318,6 @@ class Driver:
     def start(self) -> None:
         """From now on the replica lives. Watch ``failed``."""
         self._spawn(self._tick())
-        self._spawn(self._sync())
         self._spawn(self._watch_room())
         self.submit(Tick())
 
@@ -323,10 +328,13 @@ class Driver:
         self._wait_overdue(inf)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._snapshot_disk.shutdown()
+        self._is_stopped = True
+        closed: asyncio.Future[None] = self._loop.create_future()
+        self._disk.run(self._log.close, functools.partial(_finish, closed))
         try:
-            await self._loop.run_in_executor(self._disk, self._log.close)
+            await closed
         finally:
-            self._disk.shutdown()
+            self._disk.stop()
             if not self.failed.done():
                 self.failed.cancel()
 
@@ -349,13 +357,18 @@ class Driver:
         events, self._events = self._events, []
         try:
             while True:
-                for effect in self.replica.step(self.clock.now(), events):
-                    self._EFFECTS[type(effect)](self, effect)
+                if events:
+                    for effect in self.replica.step(self.clock.now(), events):
+                        self._EFFECTS[type(effect)](self, effect)
                 self._context.index = applied = self.replica.tree.applied_index
                 dropped = self._dropped(applied)
                 if dropped == self.replica.leases.dropped:
                     break
                 events = [Dropped(dropped)]
+            if self._to_send:
+                messages, self._to_send = self._to_send, []
+                self._send(messages)
+            self._work_on_disk()
         except Exception as exc:
             self.fail(exc)
         if self.replica.overdue_s != self._overdue_s:
@@ -372,10 +385,9 @@ class Driver:
     def _on_persist(self, effect: Persist) -> None:
         self._log.append(effect.hard_state, effect.entries, effect.truncate_from)
         self._persist_number = effect.number
-        self._disk_work.set()
 
     def _on_send(self, effect: Send) -> None:
-        self._send(effect.messages)
+        self._to_send += effect.messages
 
     def _on_reply(self, effect: Reply) -> None:
         callback = self._waiting.pop(effect.request, None)
@@ -386,8 +398,7 @@ class Driver:
         self._push(effect.touched)
 
     def _on_cut(self, effect: Cut) -> None:
-        self._disk_jobs.append(effect.meta)
-        self._disk_work.set()
+        self._disk_jobs.append(_DiskJob(self._persist_number, effect.meta))
 
     def _on_take(self, _: TakeSnapshot) -> None:
         self._spawn(self._in_thread(self._snapshots.take))
@@ -463,35 +474,49 @@ class Driver:
             due = max(due, due + late - TICKS_LATE_MAX * tick_s) + tick_s
             self.submit(Tick())
 
-    async def _sync(self) -> None:
-        """The disk's work, in the order in which the replica asked for it."""
-        done = 0
-        while True:
-            await self._disk_work.wait()
-            self._disk_work.clear()
-            # What is appended from here on while the disk works goes into the next round.
-            number = self._persist_number
-            jobs, self._disk_jobs = self._disk_jobs, []
-            if number > done:
-                await self._on_disk(self._log.sync)
-                done = number
-                self.submit(Persisted(number))
-            for job in jobs:
-                if isinstance(job, _Install):
-                    job.ready.set_result(None)
-                else:
-                    await self._on_disk(functools.partial(self._log.cut, job))
-
-    async def _on_disk(self, work: Callable[[], None]) -> None:
-        """Runs it in the disk thread, again and again while there is no room."""
-        while True:
-            try:
-                await self._loop.run_in_executor(self._disk, work)
-            except NoSpaceError:
-                self._set_full(True)
-                await asyncio.sleep(FULL_RETRY_S)
+    def _work_on_disk(self) -> None:
+        """The log's thread gets what is next, in the order in which the replica asked for it."""
+        jobs = self._disk_jobs
+        while not self._disk_works:
+            if jobs and jobs[0].after <= self._synced_number:
+                job = jobs.popleft().what
+                if isinstance(job, SnapshotMeta):
+                    self._on_disk(functools.partial(self._log.cut, job), lambda: None)
+                elif not job.done():
+                    job.set_result(None)
+            elif self._persist_number > self._synced_number:
+                # What is appended from here on, while the disk works, is for the next time.
+                synced = functools.partial(self._on_synced, self._persist_number)
+                self._on_disk(self._log.sync, synced)
             else:
-                return
+                break
+
+    def _on_disk(self, work: Callable[[], None], then: Callable[[], None]) -> None:
+        """Runs it in the log's thread, again and again while there is no room."""
+        self._disk_works = True
+        self._disk.run(work, functools.partial(self._on_disk_done, work, then))
+
+    def _on_disk_done(
+        self, work: Callable[[], None], then: Callable[[], None], error: BaseException | None
+    ) -> None:
+        if self._is_stopped:
+            return
+        if isinstance(error, NoSpaceError):
+            self._set_full(True)
+            self._loop.call_later(FULL_RETRY_S, self._on_disk, work, then)
+        elif error is not None:
+            self.fail(error)
+        else:
+            self._disk_works = False
+            then()
+            self._work_on_disk()
+
+    def _on_synced(self, number: int) -> None:
+        self._synced_number = number
+        self._work_on_disk()
+        # At once, with whatever came in this turn: answers and acknowledgements wait for it.
+        self._events.append(Persisted(number))
+        self._flush()
 
     async def _watch_room(self) -> None:
         while True:
@@ -515,10 +540,11 @@ class Driver:
 
     async def _install(self, install: SnapshotInstall) -> None:
         """The order of consensus' docstring: persisted, verified, in place, log reset, told."""
-        job = _Install(self._loop.create_future())
-        self._disk_jobs.append(job)
-        self._disk_work.set()
-        await job.ready
+        # All that is appended before it is durable first.
+        its_turn: asyncio.Future[None] = self._loop.create_future()
+        self._disk_jobs.append(_DiskJob(self._persist_number, its_turn))
+        self._work_on_disk()
+        await its_turn
         refused = await self._loop.run_in_executor(
             self._snapshot_disk, lambda: self._snapshots.verify(install)
         )
@@ -555,11 +581,20 @@ class Driver:
             self.fail(error)
 
 
-class _Install:
-    """A place in the disk's order: everything appended before it is durable."""
+class _DiskJob(NamedTuple):
+    """What is to be done when the Persist ``after``, and all before it, is on the disk."""
 
-    def __init__(self, ready: asyncio.Future[None]) -> None:
-        self.ready = ready
+    after: int
+    what: SnapshotMeta | asyncio.Future[None]  # cut the log there; or say so
+
+
+def _finish(future: asyncio.Future[None], error: BaseException | None) -> None:
+    if future.done():
+        return  # its waiter went away
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
 
 
 def _resolve(future: asyncio.Future[Result]) -> Callback:

@@ -168,11 +168,19 @@ class Link(asyncio.BufferedProtocol):
     def is_open(self) -> bool:
         return self._wire.state is wire.State.OPEN and not self.lost.done()
 
-    def send(self, plain: tuple[Any, ...]) -> None:
-        """Sent, or dropped when the link is clogged."""
+    def send(self, messages: Sequence[tuple[Any, ...]]) -> None:
+        """Sent together, or dropped when the link is clogged."""
         assert self._transport is not None
-        if self._transport.get_write_buffer_size() < WRITE_MAX_BYTES:
-            self._transport.writelines(self._wire.send_peer(plain))
+        if self._transport.get_write_buffer_size() >= WRITE_MAX_BYTES:
+            return
+        frames: list[bytes | bytearray | memoryview] = []
+        for message in messages:
+            try:
+                frames += self._wire.send_peer(message)
+            except LocalProtocolError as exc:
+                _log.warning("a message to another node was dropped: %s", exc)
+        # One buffer is one TLS record and one system call, on both sides.
+        self._transport.write(b"".join(frames))
 
     async def request(
         self, request: messages.Request, deadline_s: float, payload: bytes = b""
@@ -295,14 +303,13 @@ class Peers:
     # --- for the driver ---------------------------------------------------------------------------
 
     def send(self, batch: Sequence[PeerMessage]) -> None:
+        sorted_: dict[NodeNumber, list[PeerMessage]] = {}
         for message in batch:
-            link = self._links.get(message.to)
-            if link is None or not link.is_open:
-                continue
-            try:
-                link.send(encode_peer_message(message))
-            except LocalProtocolError as exc:
-                _log.warning("message to node %d dropped: %s", message.to, exc)
+            sorted_.setdefault(message.to, []).append(message)
+        for number, messages_to in sorted_.items():
+            link = self._links.get(number)
+            if link is not None and link.is_open:
+                link.send([encode_peer_message(message) for message in messages_to])
 
     def set_members(self, membership: Membership) -> None:
         self._members = frozenset(m.number for m in membership.members) - {self._node}

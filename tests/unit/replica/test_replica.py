@@ -630,3 +630,21 @@ def test_deadline_without_any_other_reason_is_a_deadline_error(make: MakeCluster
     for _ in range(20):
         cluster.tick()
     assert isinstance(cluster.members[1].replies[request], DeadlineError)
+
+
+def test_what_is_certain_is_told_with_what_comes_next(make: MakeCluster) -> None:
+    """While more waits for the log, a follower gets one message for each batch, not another one
+    that only says that the last batch is certain."""
+    cluster = make(3)
+    leader = cluster.elect()
+    follower = leader % 3 + 1
+    cluster.execute(follower, 8, 1, create("b"))  # so that it is told of what is certain at once
+    sent: list[AppendRequest] = []
+    cluster.lose = lambda message: isinstance(message, AppendRequest) and bool(sent.append(message))
+    for serial in range(1, 4):
+        cluster.propose(leader, 7, serial, create(f"a{serial}"))
+    cluster.deliver()
+    to_one = [message for message in sent if message.to == follower]
+    # The first command alone, then both others with the news of it, then the news of those.
+    assert [len(message.entries) for message in to_one] == [1, 2, 0]
+    assert to_one[1].commit == to_one[0].entries[0].index
