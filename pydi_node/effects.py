@@ -65,6 +65,12 @@ class FromPeer(NamedTuple):
     message: PeerMessage
 
 
+class Gone(NamedTuple):
+    """The other side ended the connection to this node, as happens when its program ends."""
+
+    number: NodeNumber
+
+
 class Propose(NamedTuple):
     """Do this command; the outcome is a Reply to ``request`` once it is applied on this node.
 
@@ -207,8 +213,8 @@ class SnapshotPartial(NamedTuple):
 
 
 Event = (
-    Tick | FromPeer | Propose | Read | Reclaim | Settle | Dropped | Persisted | Overdue | DiskFull
-    | AddMember | RemoveMember | Leave | SnapshotTaken | SnapshotFailed | SnapshotBytes
+    Tick | FromPeer | Gone | Propose | Read | Reclaim | Settle | Dropped | Persisted | Overdue
+    | DiskFull | AddMember | RemoveMember | Leave | SnapshotTaken | SnapshotFailed | SnapshotBytes
     | SnapshotWritten | SnapshotInstalled | SnapshotRefused | SnapshotPartial
 )  # fmt: skip
 

@@ -57,6 +57,7 @@ from pydi_node.effects import (
     Event,
     Forward,
     FromPeer,
+    Gone,
     Leave,
     MembersChanged,
     Now,
@@ -513,6 +514,10 @@ class Replica:
         while self._held and self._held[0].number <= event.number:
             self._send(self._held.popleft().messages)
 
+    def _on_gone(self, event: Gone) -> None:
+        if event.number == self.raft.leader:
+            self.raft.leader_gone()
+
     def _on_disk_full(self, event: DiskFull) -> None:
         self._disk_full = event.full
         if not event.full:
@@ -842,6 +847,7 @@ class Replica:
     _HANDLERS: ClassVar[dict[type[Any], Callable[[Replica, Any], None]]] = {
         Tick: _on_tick,
         FromPeer: _on_message,
+        Gone: _on_gone,
         Propose: _on_propose,
         Read: _on_read,
         Reclaim: _on_reclaim,

@@ -76,6 +76,9 @@ from pydi_node.ids import LogIndex, NodeNumber, Term
 # loses its claim on the snapshot and on the log kept behind it.
 CHUNK_RETRY_TIMEOUTS = 4
 SNAPSHOT_PATIENCE_TIMEOUTS = 60
+# When the leader's program has ended: from then to the first attempt to succeed it, and from one to
+# the next. Enough for the others to learn of it, too, and for two rounds of votes.
+GONE_TICKS = 2
 # While a snapshot travels the log behind it is kept, up to this many times the trailing bytes.
 SNAPSHOT_HOLD_FACTOR = 4
 
@@ -235,6 +238,15 @@ class Raft:
         """Try to become leader now; nothing for a leader or a node that is no voter."""
         if self._lead is None and self._may_campaign():
             self._campaign(transfer=False)
+
+    def leader_gone(self) -> None:
+        """Its program has ended, as it seems: nobody waits a time-out for it, the others try one
+        after the other. Should it be there all the same, whoever hears from it elects no other."""
+        if self._lead is None and self.leader is not None:
+            others = [voter for voter in self.membership.voters if voter != self.leader]
+            turn = others.index(self.node) if self.node in others else len(others)
+            self._election_elapsed = self.config.election_ticks
+            self._election_timeout = self.config.election_ticks + GONE_TICKS * (turn + 1)
 
     def transfer_leadership(self, to: NodeNumber) -> None:
         """Hand the leadership to ``to`` as soon as its log is complete; given up silently after

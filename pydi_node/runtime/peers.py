@@ -26,7 +26,7 @@ from pydi_node.config import Address, parse_address
 from pydi_node.consensus.types import Membership
 from pydi_node.discovery import multicast
 from pydi_node.discovery.group import WILDCARDS
-from pydi_node.effects import FromPeer, PeerMessage, decode_peer_message, encode_peer_message
+from pydi_node.effects import FromPeer, Gone, PeerMessage, decode_peer_message, encode_peer_message
 from pydi_node.errors import (
     BusyError,
     DeadlineError,
@@ -108,6 +108,7 @@ class Link(asyncio.BufferedProtocol):
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._sent_bytes = 0  # content of requests
         self._retired = False
+        self.was_ended = False  # by the other side's machine
         self.generation = 0  # of the secret that it is under
         # Done when welcomed; its exception says why that didn't happen.
         self.welcomed: asyncio.Future[NodeNumber] = self._loop.create_future()
@@ -137,6 +138,8 @@ class Link(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        # A time-out says nothing of the other program; and what this side ends has an end already.
+        self.was_ended = not self.lost.done() and not isinstance(exc, TimeoutError)
         self._end(DisconnectedError(f"the connection ended: {exc or 'closed by the node'}"))
 
     def _on_event(self, event: Event) -> None:
@@ -555,6 +558,8 @@ class Peers:
                 link.retire()
                 link = self._links[number] = fresh
             _log.info("connection to node %d lost", number)
+            if self._links.get(number) is link and link.was_ended:
+                self.driver.submit(Gone(number))
         finally:
             link.close()
             if self._links.get(number) is link:

@@ -152,6 +152,7 @@ class Machine:
         self.world.note(f"{self.number} {why}")
         self._take_image()
         self.disk = self.disk.killed()
+        self.network.hang_up(self.number)
 
     def power_cut(self) -> None:
         """The machine stops in the middle of what it does; unsynced writes are there or not."""

@@ -33,11 +33,11 @@ from pydi_node.effects import (
     DropSnapshot,
     Event,
     FromPeer,
+    Gone,
     Leave,
     MembersChanged,
     Overdue,
     PeerBroke,
-    PeerMessage,
     Persist,
     Persisted,
     Propose,
@@ -236,12 +236,12 @@ class Process(Owner):
         self._leaving = True
         self.request(Leave, seconds, done)
 
-    def receive(self, message: PeerMessage) -> None:
+    def receive(self, event: FromPeer | Gone) -> None:
         if self.paused_until_us > self.world.now_us:
             # The kernel keeps what came in for a stopped program.
-            self.later(0, "held message", lambda: self.submit(FromPeer(message)))
+            self.later(0, "held message", lambda: self.submit(event))
         else:
-            self.submit(FromPeer(message))
+            self.submit(event)
 
     # --- the loop ---------------------------------------------------------------------------------
 

@@ -7,16 +7,17 @@ tree, new commands succeed, and everything that was ever acknowledged is found a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from math import inf
 from typing import Any
 
 from pydi_node.commands import ROOT_CALLER, Create
 from pydi_node.consensus.types import Membership
-from pydi_node.effects import AddMember, PeerMessage, RemoveMember, Tick
+from pydi_node.effects import AddMember, FromPeer, Gone, PeerMessage, RemoveMember, Tick
 from pydi_node.errors import PydiError
 from pydi_node.handover import HandoverConfig
-from pydi_node.ids import ROOT_INO
+from pydi_node.ids import ROOT_INO, NodeNumber
 from pydi_node.replica_config import ReplicaConfig
 from pydi_node.tree.check import check
 from pydi_node.tree.committer import CommitConfig
@@ -130,7 +131,7 @@ class Simulation:
         assert forced.keys() <= parameters.keys(), forced
         self.parameters = parameters | forced
         self.watch = Watch()
-        self.network = Network(self.world, self._deliver)
+        self.network = Network(self.world, self._deliver, self._hang_up)
         self.network.loss = self.parameters["loss"]
         self.network.repeat = self.parameters["repeat"]
         self.network.reorder = self.parameters["reorder"]
@@ -331,9 +332,24 @@ class Simulation:
         return machine
 
     def _deliver(self, to: int, message: PeerMessage) -> None:
+        self._tell(to, FromPeer(message))
+
+    def _tell(self, to: int, event: FromPeer | Gone) -> None:
         machine = self.machines.get(to)
         if machine is not None and machine.process is not None:
-            machine.process.receive(message)
+            machine.process.receive(event)
+
+    def _hang_up(self, number: int) -> None:
+        """All whom that machine reaches learn that its connections to them ended."""
+        event = Gone(NodeNumber(number))
+        for other in sorted(self.machines):
+            if other != number and (number, other) not in self.network.cut:
+                self.world.after(
+                    self.dice.around(self.network.latency_us),
+                    self.world.forever,
+                    f"{number} -> {other} hangs up",
+                    functools.partial(self._tell, other, event),
+                )
 
     def _can_do_without(self, absent: set[int]) -> bool:
         """Whether the newest membership, and any newer one in some log, keep a majority."""
@@ -467,9 +483,13 @@ class Simulation:
             machine.crash_countdown = self.dice.below(7)
 
     def _unrest(self) -> None:
-        """An election that nothing called for, as if the leader wanted to hand over."""
+        """An election that nothing called for, as if the leader wanted to hand over; or the ends of
+        connections of a program that goes on."""
         processes = [p for p in self._processes() if not p.replica.is_leader]
-        if processes:
+        if self.dice.percent(50):
+            if (machine := self._any_up()) is not None:
+                self._hang_up(machine.number)
+        elif processes:
             process = self.dice.pick(processes)
             if process.replica.raft._may_campaign():
                 process.replica.raft._campaign(transfer=True)

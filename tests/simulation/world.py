@@ -132,9 +132,16 @@ class Network:
     from, or reach, another run of its node's program.
     """
 
-    def __init__(self, world: World, deliver: Callable[[int, PeerMessage], None]) -> None:
+    def __init__(
+        self,
+        world: World,
+        deliver: Callable[[int, PeerMessage], None],
+        hang_up: Callable[[int], None],
+    ) -> None:
+        """hang_up: is called with a node whose program has ended."""
         self._world = world
         self._deliver = deliver
+        self.hang_up = hang_up
         self.loss = 0  # percent
         self.repeat = 0  # percent of messages that arrive a second time, up to seconds later
         self.reorder = 0  # percent of messages that may overtake and be overtaken

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from pydi_node.consensus.log import entries_of
-from pydi_node.consensus.raft import Raft
+from pydi_node.consensus.raft import GONE_TICKS, Raft
 from pydi_node.consensus.types import (
     ENTRY_DATA_MAX_BYTES,
     AppendRequest,
@@ -27,6 +27,7 @@ from pydi_node.consensus.types import (
     SnapshotAck,
     SnapshotChunk,
     SnapshotMeta,
+    VoteRequest,
     VoteResponse,
 )
 from pydi_node.errors import BusyError, NoQuorumError, NotLeaderError, RemoteProtocolError
@@ -635,3 +636,55 @@ def test_clashing_configuration_is_refused(clash: dict[str, int]) -> None:
     """The error names the field."""
     with pytest.raises(ValueError, match=next(iter(clash))):
         dataclasses.replace(Config(1, 1), **clash)  # type: ignore[arg-type]
+
+
+def following(number: int, leader_number: int = 3) -> Raft:
+    """That node of three, which has just heard from its leader."""
+    raft = Raft(Config(number, 1), HardState(1, None, 0), FRONT, [], 0)
+    raft.step(HeartbeatRequest(leader_number, number, 1, 0, 0, 0))
+    drive(raft)
+    return raft
+
+
+def asks(messages: list[Message]) -> bool:
+    return any(isinstance(message, VoteRequest) for message in messages)
+
+
+@pytest.mark.parametrize(("number", "turn"), [(1, 1), (2, 2)])
+def test_the_leader_is_gone_and_one_after_the_other_tries(number: int, turn: int) -> None:
+    """Each in its turn, and before that it gives the other one its vote: none waits a time-out."""
+    raft = following(number)
+    other = 3 - number
+    request = VoteRequest(other, number, 2, 0, 0, True, False)
+    raft.step(request)
+    assert drive(raft) == []
+    raft.leader_gone()
+    for _ in range(turn * GONE_TICKS - 1):
+        raft.tick()
+        assert not asks(drive(raft))
+    raft.step(request)
+    assert drive(raft) == [VoteResponse(number, other, 2, True, True)]
+    raft.tick()
+    assert asks(drive(raft))
+    assert raft.role is Role.PRE_CANDIDATE
+
+
+def test_a_leader_that_only_seemed_to_be_gone_goes_on() -> None:
+    """Its next message is enough: nobody tries before a time-out, and nobody else gets a vote."""
+    raft = following(1)
+    raft.leader_gone()
+    raft.step(HeartbeatRequest(3, 1, 1, 0, 0, 0))
+    drive(raft)
+    raft.step(VoteRequest(2, 1, 2, 0, 0, True, False))
+    for _ in range(raft.config.election_ticks):
+        assert not asks(drive(raft))
+        raft.tick()
+    assert raft.leader == 3
+
+
+def test_who_leads_or_knows_no_leader_is_not_moved_by_an_end() -> None:
+    for raft in (leader(1), follower(1)):
+        before = raft.status()
+        raft.leader_gone()
+        raft.tick()
+        assert (raft.role, raft.term) == (before.role, before.term)
