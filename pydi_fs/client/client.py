@@ -25,7 +25,7 @@ from typing import Any
 from pydi_fs.client.connection import Arrived, Connection, Failed, open_connection
 from pydi_fs.client.endpoints import Endpoint
 from pydi_node import portable
-from pydi_node.commands import Command
+from pydi_node.commands import Command, PutFile, Undelegate
 from pydi_node.errors import (
     EXIT_UNREACHABLE,
     DeadlineError,
@@ -63,6 +63,9 @@ log = logging.getLogger("pydi.client")
 # Of a client's last results, of which the tree keeps 1024 (tree.SESSION_WINDOW): commands that are
 # sent at the same time may come before.
 SERIALS_REMEMBERED = 512
+# For the same reason no command begins while one that is older by so many waits for its answer, as
+# it may for seconds behind a directory that another mount holds. What gives one back does begin.
+SERIALS_UNANSWERED_MAX = 768
 DEADLINE_DEFAULT_S = 10.0  # several leader elections; shorter than a person's patience
 RECONNECT_MIN_S = 0.05  # a restarting node is back within a second
 RECONNECT_MAX_S = 1.0
@@ -133,6 +136,8 @@ class Client:
         self._hello = Hello(PROTOCOL_VERSIONS, role, "", 0, socket.gethostname()[:255], about)
         # The serial of a command, and whether it may have been sent under it before.
         self.number: Callable[[Command], tuple[Serial, bool]] = self._number
+        self._unanswered: dict[Serial, int] = {}  # commands, and how often each was asked
+        self._answered = asyncio.Event()  # one of them is, since somebody cleared it
         self.is_repeat = False  # what arrives now may be the first answer to an older question
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[Connection] | None = None
@@ -275,6 +280,9 @@ class Client:
         """
         again = False
         if serial is None:
+            while self._is_far_ahead(command):
+                self._answered.clear()
+                await self._answered.wait()
             serial, again = self.number(command)
         request: Execute | ExecutePut
         if payload is None:
@@ -302,9 +310,29 @@ class Client:
             if isinstance(error, UnavailableError) or errno_of(error) == errno.EINTR:
                 self.on_reset()
 
-        return await self.call(
-            request, payload or b"", arrived=outcome, failed=failed, sent=sent, once=once
-        )
+        unanswered = self._unanswered
+        unanswered[serial] = unanswered.get(serial, 0) + 1
+        try:
+            return await self.call(
+                request, payload or b"", arrived=outcome, failed=failed, sent=sent, once=once
+            )
+        finally:
+            unanswered[serial] -= 1
+            if not unanswered[serial]:
+                del unanswered[serial]
+            self._answered.set()
+
+    def _is_far_ahead(self, command: Command) -> bool:
+        """Whether the cluster could forget what an older command is about while it does this."""
+        unanswered = self._unanswered
+        # Cheap first: with none so old, none needs to be looked for.
+        if not unanswered or self._serial - next(iter(unanswered)) < SERIALS_REMEMBERED:
+            return False
+        if isinstance(command, Undelegate) or (
+            isinstance(command, PutFile) and command.ino is not None
+        ):
+            return False
+        return self._serial - min(unanswered) >= SERIALS_UNANSWERED_MAX
 
     # --- connections ---------------------------------------------------------------------------
 
