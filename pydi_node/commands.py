@@ -97,6 +97,7 @@ class PutFile:
     size, extents, blobs, mtime_ns, content  as in a Commit with a cut at 0.
     ino  its number, out of a reservation of this client (ReserveInodes), in a directory that is
          delegated to it; ESTALE when either does not hold. None: the next one.
+    atime_ns, ctime_ns  None: now. A mount that tells of a file later has shown them to programs.
     """
 
     caller: Caller
@@ -109,6 +110,8 @@ class PutFile:
     mtime_ns: TimeNs | None = None
     content: bytes | None = None
     ino: Ino | None = None
+    atime_ns: TimeNs | None = None
+    ctime_ns: TimeNs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -469,20 +472,24 @@ MAKES_ROOM = (
 )  # fmt: skip
 
 
-# The last field of commands that got it after there were logs with them, and what stands for it: it
-# is left out when it is not used, so a log of before is read, and one that needs nothing new can be
-# read by a node of before.
-_ADDED: dict[type[Any], Any] = {
-    Commit: None, Compact: None, PutFile: None, Mkdir: 0, Create: 0, Mknod: 0, Tmpfile: 0,
+# The last fields of commands that got them after there were logs with them, and what stands for
+# each: they are left out when they are not used, so a log of before is read, and one that needs
+# nothing new can be read by a node of before.
+_ADDED: dict[type[Any], tuple[Any, ...]] = {
+    Commit: (None,), Compact: (None,), PutFile: (None, None, None), Mkdir: (0,), Create: (0,),
+    Mknod: (0,), Tmpfile: (0,),
 }  # fmt: skip
 
 
 def encode(command: Command) -> tuple[Any, ...]:
     """The command as a flat tuple of plain values, its code first; ``decode`` reverses it."""
-    fields = _FIELDS[type(command)]
-    values = (COMMAND_CODES[type(command)], *[getattr(command, name) for name, _ in fields])
-    if type(command) in _ADDED and values[-1] == _ADDED[type(command)]:
-        return values[:-1]
+    cls = type(command)
+    values = (COMMAND_CODES[cls], *[getattr(command, name) for name, _ in _FIELDS[cls]])
+    if cls in _ADDED:
+        for default in reversed(_ADDED[cls]):
+            if values[-1] != default:
+                break
+            values = values[:-1]
     return values
 
 
@@ -494,8 +501,8 @@ def decode(value: Any) -> Command:
     if cls is None:
         raise CommandError(f"unknown command {value[0]!r:.40}")
     checks = _FIELD_CHECKS[cls]
-    if len(value) == len(checks) and cls in _ADDED:
-        value = (*value, _ADDED[cls])
+    if cls in _ADDED and (missing := len(checks) + 1 - len(value)) > 0:
+        value = (*value, *_ADDED[cls][-missing:])
     if len(value) != len(checks) + 1:
         raise CommandError(f"{cls.__name__}: {len(value) - 1} fields instead of {len(checks)}")
     arguments: list[Any] = []
@@ -625,7 +632,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "name": _name, "new_name": _name,
     "mode": _PERMISSIONS, "umask": _integer(0, 0o777), "rdev": _integer(0, (1 << 32) - 1),
     "uid": _optional(_ID), "gid": _optional(_ID), "size": _SIZE,
-    "atime_ns": _optional(_TIME), "mtime_ns": _optional(_TIME),
+    "atime_ns": _optional(_TIME), "mtime_ns": _optional(_TIME), "ctime_ns": _optional(_TIME),
     "exclusive": _bool, "append": _bool, "lost": _bool, "witness": _bool,
     "flags": _integer(0, 7),
     "value": _bytes(XATTR_VALUE_WIRE_MAX_BYTES),

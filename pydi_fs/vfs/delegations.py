@@ -194,6 +194,7 @@ class Delegations:
             create = self._new_pending(
                 attr, Ino(record.parent), record.name, Caller(*record.caller)
             )
+            create.restore_atime(record.atime_ns)
             serial = state.creating.get(create.ino)
             if serial is not None:
                 create.restore_empty(serial)

@@ -28,7 +28,7 @@ from pydi_fs.vfs.extents import Segment
 from pydi_node.commands import ROOT_CALLER, Caller
 from pydi_node.ids import Ino, LogIndex, Serial
 
-FORMAT = 3  # of all records together; a worker takes over from one of the same format only
+FORMAT = 4  # of all records together; a worker takes over from one of the same format only
 HEADER = Struct("<Q")
 _FRAME = Struct("<II")
 
@@ -227,6 +227,7 @@ class Created(NamedTuple):
     caller: tuple[int, int, tuple[int, ...] | None]
     mode: int  # 12 permission bits
     mtime_ns: int
+    atime_ns: int | None
 
 
 class Made(NamedTuple):

@@ -100,8 +100,9 @@ class Journal:
         """The present request creates a file of which the cluster hears later."""
 
     def shaped(
-        self, ino: Ino, parent: Ino, name: bytes, caller: Caller, mode: int, mtime_ns: int
-    ) -> None:
+        self, ino: Ino, parent: Ino, name: bytes, caller: Caller, mode: int, mtime_ns: int,
+        atime_ns: int | None,
+    ) -> None:  # fmt: skip
         """It has another mode or time."""
 
     def creating(self, ino: Ino, serial: Serial) -> None: ...
@@ -289,12 +290,13 @@ class KeptJournal(Journal):
     def created(
         self, ino: Ino, parent: Ino, name: bytes, caller: Caller, mode: int, mtime_ns: int
     ) -> None:
-        self._note(records.Created(_request.get(), ino, parent, name, caller, mode, mtime_ns))
+        self._note(records.Created(_request.get(), ino, parent, name, caller, mode, mtime_ns, None))
 
     def shaped(
-        self, ino: Ino, parent: Ino, name: bytes, caller: Caller, mode: int, mtime_ns: int
-    ) -> None:
-        self._note(records.Created(0, ino, parent, name, caller, mode, mtime_ns))
+        self, ino: Ino, parent: Ino, name: bytes, caller: Caller, mode: int, mtime_ns: int,
+        atime_ns: int | None,
+    ) -> None:  # fmt: skip
+        self._note(records.Created(0, ino, parent, name, caller, mode, mtime_ns, atime_ns))
 
     def creating(self, ino: Ino, serial: Serial) -> None:
         self._note(records.Creating(ino, serial))

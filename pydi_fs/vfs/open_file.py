@@ -68,6 +68,7 @@ class OpenFile:
         self._stages: dict[int, Stage] = {}  # by source: all that the content still needs
         self._caller: Caller = ROOT_CALLER  # who wrote last: a version is committed in that name
         self._mtime_ns = 0  # of what is dirty
+        self._changed_ns = 0  # when that was changed last
         self._lock = asyncio.Lock()
         # Changes on their way: the cluster's attributes lag behind.
         self._publication: Publication | None = None
@@ -97,7 +98,7 @@ class OpenFile:
         changes that were on their way."""
         self._content = image.content
         self._caller = image.caller
-        self._mtime_ns = image.mtime_ns
+        self._mtime_ns = self._changed_ns = image.mtime_ns
         self._publication = image.publication
         self._undecided = image.publication is not None
         self._stages.update(stages)
@@ -177,6 +178,8 @@ class OpenFile:
             extents=changes.extents(_blobs_of(infos, put)),
             blobs=tuple(sorted(infos.values())),
             mtime_ns=TimeNs(publication.mtime_ns),
+            # Programs may have looked between close and this, and remember it (git's index).
+            ctime_ns=self.overlay(create.attr).ctime_ns if create.publish is not None else None,
         )
         # The worker before this one may have sent it under this serial.
         count = len(publication.serials)
@@ -240,7 +243,7 @@ class OpenFile:
             size=self._content.size,
             allocated=self._content.map.mapped_bytes,
             mtime_ns=TimeNs(self._mtime_ns),
-            ctime_ns=TimeNs(max(attr.ctime_ns, self._mtime_ns)),
+            ctime_ns=TimeNs(max(attr.ctime_ns, self._changed_ns)),
         )
 
     def set_mtime(self, mtime_ns: int) -> None:
@@ -420,7 +423,7 @@ class OpenFile:
 
     def _note_change(self, caller: Caller) -> None:
         self._caller = caller
-        self._mtime_ns = self._clock()
+        self._mtime_ns = self._changed_ns = self._clock()
 
     async def empty(self, caller: Caller) -> None:
         """O_TRUNC: nothing is left of the newest version."""

@@ -65,9 +65,9 @@ class PendingCreate:
     """See the module."""
 
     __slots__ = (
-        "_journal", "_new_serial", "_publishing", "_run", "_task", "attempt", "attr", "caller",
-        "ended", "failure", "is_certain", "is_sealing", "mode", "name", "on_end", "overtaken",
-        "parent", "publish", "sent", "timer",
+        "_journal", "_new_serial", "_publishing", "_run", "_task", "atime_ns", "attempt", "attr",
+        "caller", "ended", "failure", "is_certain", "is_sealing", "mode", "name", "on_end",
+        "overtaken", "parent", "publish", "sent", "timer",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +85,7 @@ class PendingCreate:
         self.name = name
         self.caller = caller
         self.mode = stat.S_IMODE(attr.mode)
+        self.atime_ns: TimeNs | None = None  # None: nobody has set it
         self.attempt: Attempt | None = None
         self.failure: FileError | None = None  # it is lost
         self.ended = False  # settled or lost
@@ -112,11 +113,18 @@ class PendingCreate:
     def command(self, **content: Any) -> PutFile:
         """What makes it. content: of the fields of a PutFile, those that are not empty."""
         fields = {"size": 0, "extents": (), "blobs": (), "mtime_ns": self.attr.mtime_ns, **content}
+        fields["atime_ns"] = self.atime_ns
         return PutFile(self.caller, self.parent, self.name, self.mode, ino=self.ino, **fields)
 
     def carries(self, publication: Publication) -> bool:
         """Whether these changes are in the command that may have been sent."""
         return self.attempt is not None and self.attempt.publication is publication
+
+    def restore_atime(self, atime_ns: int | None) -> None:
+        """The worker before this one was told to set it."""
+        if atime_ns is not None:
+            self.atime_ns = TimeNs(atime_ns)
+            self.attr = self.attr._replace(atime_ns=self.atime_ns)
 
     def restore_empty(self, serial: Serial) -> None:
         """The worker before this one may have sent it, without content."""
@@ -170,7 +178,8 @@ class PendingCreate:
             if self.attempt is None:
                 serial = self._new_serial()
                 self._journal.creating(self.ino, serial)
-                self.attempt = Attempt(self.command(), None, serial, None)
+                shown = {} if self.publish is None else {"ctime_ns": self.attr.ctime_ns}
+                self.attempt = Attempt(self.command(**shown), None, serial, None)
             self._expect_sent()
             self._task = asyncio.get_running_loop().create_task(self._send(self.attempt))
         return self._task
@@ -258,20 +267,20 @@ class PendingCreate:
             return False
         if uid not in (None, attr.uid) or gid not in (None, attr.gid):
             return False
-        if atime_ns not in (None, TIME_NOW):
-            return False  # a PutFile has no such field
         changes: dict[str, Any] = {"ctime_ns": TimeNs(now_ns)}
         if mode is not None:
             self.mode = mode
             changes["mode"] = stat.S_IFMT(attr.mode) | mode
         if atime_ns is not None:
-            changes["atime_ns"] = TimeNs(now_ns)
+            self.atime_ns = TimeNs(now_ns if atime_ns == TIME_NOW else atime_ns)
+            changes["atime_ns"] = self.atime_ns
         if mtime_ns is not None:
             changes["mtime_ns"] = TimeNs(now_ns if mtime_ns == TIME_NOW else mtime_ns)
         self.attr = attr._replace(**changes)
         self._journal.shaped(
-            self.ino, self.parent, self.name, self.caller, self.mode, self.attr.mtime_ns
-        )
+            self.ino, self.parent, self.name, self.caller, self.mode, self.attr.mtime_ns,
+            self.atime_ns,
+        )  # fmt: skip
         return True
 
 

@@ -98,6 +98,10 @@ def put_file(store: Store, command: PutFile) -> Result:
     inode.size = command.size
     if command.mtime_ns is not None:
         inode.mtime_ns = time_or_now(command.mtime_ns, store.now_ns)
+    if command.atime_ns is not None:
+        inode.atime_ns = time_or_now(command.atime_ns, store.now_ns)
+    if command.ctime_ns is not None:
+        inode.ctime_ns = time_or_now(command.ctime_ns, store.now_ns)
     return Result(0, inode.attr(), touched, directories)
 
 

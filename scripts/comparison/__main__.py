@@ -39,6 +39,7 @@ SYSTEMS: dict[str, Callable[[Path, bool], System]] = {
     "plain": lambda folder, _: Plain(folder),
     "pydi-2": lambda folder, _: PyDi(folder, copies=2),
     "pydi-3": lambda folder, _: PyDi(folder, copies=3),
+    "pydi-2-fsync": lambda folder, _: PyDi(folder, copies=2, closes_behind=True),
     "gluster": peers.Gluster,
     "moosefs": peers.MooseFS,
 }

@@ -14,8 +14,10 @@ from typing import Any
 
 from scripts.comparison.work import MIB, ROWS, Row
 
-FIRST = ("pydi-2", "pydi-3")  # whose rates the others are compared with
-MARKERS = {"pydi-2": "o", "pydi-3": "s", "gluster": "^", "moosefs": "v", "plain": "x"}
+FIRST = ("pydi-2", "pydi-3", "pydi-2-fsync")  # whose rates the others are compared with
+MARKERS = {
+    "pydi-2": "o", "pydi-3": "s", "pydi-2-fsync": "D", "gluster": "^", "moosefs": "v", "plain": "x",
+}  # fmt: skip
 
 KINDS = ("comparison", "growth")
 

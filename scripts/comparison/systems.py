@@ -284,16 +284,25 @@ class Machines(ABC):
 
 
 class PyDi(Machines):
-    """Three nodes and a mount of the first; ``copies`` is the cluster's setting ``replicas``."""
+    """Three nodes and a mount of the first; ``copies`` is the cluster's setting ``replicas``.
 
-    def __init__(self, folder: Path, copies: int, count: int = 3) -> None:
+    closes_behind  mounted with ``-o durability=fsync``.
+    """
+
+    def __init__(
+        self, folder: Path, copies: int, count: int = 3, closes_behind: bool = False
+    ) -> None:
         self.count = count
         super().__init__(folder)
         self.copies = copies
-        self.name = f"pydi-{copies}"
+        self.closes_behind = closes_behind
+        self.name = f"pydi-{copies}" + "-fsync" * closes_behind
         self.version = f"{__version__} ({_commit()})"
+        safe = f"content on the disks of {copies} nodes, name on a majority's"
         self.durability = (
-            f"close and fsync: content on the disks of {copies} nodes, name on a majority's"
+            f"close: of a new file nothing outside this machine yet; fsync: {safe}"
+            if closes_behind
+            else f"close and fsync: {safe}"
         )
 
     def data_dir(self, number: int) -> Path:
@@ -317,6 +326,7 @@ class PyDi(Machines):
         return [
             str(PROGRAMS / "pydi-mount"), str(self.path), "--foreground",
             "--data-dir", str(self.data_dir(1)), "--cache-dir", str(self.folder / "cache"),
+            "-o", f"durability={'fsync' if self.closes_behind else 'close'}",
         ]  # fmt: skip
 
     def daemons(self) -> dict[str, int]:

@@ -6,6 +6,7 @@ The rules are those of tree/delegations.py; that all nodes agree on them is what
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -236,6 +237,16 @@ def test_a_holder_numbers_its_files_itself(fs: Driver, held: Ino) -> None:
     assert fs.tree.lookup(held, b"p") == fs.tree.getattr(first)
 
 
+def test_a_file_has_the_times_that_programs_were_shown(fs: Driver, held: Ino) -> None:
+    """A mount tells of it later. What it does not say is now."""
+    first = ok(fs, HOLDER, c.ReserveInodes())
+    shown = replace(put(held, b"n", first), atime_ns=TimeNs(3), mtime_ns=TimeNs(4))
+    attr = ok(fs, HOLDER, replace(shown, ctime_ns=TimeNs(5)))
+    assert (attr.atime_ns, attr.mtime_ns, attr.ctime_ns) == (3, 4, 5)
+    attr = ok(fs, HOLDER, put(held, b"m", first + 1))
+    assert attr.atime_ns == attr.mtime_ns == attr.ctime_ns == attr.btime_ns
+
+
 def test_which_numbers_a_file_can_not_have(fs: Driver, held: Ino) -> None:
     """Used ones, others', such that were not reserved, any at all in a directory that is nobody's
     or was revoked; nothing happens."""
@@ -334,7 +345,8 @@ def test_a_command_without_a_number_is_written_as_ever() -> None:
     """A log of before is read, and a node of before reads what needs nothing new."""
     without = c.PutFile(ROOT, ROOT_INO, b"n", 0o644, 0, (), ())
     assert c.encode(without) == (28, ROOT, 1, b"n", 0o644, 0, (), (), None, None)
-    for command in (without, put(ROOT_INO, b"n", 9)):
+    timed = replace(without, ctime_ns=TimeNs(5))
+    for command in (without, put(ROOT_INO, b"n", 9), timed):
         assert c.decode(c.encode(command)) == command
 
 
