@@ -676,6 +676,14 @@ class Dispatcher(Closing, Xattrs):
         if local is not None:
             local.unpin()
 
+    def _create_nowait(self, header: Header, body: codec.Create) -> bytes | None:
+        caller, parent, umask = self._caller(header), Ino(header.nodeid), self._umask(body.umask)
+        with self._journal.request(header.unique):
+            made = self._vfs.create_nowait(
+                caller, parent, body.name, body.mode & 0o7777, body.flags, umask
+            )
+        return None if made is None else self._created(header, *made, body.flags)
+
     async def _create(self, header: Header, body: codec.Create) -> bytes:
         caller, parent, umask = self._caller(header), Ino(header.nodeid), self._umask(body.umask)
         mode = body.mode & 0o7777
@@ -708,6 +716,13 @@ class Dispatcher(Closing, Xattrs):
 
     async def _read(self, _header: Header, body: codec.Read) -> bytes:
         return await self._vfs.read(body.fh, arguments.size(body.offset), body.size)
+
+    def _write_nowait(self, header: Header, body: codec.Write) -> bytes | None:
+        if body.write_flags & abi.FUSE_WRITE_KILL_SUIDGID:
+            return None
+        with self._journal.request(header.unique):
+            written = self._vfs.write_nowait(body.fh, arguments.size(body.offset), body.data)
+        return None if written is None else codec.encode_write(written)
 
     async def _write_file(self, header: Header, body: codec.Write) -> bytes:
         before = self._journal.written_before(header.unique)
@@ -803,10 +818,10 @@ class Dispatcher(Closing, Xattrs):
         FuseOpcode.FUSE_RELEASEDIR: Operation(_done, nowait=_done_nowait, changes=False),
         FuseOpcode.FUSE_FSYNCDIR: Operation(Closing.fsyncdir),
         FuseOpcode.FUSE_OPEN: Operation(_open, nowait=_open_nowait, undo=_undo_open),
-        FuseOpcode.FUSE_CREATE: Operation(_create, undo=_undo_create),
+        FuseOpcode.FUSE_CREATE: Operation(_create, nowait=_create_nowait, undo=_undo_create),
         FuseOpcode.FUSE_TMPFILE: Operation(_tmpfile, undo=_undo_create),
         FuseOpcode.FUSE_READ: Operation(_read, changes=False),
-        FuseOpcode.FUSE_WRITE: Operation(_write_file),
+        FuseOpcode.FUSE_WRITE: Operation(_write_file, nowait=_write_nowait),
         FuseOpcode.FUSE_FLUSH: Operation(Closing.flush, nowait=Closing.flush_nowait),
         FuseOpcode.FUSE_FSYNC: Operation(Closing.fsync),
         FuseOpcode.FUSE_RELEASE: Operation(Closing.release, nowait=Closing.release_nowait),

@@ -198,11 +198,12 @@ class Behind:
             closed.create.start()
 
     async def tell_all(self) -> PydiError | None:
-        """The first error of those that could not be told."""
+        """The first error of those that could not be told, and are not lost."""
         closed = list(self._closed.values())
         self._tell(len(self._waiting))
         errors = await asyncio.gather(*(asyncio.shield(one.create.start()) for one in closed))
-        return next((error for error in errors if error is not None), None)
+        failed = zip(closed, errors, strict=True)
+        return next((error for one, error in failed if error and not one.create.ended), None)
 
     async def _tell_one(self, closed: _Closed) -> None:
         """`PendingCreate.publish`."""
@@ -235,12 +236,15 @@ class Behind:
             log.warning("ino=%d: closed, and not told yet: %s", closed.file.ino, error)
             return
         self._remove(closed)
-        if len(self._failures) < FAILURES_MAX:
-            self._failures.setdefault(closed.create.parent, error)
         self._on_lost(closed.file, closed.create, error)
         closed.create.publish = None
 
     # --- what went wrong -------------------------------------------------------------------------
+
+    def note_failure(self, directory: Ino, error: PydiError) -> None:
+        """A file in there is lost for this reason."""
+        if len(self._failures) < FAILURES_MAX:
+            self._failures.setdefault(directory, error)
 
     def take_failure(self, directory: Ino | None) -> PydiError | None:
         """Of a file that was closed in there, None: anywhere, and is lost. Told once."""

@@ -5,6 +5,7 @@ of changes that are made elsewhere. `vfs.Vfs` has the operations.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from pydi_fs.vfs.pending import PendingCreate
 from pydi_fs.vfs.reader import BlobReader
 from pydi_fs.vfs.staging import StagingArea
 from pydi_fs.vfs.xattrs import Xattrs
-from pydi_node.commands import Command
+from pydi_node.commands import Command, PutFile
 from pydi_node.errors import FileError, PydiError, errno_of
 from pydi_node.ids import Ino
 from pydi_node.records import Attr, FileVersion, Result, Statfs
@@ -104,6 +105,7 @@ class VfsCore(Xattrs):
             enabled=config.delegates and config.closes_behind,
         )
         self._background = Background()
+        self._saves = Background()  # of files that can't be told
         self._holds = Holds(client, self._background.later)
 
     @property
@@ -205,15 +207,33 @@ class VfsCore(Xattrs):
                 self._background.later(file.discard())
 
     def _lost(self, file: OpenFile, create: PendingCreate, error: PydiError) -> None:
-        """A file that was closed will never be in the cluster, as far as it is nobody's else."""
-        if file.handles == 0 and self._files.get(file.ino) is file:
+        """A file that was closed will never be in the cluster, as the one that programs know."""
+        is_open = file.handles > 0 or self._files.get(file.ino) is not file
+        if not is_open:
             del self._files[file.ino]
             if create.failure is None:
                 create.give_up(FileError(errno_of(error)))
-            self._background.later(file.discard())
-        self._background.later(self._log_lost(create, error))
+        self._saves.later(self._save(file, create, error, is_open))
 
-    async def _log_lost(self, create: PendingCreate, error: PydiError) -> None:
+    async def _make_anew(self, command: PutFile, payload: bytes | None) -> None:
+        await self._execute(command, payload=payload)
+
+    async def _save(
+        self, file: OpenFile, create: PendingCreate, error: PydiError, is_open: bool
+    ) -> None:
+        try:
+            if not is_open and errno_of(error) == errno.ESTALE:
+                # Somebody looked while this mount was silent, and was told that it is not there.
+                # If the name is still free, a file that was made just now may have it.
+                await file.make_anew(create, self._make_anew)
+                log.warning("ino=%d: told too late, made anew", create.ino)
+                return
+        except PydiError as exc:
+            error = exc
+        finally:
+            if not is_open:
+                await file.discard()
+        self._behind.note_failure(create.parent, error)
         name = create.name.decode(errors="replace")
         try:
             above = await self.client.call(messages.PathOf(create.parent))

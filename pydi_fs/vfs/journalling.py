@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -48,6 +49,15 @@ class Journal:
 
     def enter(self, unique: int) -> None:
         """The present task answers this request."""
+
+    @contextmanager
+    def request(self, unique: int) -> Iterator[None]:
+        """As `enter`, of what answers it without a task."""
+        self.enter(unique)
+        try:
+            yield
+        finally:
+            self.enter(0)
 
     def answered(self, unique: int) -> None:
         """The kernel has its answer, or wants none."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from dataclasses import replace
 
 from blake3 import blake3
 
@@ -25,7 +26,7 @@ from pydi_fs.vfs.journalling import Piece
 from pydi_fs.vfs.pending import Attempt, PendingCreate
 from pydi_fs.vfs.reader import BlobReader
 from pydi_fs.vfs.staging import Stage, StagingArea
-from pydi_node.commands import ROOT_CALLER, Caller, Commit
+from pydi_node.commands import ROOT_CALLER, Caller, Commit, PutFile
 from pydi_node.errors import BlobMissingError, FileError
 from pydi_node.ids import BlobId, Ino, Serial, TimeNs, blob_name
 from pydi_node.records import FILE_SIZE_MAX, Attr, BlobInfo, FileVersion
@@ -164,6 +165,22 @@ class OpenFile:
         self.attr = attr
         return infos
 
+    async def make_anew(
+        self, create: PendingCreate, execute: Callable[[PutFile, bytes | None], Awaitable[object]]
+    ) -> None:
+        """What was to be created as ``create``, and never will be, is created as another file, with
+        all that is here. EEXIST, and whatever else a create may say."""
+        async with self._lock:
+            changes = self._content.take_changes()
+            publication = Publication(changes, self._caller, self._mtime_ns, [])
+            try:
+                infos, put = await self._seal({s.source for s in changes.segments if s.source < 0})
+                command = self._command(create, publication, infos, put)
+                payload = None if put is None else put.content()
+                await execute(replace(command, ino=None), payload)
+            finally:
+                self._content.restore(changes)
+
     def _attempt(
         self,
         create: PendingCreate,
@@ -171,9 +188,22 @@ class OpenFile:
         infos: dict[int, BlobInfo],
         put: Stage | None,
     ) -> Attempt:
-        """The command that creates the file with these changes as its content."""
+        """The command that creates the file with these changes as its content, as it is sent."""
+        command = self._command(create, publication, infos, put)
+        # The worker before this one may have sent it under this serial.
+        count = len(publication.serials)
+        serial = self._serial_of(publication, 0)
+        return Attempt(command, None if put is None else put.content(), serial, publication, count)
+
+    def _command(
+        self,
+        create: PendingCreate,
+        publication: Publication,
+        infos: dict[int, BlobInfo],
+        put: Stage | None,
+    ) -> PutFile:
         changes = publication.changes
-        command = create.command(
+        return create.command(
             size=changes.size,
             extents=changes.extents(_blobs_of(infos, put)),
             blobs=tuple(sorted(infos.values())),
@@ -181,10 +211,6 @@ class OpenFile:
             # Programs may have looked between close and this, and remember it (git's index).
             ctime_ns=self.overlay(create.attr).ctime_ns if create.publish is not None else None,
         )
-        # The worker before this one may have sent it under this serial.
-        count = len(publication.serials)
-        serial = self._serial_of(publication, 0)
-        return Attempt(command, None if put is None else put.content(), serial, publication, count)
 
     # --- attributes --------------------------------------------------------------------------
 

@@ -203,7 +203,7 @@ class PastVfs(Vfs):
         return self._new_handle(file, flags, caller), version
 
     def _may_make(self, parent: Ino, name: bytes) -> bool:
-        return not (parent == ROOT_INO and name == DOOR)
+        return super()._may_make(parent, name) and not (parent == ROOT_INO and name == DOOR)
 
     async def copy_file_range(
         self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int

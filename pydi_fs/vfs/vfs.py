@@ -90,6 +90,10 @@ class _Handle:
     def writable(self) -> bool:
         return self.flags & O_ACCMODE != os.O_RDONLY
 
+    @property
+    def appends(self) -> bool:
+        return bool(self.flags & os.O_APPEND)
+
 
 class Vfs(VfsCore):
     """One mount's (or one command's) view of the tree."""
@@ -171,6 +175,7 @@ class Vfs(VfsCore):
         self._holds.stop()
         failures: list[BaseException] = []
         await self._behind.stop()
+        await self._saves.wait()
         for file in list(self._files.values()):
             try:
                 await self._publish(file)
@@ -400,6 +405,7 @@ class Vfs(VfsCore):
         if ino == ROOT_INO:
             await self.sync()
         await self._delegations.settle_directory(ino)
+        await self._saves.wait()
         failure = self._behind.take_failure(ino)
         if failure is not None:
             raise failure
@@ -408,6 +414,7 @@ class Vfs(VfsCore):
         """syncfs(2): whatever was closed is durable. The first error, also of what was lost before
         without anybody being told."""
         failure = await self._behind.tell_all()
+        await self._saves.wait()
         failure = self._behind.take_failure(None) or failure
         if failure is not None:
             raise failure
@@ -495,11 +502,9 @@ class Vfs(VfsCore):
         if made is not None:  # by the worker before this one, which died before it was answered
             fh = await self.open(caller, made, flags & ~os.O_TRUNC)
             return await self.getattr(made), fh
-        # close(2) of a file that can't be written publishes nothing, so nobody would settle it.
-        if flags & O_ACCMODE != os.O_RDONLY and self._may_make(parent, name):
-            create = self._delegations.create(caller, parent, name, mode & 0o7777 & ~umask)
-            if create is not None:
-                return create.attr, self._open_pending(create, flags)
+        known = self.create_nowait(caller, parent, name, mode, flags, umask)
+        if known is not None:
+            return known
 
         def arrived(answer: Any) -> tuple[Attr, bool]:
             attr, created = answer
@@ -520,8 +525,18 @@ class Vfs(VfsCore):
         self._holds.opened(fh, attr.ino)
         return attr, fh
 
+    def create_nowait(
+        self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int, umask: int = 0
+    ) -> tuple[Attr, int] | None:
+        """`create` of a file of which the cluster hears later; None: it must be asked."""
+        # close(2) of a file that can't be written publishes nothing, so nobody would settle it.
+        if flags & O_ACCMODE == os.O_RDONLY or not self._may_make(parent, name):
+            return None
+        create = self._delegations.create(caller, parent, name, mode & 0o7777 & ~umask)
+        return None if create is None else (create.attr, self._open_pending(create, flags))
+
     def _may_make(self, parent: Ino, name: bytes) -> bool:
-        return True
+        return len(name) <= NAME_MAX_BYTES
 
     def _open_pending(self, create: PendingCreate, flags: int) -> int:
         """A handle of a file that only this mount knows of."""
@@ -587,14 +602,23 @@ class Vfs(VfsCore):
 
     async def write(self, fh: int, offset: int, data: bytes | memoryview) -> int:
         """Stage ``data``; durable and seen by other machines after flush or fsync."""
+        written = self.write_nowait(fh, offset, data)
+        if written is not None:
+            return written
+        # A write on top of a size that is no longer the file's would show that size until the next
+        # read.
+        handle = self._handle(fh)
+        await handle.file.look()
+        return handle.file.write(handle.caller, offset, data, handle.appends)
+
+    def write_nowait(self, fh: int, offset: int, data: bytes | memoryview) -> int | None:
+        """As `write`; None: what the cluster has of the file must be looked at first."""
         handle = self._handle(fh)
         if not handle.writable:
             raise FileError(errno.EBADF)
-        # A write on top of a size that is no longer the file's would show that size until the next
-        # read.
-        await handle.file.look()
-        append = bool(handle.flags & os.O_APPEND)
-        return handle.file.write(handle.caller, offset, data, append)
+        if handle.file.stale:
+            return None
+        return handle.file.write(handle.caller, offset, data, handle.appends)
 
     async def flush(self, fh: int) -> None:
         """close(2) of one descriptor: what was written is durable, or close() gets the error. Or it

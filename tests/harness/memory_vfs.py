@@ -402,6 +402,14 @@ class MemoryVfs:
         self._content_changed(inode)
         return len(data)
 
+    def create_nowait(
+        self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int, umask: int = 0
+    ) -> tuple[Attr, int] | None:
+        return None
+
+    def write_nowait(self, fh: int, offset: int, data: bytes) -> int | None:
+        return None
+
     def flush_nowait(self, fh: int) -> bool:
         return self.cached and not self._inode(self._handle(fh).ino).dirty
 

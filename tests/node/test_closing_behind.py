@@ -34,6 +34,7 @@ from tests.unit.tree.driver import file_error
 __all__ = ["_nothing_by_itself", "logs"]
 
 LARGE_BYTES = 3 << 20  # goes to a node as a blob, in several pieces
+SIZES = (0, 7, LARGE_BYTES)
 
 
 class ClosingMount(DelegatingMount):
@@ -102,61 +103,76 @@ def test_a_close_waits_for_nothing(
     run(node, tmp_path, scenario)
 
 
-@pytest.mark.parametrize("size", [0, 7, LARGE_BYTES])
-def test_programs_here_see_what_was_closed(node: NodeProcess, tmp_path: Path, size: int) -> None:
+def test_programs_here_see_what_was_closed(node: NodeProcess, tmp_path: Path) -> None:
     """Looked up, opened, read and written on, without a request; and then told as it is."""
 
-    async def scenario(mount: ClosingMount, _: DelegatingMount) -> None:
-        ino = await mount.put(b"f", b"x" * size)
+    async def see(mount: ClosingMount, size: int) -> None:
+        name = b"%d" % size
+        ino = await mount.put(name, b"x" * size)
         mount.client.sent.clear()
-        assert (await mount.vfs.lookup(mount.at, b"f")).size == size
-        with file_error(errno.EEXIST):
-            await mount.vfs.create(ROOT_CALLER, mount.at, b"f", 0o644, os.O_WRONLY | os.O_EXCL)
-        ino = await mount.put(b"g", b"x" * size)
-        mount.client.sent.clear()
+        assert (await mount.vfs.lookup(mount.at, name)).size == size
         fh = await mount.vfs.open(ROOT_CALLER, ino, os.O_RDWR | os.O_APPEND)
         assert await mount.vfs.read(fh, 0, 2 * LARGE_BYTES) == b"x" * size
         await mount.vfs.write(fh, 0, b"more")
         await mount.end(fh)
-        await mount.vfs.setattr(ROOT_CALLER, ino, mode=0o600, mtime_ns=5)
+        await mount.vfs.setattr(ROOT_CALLER, ino, mode=0o600, atime_ns=4, mtime_ns=5)
         shown = await mount.vfs.getattr(ino)
         assert (shown.size, shown.mode & 0o777, shown.mtime_ns) == (size + 4, 0o600, 5)
         assert mount.is_pending(ino)
         assert not {"Execute", "ExecutePut"} & set(mount.client.sent)
         await mount.vfs.fsyncdir(mount.at)
         kept = await mount.asker.call(GetAttr(ino))
-        assert (kept.size, kept.mode & 0o777, kept.mtime_ns) == (size + 4, 0o600, 5)
+        same = (
+            "mode",
+            "nlink",
+            "uid",
+            "gid",
+            "size",
+            "allocated",
+            "atime_ns",
+            "mtime_ns",
+            "ctime_ns",
+        )
+        assert [getattr(kept, of) for of in same] == [getattr(shown, of) for of in same]
+
+    async def scenario(mount: ClosingMount, _: DelegatingMount) -> None:
+        for size in SIZES:
+            await see(mount, size)
+        await mount.put(b"f")
+        with file_error(errno.EEXIST):
+            await mount.vfs.create(ROOT_CALLER, mount.at, b"f", 0o644, os.O_WRONLY | os.O_EXCL)
 
     run(node, tmp_path, scenario)
 
 
-@pytest.mark.parametrize("size", [0, 7, LARGE_BYTES])
 @pytest.mark.parametrize("look", ["lookup", "readdir", "O_EXCL"])
 def test_another_mount_sees_at_once_what_was_closed_here(
-    node: NodeProcess, tmp_path: Path, size: int, look: str
+    node: NodeProcess, tmp_path: Path, look: str
 ) -> None:
     """With its content: nobody tells when the cluster has heard of it."""
 
     async def scenario(holder: ClosingMount, other: DelegatingMount) -> None:
-        inos = [await holder.put(b"%d" % number, b"x" * size) for number in range(5)]
+        inos = [await holder.put(b"%d" % size, b"x" * size) for size in SIZES]
         if look == "lookup":
-            assert (await other.vfs.lookup(other.at, b"0")).size == size
+            assert (await other.vfs.lookup(other.at, b"%d" % LARGE_BYTES)).size == LARGE_BYTES
         elif look == "readdir":
-            assert len(await other.names(other.at)) == 5
+            assert len(await other.names(other.at)) == len(SIZES)
         else:
             with file_error(errno.EEXIST):
-                await other.vfs.create(ROOT_CALLER, other.at, b"3", 0o644, os.O_WRONLY | os.O_EXCL)
+                await other.vfs.create(ROOT_CALLER, other.at, b"0", 0o644, os.O_WRONLY | os.O_EXCL)
         assert not holder.vfs._delegations.pending
-        for ino in inos:
+        for ino, size in zip(inos, SIZES, strict=True):
+            assert (await other.vfs.getattr(ino)).size == size
             assert await other.content(ino) == (b"x" * size)[:10_000]
 
     run(node, tmp_path, scenario)
 
 
-@pytest.mark.parametrize("call", ["fsync", "fsync of the directory", "syncfs", "rename", "end"])
-def test_who_wants_it_on_disk_waits_for_that(node: NodeProcess, tmp_path: Path, call: str) -> None:
-    async def scenario(mount: ClosingMount, _: DelegatingMount) -> None:
-        ino = await mount.put(b"f")
+def test_who_wants_it_on_disk_waits_for_that(node: NodeProcess, tmp_path: Path) -> None:
+    """fsync of the file, of its directory, syncfs, rename, and the end of the mount."""
+
+    async def sync(mount: ClosingMount, call: str, ino: Ino) -> None:
+        name = call.encode()
         if call == "fsync":
             fh = await mount.vfs.open(ROOT_CALLER, ino, os.O_RDONLY)
             await mount.vfs.fsync(fh)
@@ -166,10 +182,15 @@ def test_who_wants_it_on_disk_waits_for_that(node: NodeProcess, tmp_path: Path, 
         elif call == "syncfs":
             await mount.vfs.sync()
         elif call == "rename":
-            await mount.vfs.rename(ROOT_CALLER, mount.at, b"f", mount.at, b"g", 0)
+            await mount.vfs.rename(ROOT_CALLER, mount.at, name, mount.at, b"other", 0)
         else:
             await mount.vfs.stop()
-        assert (await mount.asker.call(GetFile(ino))).contents[0][1] == b"content"
+
+    async def scenario(mount: ClosingMount, _: DelegatingMount) -> None:
+        for call in ("fsync", "fsync of the directory", "syncfs", "rename", "the end"):
+            ino = await mount.put(call.encode())
+            await sync(mount, call, ino)
+            assert (await mount.asker.call(GetFile(ino))).contents[0][1] == b"content"
 
     run(node, tmp_path, scenario)
 
@@ -227,6 +248,46 @@ def test_numbers_of_closed_files_stay_reserved(node: NodeProcess, tmp_path: Path
         await mount.vfs.sync()
         names = await mount.names(mount.at)
         assert len(names) == 500
+
+    run(node, tmp_path, scenario)
+
+
+@pytest.mark.expects_log("told too late, made anew", "lost after its close")
+def test_who_was_silent_while_another_looked_makes_its_files_anew(
+    node: NodeProcess, tmp_path: Path
+) -> None:
+    """The other one was told that they are not there, so they are other files from now on; what it
+    has made itself stays."""
+
+    async def scenario(holder: ClosingMount, other: DelegatingMount) -> None:
+        small = await holder.put(b"small")
+        large = await holder.put(b"large", b"x" * LARGE_BYTES)
+        await holder.put(b"theirs", b"ours")
+        connection = holder.client._connection
+        assert connection is not None
+        assert connection._transport is not None
+        assert connection._watchdog is not None
+        connection._watchdog.cancel()  # as if it were stopped
+        connection._transport.pause_reading()
+        _, fh = await other.vfs.create(
+            ROOT_CALLER, other.at, b"theirs", 0o644, os.O_WRONLY | os.O_EXCL
+        )
+        await other.vfs.write(fh, 0, b"theirs")
+        await other.end(fh)
+        connection._transport.resume_reading()
+        with file_error(errno.EEXIST):
+            await holder.vfs.fsyncdir(holder.at)
+        await holder.vfs.sync()
+        for name, ino, content in (
+            (b"small", small, b"content"),
+            (b"large", large, b"x" * 10_000),
+            (b"theirs", 0, b"theirs"),
+        ):
+            for mount in (holder, other):
+                attr = await mount.vfs.lookup(holder.at, name)
+                assert attr.ino != ino
+                assert await mount.content(attr.ino) == content
+        assert not holder.vfs._files
 
     run(node, tmp_path, scenario)
 

@@ -251,6 +251,9 @@ def test_file_content_goes_in_and_out() -> None:
         assert written.unpack("II") == (7, 0)
         assert (await kernel.flush(ino, fh)).error == 0
         assert (await kernel.ask(k.FSYNC, ino, struct.pack("=QII", fh, 1, 0))).error == 0
+        assert (await kernel.write(ino, fh, 3, b"content")).error == 0
+        assert (await kernel.ask(k.SYNCFS, ROOT, bytes(8))).error == 0
+        assert not kernel.vfs._inodes[ino].dirty
         opened = await kernel.open(ino)
         assert len(opened.payload) == 16
         assert (await kernel.read(ino, opened.fh, 0, 100)).payload == b"\0\0\0content"

@@ -394,7 +394,7 @@ def test_what_only_this_mount_knows_of_is_told_to_its_successor(logs: tuple[int,
         journal.created(Ino(ino), parent, b"%d" % ino, ROOT_CALLER, 0o600, 7)
     journal.enter(0)
     journal.creating(Ino(201), Serial(90))
-    journal.shaped(Ino(202), parent, b"202", ROOT_CALLER, 0o640, 8)
+    journal.shaped(Ino(202), parent, b"202", ROOT_CALLER, 0o640, 8, 9)
     journal.settled(Ino(200))
     journal.undelegated([Ino(3)])
     journal.spent(Serial(99))
@@ -402,7 +402,7 @@ def test_what_only_this_mount_knows_of_is_told_to_its_successor(logs: tuple[int,
     for _ in range(2):
         _, _, state = read_logs(logs)
         assert [*state.pending] == [201, 202]
-        assert state.pending[Ino(202)].mode == 0o640
+        assert state.pending[Ino(202)][-3:] == (0o640, 8, 9)
         assert state.creating == {201: 90}
         assert state.last_serial == 99
         assert [*state.delegated] == [parent]
