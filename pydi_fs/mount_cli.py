@@ -52,8 +52,8 @@ from pydi_fs.vfs.blob_cache import BlobCache
 from pydi_fs.vfs.core import VfsConfig
 from pydi_fs.vfs.journal import FORMAT, State
 from pydi_fs.vfs.journalling import STAGE_PREFIX, Journal, KeptJournal
-from pydi_fs.vfs.local_blobs import BlobSource
 from pydi_fs.vfs.past import PastVfs
+from pydi_fs.vfs.staging import Lender
 from pydi_fs.vfs.vfs import Vfs
 from pydi_node import __version__, portable
 from pydi_node.errors import (
@@ -390,11 +390,13 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report, link: 
         config = replace(config, background=True)  # programs wait already
     client = await _connect(config, about, state)
     client.number = lambda command: journal.number(command, client.new_serial)
+    files = _node_files(config)
     vfs = PastVfs(
         client,
         VfsConfig(
             Path(config.cache_dir) / "staging",
-            sources=_blob_sources(config),
+            lender=None if files is None else Lender(files.borrow),
+            sources=() if files is None else (files,),
             cache=BlobCache(Path(config.cache_dir), config.cache_size),
             journal=journal,
             delegates=config.options.delegations and not config.options.read_only,
@@ -491,11 +493,11 @@ async def _connect(
         await asyncio.sleep(NODE_START_POLL_S)
 
 
-def _blob_sources(config: MountConfig) -> tuple[BlobSource, ...]:
-    """Where content may be on this machine; called in the loop."""
+def _node_files(config: MountConfig) -> DescriptorClient | None:
+    """Files from and to a node of this machine; called in the loop."""
     if config.node is not None:
-        return ()
-    return (DescriptorClient(Path(config.data_dir) / SOCKET_NAME),)
+        return None
+    return DescriptorClient(Path(config.data_dir) / SOCKET_NAME)
 
 
 async def _leave(vfs: Vfs, client: Client) -> int:

@@ -42,7 +42,9 @@ from pydi_node.records import NodeInfo, Result
 from pydi_node.wire.events import Hello
 from pydi_node.wire.messages import (
     BlobAbort,
+    BlobAdopt,
     BlobCreate,
+    BlobGrown,
     BlobSeal,
     BlobTruncate,
     BlobWrite,
@@ -79,7 +81,9 @@ MIND_PERIOD_S = 5.0  # a new member is known, and a returned nearest node used, 
 # Goes on while the machine sleeps, where there is such a clock: a lease does not.
 
 # They name a blob that only the node of the present connection knows.
-_BOUND_TO_SESSION = (BlobCreate, BlobWrite, BlobTruncate, BlobSeal, BlobAbort)
+_BOUND_TO_SESSION = (
+    BlobCreate, BlobWrite, BlobAdopt, BlobGrown, BlobTruncate, BlobSeal, BlobAbort,
+)  # fmt: skip
 
 EndpointOf = Callable[[str, int], Endpoint]  # host, port of a member of the cluster
 # seconds to look -> hosts and ports where nodes say that they are, and a sentence for none

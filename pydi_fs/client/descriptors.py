@@ -1,7 +1,8 @@
-"""Asks the node of this machine for files of blobs: read-only descriptors over its second socket.
+"""Asks the node of this machine for files of blobs: descriptors over its second socket.
 
-Called by `vfs.local_blobs`. Everything here is a shortcut: when the node is away, is slow or has no
-copy, the answer is None, and content comes over the ordinary connection as from any other node.
+Called by `vfs.local_blobs` for those of sealed blobs, which can only be read, and by `vfs.staging`
+for one to write a new blob into. Everything here is a shortcut: when the node is away, is slow or
+has no copy, the answer is None, and content goes over the ordinary connection.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import logging
 import os
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
-from pydi_node.ids import blob_name
 from pydi_node.records import BlobInfo
-from pydi_node.wire.descriptors import ANSWER_BYTES, FileRequest, parse_answer
+from pydi_node.wire.descriptors import ANSWER_BYTES, FileLoan, FileRequest, parse_answer
+from pydi_node.wire.messages import TICKET_BYTES
 
 log = logging.getLogger("pydi.client")
 
@@ -38,18 +40,34 @@ class DescriptorClient:
         self._sock: socket.socket | None = None
         self._retry_at_s = 0.0
         self._serial = 0
-        self._waiting: dict[int, tuple[BlobInfo, asyncio.Future[int | None]]] = {}
+        # By serial: what the answer's file must be, and who waits for it.
+        self._waiting: dict[int, tuple[Callable[[int], bool], asyncio.Future[int | None]]] = {}
 
     async def open(self, info: BlobInfo) -> int | None:
         """A read-only descriptor of a verified file with this content, the caller's to close.
         None: there is none to be had now."""
+        request = FileRequest(self._next_serial(), info.blob, info.size, info.checksum)
+        return await self._ask(request, lambda fd: _is_file_of(fd, info))
+
+    async def borrow(self) -> tuple[int, bytes] | None:
+        """The empty file of a new blob, to be written, and its ticket for BlobAdopt. The descriptor
+        is the caller's to close. None: there is none to be had now."""
+        request = FileLoan(self._next_serial(), os.urandom(TICKET_BYTES))
+        fd = await self._ask(request, _is_new_file)
+        return None if fd is None else (fd, request.ticket)
+
+    def _next_serial(self) -> int:
+        self._serial = (self._serial + 1) % _SERIALS
+        return self._serial
+
+    async def _ask(
+        self, request: FileRequest | FileLoan, is_right: Callable[[int], bool]
+    ) -> int | None:
         if self._sock is None and not self._connect():
             return None
         assert self._sock is not None
-        self._serial = (self._serial + 1) % _SERIALS
-        request = FileRequest(self._serial, info.blob, info.size, info.checksum)
         answer: asyncio.Future[int | None] = self._loop.create_future()
-        self._waiting[request.serial] = (info, answer)
+        self._waiting[request.serial] = (is_right, answer)
         try:
             self._sock.send(request.pack())
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -57,7 +75,7 @@ class DescriptorClient:
         except BlockingIOError:
             return None  # the node takes no more questions for now
         except TimeoutError:
-            log.debug("no file of blob %s in time", blob_name(info.blob))
+            log.debug("no file from %s in time", self._path)
             return None
         except OSError as exc:
             self._drop(exc.strerror or str(exc))
@@ -124,14 +142,14 @@ class DescriptorClient:
             waiting = self._waiting.get(answer.serial)
             if waiting is None or waiting[1].done():
                 return  # asked too long ago
-            info, future = waiting
+            is_right, future = waiting
             if not fds:
                 future.set_result(None)
-            elif _is_file_of(fds[0], info):
+            elif is_right(fds[0]):
                 stack.pop_all()  # its owner now is who waits
                 future.set_result(fds[0])
             else:
-                log.warning("%s gave a wrong file for blob %s", self._path, blob_name(info.blob))
+                log.warning("%s gave a wrong file", self._path)
                 future.set_result(None)
 
     def _drop(self, why: str) -> None:
@@ -159,3 +177,10 @@ def _is_file_of(fd: int, info: BlobInfo) -> bool:
     status = os.fstat(fd)
     mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     return stat.S_ISREG(status.st_mode) and status.st_size == info.size and mode == os.O_RDONLY
+
+
+def _is_new_file(fd: int) -> bool:
+    """A regular file with nothing in it yet, for reading and writing."""
+    status = os.fstat(fd)
+    mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0 and mode == os.O_RDWR

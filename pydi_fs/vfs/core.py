@@ -27,7 +27,7 @@ from pydi_fs.vfs.local_blobs import BlobSource, LocalBlobs
 from pydi_fs.vfs.open_file import OpenFile
 from pydi_fs.vfs.pending import PendingCreate
 from pydi_fs.vfs.reader import BlobReader
-from pydi_fs.vfs.staging import StagingArea
+from pydi_fs.vfs.staging import Lender, StagingArea
 from pydi_fs.vfs.xattrs import Xattrs
 from pydi_node.commands import Command, PutFile
 from pydi_node.errors import FileError, PydiError, errno_of
@@ -49,6 +49,7 @@ class VfsConfig:
     """Options of a Vfs.
 
     staging_dir  where written content waits, in files without a name
+    lender       of files of a node of this machine, where it waits rather
     sources      where files of blobs may be on this machine, the best first
     cache        where content that came over the network is kept, and found again
     rereads      may programs read a range again soon? If not, no memory is spent on it
@@ -58,6 +59,7 @@ class VfsConfig:
     """
 
     staging_dir: Path
+    lender: Lender | None = None
     sources: tuple[BlobSource, ...] = ()
     cache: BlobCache | None = None
     rereads: bool = True
@@ -77,7 +79,9 @@ class VfsCore(Xattrs):
         self._clock = clock
         self._cache = NameCache()
         self._journal = config.journal
-        self._area = StagingArea(client, config.staging_dir, journal=config.journal)
+        self._area = StagingArea(
+            client, config.staging_dir, journal=config.journal, lender=config.lender
+        )
         sources = config.sources if config.cache is None else (*config.sources, config.cache)
         self._local = LocalBlobs(sources)
         self._reader = BlobReader(client, self._local, config.cache, rereads=config.rereads)

@@ -9,6 +9,9 @@ checked against what the program wrote, not against what arrived.
     collecting ──seal()──► sealed (immutable, named by a BlobInfo) ──close()
         └─ the node dies: everything is sent again to another one, from here
 
+Where the node is on this machine, it lends the file that will be the blob's: then what is sent of
+new bytes is only that they are there.
+
 Called by `vfs.open_file` only. All methods run in the loop; pwrite to a page-cached file takes
 less (50-200 us for 128 KiB) than handing it to a thread, only re-hashing goes to one.
 """
@@ -16,8 +19,10 @@ less (50-200 us for 128 KiB) than handing it to a thread, only re-hashing goes t
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections import deque
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from blake3 import blake3
@@ -30,12 +35,23 @@ from pydi_node.errors import (
     BlobCorruptError,
     BlobError,
     DisconnectedError,
+    FileError,
     PydiError,
     UnavailableError,
 )
 from pydi_node.ids import BlobId, Ino
 from pydi_node.records import BlobInfo
-from pydi_node.wire.messages import BlobAbort, BlobCreate, BlobPut, BlobSeal, BlobWrite
+from pydi_node.wire.messages import (
+    BlobAbort,
+    BlobAdopt,
+    BlobCreate,
+    BlobGrown,
+    BlobPut,
+    BlobSeal,
+    BlobWrite,
+)
+
+log = logging.getLogger("pydi.vfs")
 
 CHUNK_BYTES = 1 << 20  # one BlobWrite; a quarter of the largest payload
 WINDOW_CHUNKS = 4  # BlobWrites on their way at once: bounds memory, hides the round trip
@@ -43,8 +59,46 @@ MEMORY_BYTES_MAX = 256 * 1024  # a stage above this moves to a file
 SEAL_ATTEMPTS_MAX = 5  # a node that dies during a seal is followed by another; not for ever
 
 
+Loan = tuple[int, bytes]  # the file of a new blob, and its ticket
+
+
+class Lender:
+    """Files of new blobs, of the node of this machine. One is at hand, since nothing here waits."""
+
+    def __init__(self, borrow: Callable[[], Awaitable[Loan | None]]) -> None:
+        """borrow: see `DescriptorClient`."""
+        self._borrow = borrow
+        self._borrowing: asyncio.Task[None] | None = None
+        self._spare: Loan | None = None
+
+    def take_nowait(self) -> Loan | None:
+        """The spare one; the descriptor is the caller's to close."""
+        loan, self._spare = self._spare, None
+        self.prepare()
+        return loan
+
+    def prepare(self) -> None:
+        """Soon there is a spare one."""
+        if self._spare is None and (self._borrowing is None or self._borrowing.done()):
+            self._borrowing = asyncio.get_running_loop().create_task(self._fill())
+
+    async def _fill(self) -> None:
+        self._spare = await self._borrow()
+
+    async def close(self) -> None:
+        if self._borrowing is not None:
+            self._borrowing.cancel()
+            await asyncio.wait([self._borrowing])
+        if self._spare is not None:
+            os.close(self._spare[0])
+            self._spare = None
+
+
 class StagingArea:
-    """Where stages of one mount live, and how much they may hold in memory together."""
+    """Where stages of one mount live, and how much they may hold in memory together.
+
+    lender  None: no node is on this machine, and what is staged is sent.
+    """
 
     def __init__(
         self,
@@ -52,10 +106,12 @@ class StagingArea:
         directory: Path,
         memory_bytes_max: int = 64 << 20,
         journal: Journal | None = None,
+        lender: Lender | None = None,
     ) -> None:
         self.client = client
         self.directory = directory
         self.journal = journal or Journal()
+        self.lender = lender
         self.memory_bytes_free = memory_bytes_max
         self._sources = 0
 
@@ -63,6 +119,8 @@ class StagingArea:
         """An empty stage for content of that file; its ``source`` number is negative and never
         reused. copies_as  see `Stage`."""
         self._sources -= 1
+        if self.lender is not None:
+            self.lender.prepare()
         return Stage(self, self._sources, ino, copies_as)
 
     def restored(self, source: int, ino: Ino, size: int, data: bytearray | None, fd: int) -> Stage:
@@ -76,10 +134,19 @@ class StagingArea:
         """Numbers down to this one have been given out."""
         self._sources = min(self._sources, source)
 
-    def open_file(self) -> int:
-        """A nameless file: it vanishes with the descriptor, so a crash leaves nothing behind."""
+    async def close(self) -> None:
+        """No stage is made any more."""
+        if self.lender is not None:
+            await self.lender.close()
+
+    def open_file(self) -> tuple[int, bytes | None]:
+        """A file that vanishes with the descriptor, so a crash leaves nothing behind; and its
+        ticket, if it is lent."""
+        loan = None if self.lender is None else self.lender.take_nowait()
+        if loan is not None:
+            return loan
         self.directory.mkdir(parents=True, exist_ok=True)
-        return portable.nameless_file(self.directory)
+        return portable.nameless_file(self.directory), None
 
 
 class Stage:
@@ -101,6 +168,8 @@ class Stage:
         self._fd = -1
         self._hasher: blake3 | None = blake3()  # None: not sequential, hashed again at seal
         self._blob: BlobId | None = None  # being written on the node of connection _epoch
+        self._ticket: bytes | None = None  # of its file, if that is lent and not adopted yet
+        self._is_adopted = False  # by that node: the file is the blob's
         self._epoch = -1
         self._claimed = 0  # bytes handed to the network so far
         self._resend = ExtentMap()  # ranges below _claimed that were rewritten since
@@ -239,7 +308,7 @@ class Stage:
 
     def _move_to_file(self) -> None:
         assert self._memory is not None
-        fd = self._area.open_file()
+        fd, self._ticket = self._area.open_file()
         try:
             portable.pwrite_all(fd, self._memory, 0)
             self._area.journal.staged_in_file(self.source, self._ino, len(self._memory), fd)
@@ -269,7 +338,7 @@ class Stage:
         if self._blob is None or self._epoch != self._client.epoch:
             self._forget_upload()
             self._epoch = self._client.epoch
-            self._blob = await self._client.call(BlobCreate(self.copies_as))
+            self._blob = await self._begin()
         while self._claimed < until or len(self._resend):
             # A rewritten range travels only while nothing else does: two writes of one range must
             # not overtake each other on their way to the node's disk.
@@ -278,6 +347,23 @@ class Stage:
                 self._resend.carve(segment.offset, length)
                 await self._send_chunk(segment.offset, length)
             await self._send_new(until)
+
+    async def _begin(self) -> BlobId:
+        """A new blob at the node, with this stage's file if that is lent."""
+        blob: BlobId
+        ticket, self._ticket = self._ticket, None
+        self._is_adopted = False
+        if ticket is not None:
+            try:
+                blob = await self._client.call(BlobAdopt(self.copies_as, ticket))
+            except FileError as exc:
+                # That node has restarted, or this is another one: it gets the bytes.
+                log.debug("a borrowed file is not adopted: %s", exc)
+            else:
+                self._is_adopted = True
+                return blob
+        blob = await self._client.call(BlobCreate(self.copies_as))
+        return blob
 
     async def _send_new(self, until: int) -> None:
         outstanding: deque[asyncio.Task[None]] = deque()
@@ -299,7 +385,10 @@ class Stage:
 
     async def _send_chunk(self, offset: int, length: int) -> None:
         assert self._blob is not None
-        await self._client.call(BlobWrite(self._blob, offset), self.read(offset, length))
+        if self._is_adopted:
+            await self._client.call(BlobGrown(self._blob, offset, length))
+        else:
+            await self._client.call(BlobWrite(self._blob, offset), self.read(offset, length))
 
     def _forget_upload(self) -> None:
         self._blob = None

@@ -192,6 +192,7 @@ class Vfs(VfsCore):
         await self._background.wait()
         if self._sweeps is not None:
             self._sweeps.cancel()
+        await self._area.close()
         self._local.close()
         if failures:
             raise failures[0]

@@ -610,6 +610,12 @@ class Writer:
         self._shared = True
         return self._fd
 
+    def lend(self) -> int:
+        """As ``fileno``, to a borrower who says with ``grown`` what it has written, again where it
+        has written over that: so ``seal`` need not hash everything again."""
+        assert self._open, "writer is closed"
+        return self._fd
+
     def write(self, offset: int, data: Data) -> None:
         """``data`` is in the file at ``offset`` (not yet durable).
 
@@ -624,8 +630,28 @@ class Writer:
             self._store._reserve(length)
             self._files.pwrite(self._fd, data, offset)
         self._size = max(self._size, offset + length)
-        if self._shared:
-            return
+        if not self._shared:
+            self._hash(offset, data)
+
+    def grown(self, offset: int, length: int) -> bytes:
+        """Bytes that a borrower has put into the file (`lend`); from now on they are as those of
+        ``write``.
+
+        BlobCorruptError  the file ends before: aborted. NoSpaceError, OSError likewise.
+        """
+        assert self._open, "writer is closed"
+        with self._abort_on_error(), _no_space():
+            self._store._reserve(length)
+            data = self._files.pread(self._fd, length, offset)
+            if len(data) != length:
+                raise BlobCorruptError(f"blob {blob_name(self.blob)}: its file is too short")
+        self._size = max(self._size, offset + length)
+        self._hash(offset, data)
+        return data
+
+    def _hash(self, offset: int, data: Data) -> None:
+        """Of what is in the file now, as far as it continues what came before."""
+        length = len(data)
         if offset == self._hashed:
             self._hasher.update(data)
             self._hashed += length

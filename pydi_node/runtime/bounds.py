@@ -44,8 +44,8 @@ _HARMLESS = frozenset(
         "after_cookie", "append", "at", "atime_ns", "base_version", "blobs", "caller", "checksum",
         "client", "content", "count", "cut", "end", "exclusive", "extents", "flags", "flock", "gid",
         "kind", "length", "limit", "mode", "mtime_ns", "name", "new_name", "offset", "owner", "pid",
-        "rdev", "serial", "size", "source_offset", "start", "target_offset", "time_ns", "uid",
-        "umask", "value", "wait",
+        "rdev", "serial", "size", "source_offset", "start", "target_offset", "ticket", "time_ns",
+        "uid", "umask", "value", "wait",
     }
 )  # fmt: skip
 # A number that no inode has yet: the tree knows which of them this client may give.
@@ -55,6 +55,7 @@ _OWN_DIRECTORIES = (Undelegate, "inos")
 # They name a blob that this session is writing: the handlers know no other.
 _OWN_WRITER = (
     messages.BlobWrite,
+    messages.BlobGrown,
     messages.BlobTruncate,
     messages.BlobSeal,
     messages.BlobAbort,

@@ -6,6 +6,9 @@ Who may connect is decided as on the node's socket: its mode, and the user behin
 What is handed out is a descriptor that can only read, of a file that was verified as for any read.
 The peer may keep it for long: the content of a sealed blob never changes, and when the file is
 deleted or found to be damaged, its link count or its time of change tells the peer to let go.
+
+Or it is the file of a new blob, lent to be written. Its writer waits here for the request that
+adopts it, for as long as the peer stays connected.
 """
 
 from __future__ import annotations
@@ -19,27 +22,47 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+from pydi_node.blobs.store import Writer
 from pydi_node.errors import BlobError, FileError, PydiError
 from pydi_node.records import BlobInfo
 from pydi_node.runtime.sockets import BACKLOG, bind_unix
-from pydi_node.wire.descriptors import REQUEST_BYTES, FileAnswer, FileRequest, parse_request
+from pydi_node.wire.descriptors import (
+    REQUEST_BYTES,
+    FileAnswer,
+    FileLoan,
+    FileRequest,
+    parse_request,
+)
 
 _log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 64  # one for each mount of this machine
 REQUESTS_AT_ONCE_MAX = 32  # of one peer; the rest waits in its socket
+LOANS_MAX = 8  # of one peer, that it has not adopted; the oldest one ends
 
 # The tree's record of a blob if it is the one asked for, and a verified read-only descriptor.
 OpenFile = Callable[[BlobInfo], Awaitable[int]]
+InPool = Callable[[Callable[[], Any]], Awaitable[Any]]  # Service.in_pool
 
 
 class DescriptorServer:
     """The listener and its connections; all in the loop."""
 
-    def __init__(self, blob_info: Callable[[FileRequest], BlobInfo], open_file: OpenFile) -> None:
+    def __init__(
+        self,
+        blob_info: Callable[[FileRequest], BlobInfo],
+        open_file: OpenFile,
+        create: Callable[[], Writer],
+        in_pool: InPool,
+    ) -> None:
         """blob_info  what the tree says of it; FileError when it says nothing.
-        open_file  the caller closes the descriptor; BlobError when there is no sound copy here."""
+        open_file  the caller closes the descriptor; BlobError when there is no sound copy here.
+        create  a writer of a new blob; called in the pool.
+        """
+        self.create = create
+        self.in_pool = in_pool
         self._blob_info = blob_info
         self._open_file = open_file
         self._loop = asyncio.get_running_loop()
@@ -83,6 +106,13 @@ class DescriptorServer:
             raise FileError(errno.ENOENT)
         return await self._open_file(info)
 
+    def take(self, ticket: bytes) -> Writer | None:
+        """The writer of the file that was lent under it, the caller's from now on."""
+        for peer in self._peers:
+            if (writer := peer.loans.pop(ticket, None)) is not None:
+                return writer
+        return None
+
     def forget(self, peer: _Peer) -> None:
         self._peers.discard(peer)
 
@@ -95,6 +125,7 @@ class _Peer:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.loans: dict[bytes, Writer] = {}  # by ticket, the oldest first
         self._reading = False
         self._closed = False
         self._adjust_reading()
@@ -106,6 +137,8 @@ class _Peer:
         self._adjust_reading()
         for task in self._tasks:
             task.cancel()
+        while self.loans:
+            self._end_oldest()
         self._sock.close()
         self._server.forget(self)
 
@@ -133,7 +166,10 @@ class _Peer:
             _log.warning("who asks for files of blobs broke the protocol: %s: disconnected", exc)
             self.close()
             return
-        task = self._loop.create_task(self._serve(request))
+        if isinstance(request, FileLoan):
+            task = self._loop.create_task(self._lend(request))
+        else:
+            task = self._loop.create_task(self._serve(request))
         self._tasks.add(task)
         task.add_done_callback(self._done)
         self._adjust_reading()
@@ -157,6 +193,31 @@ class _Peer:
         finally:
             os.close(fd)
 
+    async def _lend(self, request: FileLoan) -> None:
+        server = self._server
+        making = asyncio.ensure_future(server.in_pool(server.create))
+        try:
+            writer: Writer = await asyncio.shield(making)
+        except (PydiError, OSError) as exc:
+            _log.debug("no file was lent: %s", exc)
+            self._send(FileAnswer(request.serial, errno.EIO), [])
+            return
+        except asyncio.CancelledError:
+            making.add_done_callback(_end_unwanted)
+            raise
+        if request.ticket in self.loans or self._closed:
+            writer.abort()
+            self._send(FileAnswer(request.serial, errno.EEXIST), [])
+            return
+        if len(self.loans) >= LOANS_MAX:
+            self._end_oldest()
+        self.loans[request.ticket] = writer
+        self._send(FileAnswer(request.serial, 0), [writer.lend()])
+
+    def _end_oldest(self) -> None:
+        # In the loop: it is an empty file, or was one that nobody told of.
+        self.loans.pop(next(iter(self.loans))).abort()
+
     def _send(self, answer: FileAnswer, fds: list[int]) -> None:
         if self._closed:
             return
@@ -167,3 +228,8 @@ class _Peer:
             # Gone, or it takes no answers: nothing is kept for it.
             _log.info("disconnected who asked for files of blobs: %s", exc.strerror)
             self.close()
+
+
+def _end_unwanted(making: asyncio.Future[Writer]) -> None:
+    if not making.cancelled() and making.exception() is None:
+        making.result().abort()

@@ -311,8 +311,10 @@ class _Node:
         admission = Admission(keyring, identity.number, service, peers)
         server = Server(service, admission, peers.receive, streams)
         descriptors = DescriptorServer(
-            lambda request: service.tree.blob(request.blob), service.replication.open_here
-        )
+            lambda request: service.tree.blob(request.blob), service.replication.open_here,
+            store.create, service.in_pool,
+        )  # fmt: skip
+        service.lent = descriptors.take
         status = Status(service, server, peers)
         housekeeping = Housekeeping(service, peers, store, lambda: transfers.states(for_new=False))
         service.admin |= status.admin | peers.admin(service) | housekeeping.admin

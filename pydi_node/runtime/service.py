@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+GROWN_AT_ONCE = 16  # pieces of files that are lent, in memory: 64 MiB at most
 BLOB_THREADS = 4  # fdatasync and hashing release the interpreter; a disk likes a short queue
 WRITERS_PER_SESSION_MAX = 1024  # open files being written by one mount; each costs a descriptor
 # A mount whose process ends without a goodbye may go on in another one, which says the same key in
@@ -134,6 +135,8 @@ class Service:
         self.cluster = cluster
         self.locking: Locking  # set by node.py before anything is served
         self.replication: Replication  # likewise
+        # ticket -> the writer of the file that was lent under it; likewise
+        self.lent: Callable[[bytes], Writer | None]
         # (session) -> ms for which it may rely on its caches; likewise
         self.lease: Callable[[Session], int]
         self.sessions: dict[int, Session] = {}
@@ -149,6 +152,7 @@ class Service:
             "set": self._admin_set,
             "times": self._admin_times,
         }
+        self._grown_slots = asyncio.Semaphore(GROWN_AT_ONCE)
         self._pool = ThreadPoolExecutor(BLOB_THREADS, "blobs")
         self._loop = asyncio.get_running_loop()
         self._serial = 0
@@ -348,6 +352,15 @@ class Service:
         writer.copies = self.replication.copies_of(writer.writer.blob, request.message.ino)
         return int(writer.writer.blob)
 
+    async def _blob_adopt(self, request: Request) -> int:
+        lent = self.lent(request.message.ticket)
+        if lent is None:
+            raise FileError(errno.ENOENT, "no file is lent under this ticket")
+        given: Writer = lent
+        writer = await self._begin_writer(request.session, lambda: given)
+        writer.copies = self.replication.copies_of(writer.writer.blob, request.message.ino)
+        return int(writer.writer.blob)
+
     async def _replica_create(self, request: Request) -> None:
         blob = request.message.blob
         if blob in request.session.writers:
@@ -381,6 +394,18 @@ class Service:
                 await asyncio.gather(here, writer.copies.write(offset, payload))
 
         return self._with_writer(request, write)
+
+    def _blob_grown(self, request: Request) -> Awaitable[None]:
+        offset, length = request.message.offset, request.message.length
+
+        async def take(writer: _BlobWriter) -> None:
+            # What is read counts for no session, as a payload does.
+            async with self._grown_slots:
+                data: bytes = await self.in_pool(lambda: writer.writer.grown(offset, length))
+                assert writer.copies is not None
+                await writer.copies.write(offset, data)
+
+        return self._with_writer(request, take)
 
     def _blob_truncate(self, request: Request) -> Awaitable[None]:
         size = request.message.size
@@ -604,6 +629,7 @@ def _query(
 _BRINGS_CONTENT = (
     messages.ExecutePut,
     messages.BlobCreate,
+    messages.BlobAdopt,
     messages.BlobPut,
     messages.BlobCopy,
     messages.ReplicaPut,
@@ -640,6 +666,8 @@ _HANDLERS: dict[type[Any], Handler] = {
     messages.Forward: Service._execute,
     messages.BlobCreate: Service._blob_create,
     messages.BlobWrite: Service._blob_write,
+    messages.BlobAdopt: Service._blob_adopt,
+    messages.BlobGrown: Service._blob_grown,
     messages.BlobTruncate: Service._blob_truncate,
     messages.BlobSeal: Service._blob_seal,
     messages.BlobAbort: Service._blob_abort,

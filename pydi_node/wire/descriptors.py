@@ -1,4 +1,4 @@
-"""Files of blobs handed to the mounts of this machine: the layout of both messages. Pure.
+"""Files of blobs handed to the mounts of this machine: the layout of the messages. Pure.
 
 Spoken on a unix socket of its own beside the node's (SOCK_SEQPACKET: one packet is one message),
 because a descriptor travels only beside bytes of such a socket. Both sides drop the connection of
@@ -12,11 +12,14 @@ from typing import NamedTuple
 
 from pydi_node.ids import BLOB_ID_MAX, INT64_MAX, BlobId
 from pydi_node.records import CHECKSUM_BYTES
+from pydi_node.wire.messages import TICKET_BYTES
 
 _REQUEST = Struct(f">IQQ{CHECKSUM_BYTES}s")
+_LOAN = Struct(f">I{TICKET_BYTES}s")
 _ANSWER = Struct(">II")
 
 REQUEST_BYTES = _REQUEST.size
+LOAN_BYTES = _LOAN.size
 ANSWER_BYTES = _ANSWER.size
 
 
@@ -32,6 +35,16 @@ class FileRequest(NamedTuple):
         return _REQUEST.pack(*self)
 
 
+class FileLoan(NamedTuple):
+    """Asks for the file of a new blob, to be written. BlobAdopt names it in the session."""
+
+    serial: int  # as in FileRequest
+    ticket: bytes  # random: nobody else can name it
+
+    def pack(self) -> bytes:
+        return _LOAN.pack(*self)
+
+
 class FileAnswer(NamedTuple):
     """Accompanied by exactly one descriptor if ``errno`` is 0, else by none."""
 
@@ -42,10 +55,12 @@ class FileAnswer(NamedTuple):
         return _ANSWER.pack(*self)
 
 
-def parse_request(packet: bytes) -> FileRequest:
-    """ValueError when it is none."""
+def parse_request(packet: bytes) -> FileRequest | FileLoan:
+    """ValueError when it is neither."""
+    if len(packet) == LOAN_BYTES:
+        return FileLoan(*_LOAN.unpack(packet))
     if len(packet) != REQUEST_BYTES:
-        raise ValueError(f"a request has {REQUEST_BYTES} bytes")
+        raise ValueError(f"a request has {REQUEST_BYTES} or {LOAN_BYTES} bytes")
     serial, blob, size, checksum = _REQUEST.unpack(packet)
     if not 1 <= blob <= BLOB_ID_MAX or size > INT64_MAX:
         raise ValueError("blob or size out of range")

@@ -53,7 +53,7 @@ MIB = 1 << 20
 # One BlobRead or BlobWrite: large enough to keep a 10 Gbit/s link busy with two under way, small
 # enough that a request's memory is bounded.
 CHUNK_MAX_BYTES = 4 * MIB
-TICKET_BYTES = 16  # of a stream
+TICKET_BYTES = 16  # of a stream, and of a file that is lent
 LEASE_MAX_MS = 60_000  # a silent mount holds up everyone's changes for so long
 READDIR_LIMIT_MAX = 4096  # entries of up to ~400 bytes: the answer stays below 2 MiB
 XATTR_LIST_MAX = 65536  # names; the list itself is bounded by the header
@@ -297,6 +297,27 @@ class BlobWrite:
 
 
 @dataclass(frozen=True, slots=True)
+class BlobAdopt:
+    """As BlobCreate, of a blob whose content its writer puts into the blob's file by itself, which
+    it has borrowed (wire/descriptors.py).
+
+    ticket  as in the packet that asked for the file. FileError ENOENT: it is not lent any more.
+    """
+
+    ino: Ino | None
+    ticket: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BlobGrown:
+    """As BlobWrite, of bytes that are in the borrowed file."""
+
+    blob: BlobId
+    offset: int  # bytes
+    length: int  # bytes, 1 .. CHUNK_MAX_BYTES
+
+
+@dataclass(frozen=True, slots=True)
 class BlobTruncate:
     """Cut or extend with zeros."""
 
@@ -447,7 +468,7 @@ Request = (
     | PathOf | Statfs | IndexAt | Open | Release | Execute | ExecutePut | Forward | BlobCreate
     | BlobWrite | BlobTruncate | BlobSeal | BlobAbort | BlobPut | BlobRead | BlobVerify | BlobCopy
     | SetLock | GetLock | Admin | Subscribe | Nodes | Lease | ReplicaPut | ReplicaCreate
-    | BlobStream
+    | BlobStream | BlobAdopt | BlobGrown
 )  # fmt: skip
 
 
@@ -506,6 +527,7 @@ _DIRECTORIES = fields.array(Attr.from_wire, 2)  # a rename has two
 _ANYONE = frozenset(Role)
 _OWNERS = frozenset({Role.CLIENT, Role.NODE})
 _NODES = frozenset({Role.NODE})
+_WRITERS = frozenset({Role.CLIENT, Role.MOUNT})
 _BLOB = integer(1, BLOB_ID_MAX)
 _NONE, _CONTENT = Payload.NONE, Payload.REQUIRED
 _PATH = fields.data_without_nul(fields.PATH_WIRE_MAX_BYTES, 1)
@@ -555,6 +577,8 @@ REQUESTS: tuple[RequestType, ...] = (
     RequestType(34, Lease, _ANYONE, False, _NONE, "ms", integer(0, LEASE_MAX_MS)),
     RequestType(35, BlobStream, _NODES, False, _NONE, "ticket",
                 fields.data(TICKET_BYTES, TICKET_BYTES)),
+    RequestType(36, BlobAdopt, _WRITERS, True, _NONE, "blob id", _BLOB),
+    RequestType(37, BlobGrown, _WRITERS, True, _NONE, "nil", fields.nothing),
 )  # fmt: skip
 
 REQUEST_OF_CLASS: dict[type[Any], RequestType] = {spec.cls: spec for spec in REQUESTS}
@@ -722,6 +746,11 @@ def _check_put(request: ExecutePut) -> None:
         raise MessageError("ExecutePut.command: no extent names the payload")
 
 
+def _check_grown(request: BlobGrown) -> None:
+    if request.offset + request.length > FILE_SIZE_MAX:
+        raise ValueError("ends past the largest file")
+
+
 def _check_range(request: SetLock | GetLock) -> None:
     if request.end < request.start:
         raise MessageError(f"{type(request).__name__}.end: before start")
@@ -741,7 +770,7 @@ _CHECKS: dict[str, Check] = {
     "blob": _BLOB, "offset": fields.SIZE, "size": fields.SIZE,
     "length": integer(1, CHUNK_MAX_BYTES),
     "checksum": optional(fields.data(CHECKSUM_BYTES, CHECKSUM_BYTES)),
-    "info": BlobInfo.from_wire,
+    "info": BlobInfo.from_wire, "ticket": fields.data(TICKET_BYTES, TICKET_BYTES),
     "owner": integer(0, OWNER_MAX), "kind": _lock_kind, "flock": fields.boolean,
     "start": fields.SIZE, "end": fields.SIZE, "wait": fields.boolean, "pid": _PID,
     "verb": fields.text(64), "arguments": fields.plain_map,
@@ -751,12 +780,14 @@ _CHECKS: dict[str, Check] = {
 _CHECKS_OF: dict[tuple[type[Any], str], Check] = {
     (GetXattr, "name"): _XATTR_NAME,
     (BlobCreate, "ino"): optional(fields.INO),
+    (BlobAdopt, "ino"): optional(fields.INO),
     (BlobPut, "ino"): optional(fields.INO),
 }
 
 # Rules over several fields.
 _RULES: dict[type[Any], Callable[[Any], None]] = {
     ExecutePut: _check_put,
+    BlobGrown: _check_grown,
     SetLock: _check_range,
     GetLock: _check_range,
 }

@@ -33,7 +33,7 @@ from tests.unit.wire.samples import ATTR, COMMANDS, INFO, SAMPLES
 
 # Requests of a mount that name nothing in the tree, or only a blob that the session writes itself.
 NAME_NOTHING = {
-    "Statfs", "IndexAt", "BlobWrite", "BlobTruncate", "BlobSeal", "BlobAbort",
+    "Statfs", "IndexAt", "BlobWrite", "BlobGrown", "BlobTruncate", "BlobSeal", "BlobAbort",
     "Subscribe", "Nodes", "Release", "Lease",
 }  # fmt: skip
 # Commands that reach nothing but what is the client's own.

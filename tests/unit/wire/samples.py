@@ -132,6 +132,8 @@ SAMPLES: list[tuple[Request, bytes, Any, bytes]] = [
     (m.Forward(ClientId(5), Serial(3), CREATE), b"", Result(17), b""),
     (m.BlobCreate(Ino(7)), b"", BLOB, b""),
     (m.BlobWrite(BLOB, 0), b"hello", None, b""),
+    (m.BlobAdopt(Ino(7), b"0123456789abcdef"), b"", BLOB, b""),
+    (m.BlobGrown(BLOB, 5, 3), b"", None, b""),
     (m.BlobTruncate(BLOB, 3), b"", None, b""),
     (m.BlobSeal(BLOB, 5, b"\x01" * 32), b"", INFO, b""),
     (m.BlobAbort(BLOB), b"", None, b""),

@@ -40,7 +40,7 @@ def test_codes_are_unique_and_stay():
                 "Execute", "ExecutePut", "Forward", "BlobCreate", "BlobWrite", "BlobTruncate",
                 "BlobSeal", "BlobAbort", "BlobPut", "BlobRead", "BlobVerify", "BlobCopy",
                 "SetLock", "GetLock", "Admin", "Subscribe", "Nodes", "ReplicaPut",
-                "ReplicaCreate", "Lease", "BlobStream",
+                "ReplicaCreate", "Lease", "BlobStream", "BlobAdopt", "BlobGrown",
             ],
             start=1,
         )
@@ -135,6 +135,7 @@ BAD_VALUES = {
     "size": NOT_INT64,
     "length": [*NOT_INT64, 0, m.CHUNK_MAX_BYTES + 1],
     "checksum": [1, "x" * 32, b"", b"x" * 31, b"x" * 33, ()],
+    "ticket": [None, "x" * 16, b"", b"x" * 15, b"x" * 17],
     "info": [None, 1, (), (0, 5, b"x" * 32, ()), (1, -1, b"x" * 32, ()), (1, 1, b"", ()),
              (1, 1, b"x" * 32, (2, 1)), (1, 1, b"x" * 32, (1,) * 65), DEEP],
     "owner": [*NOT_INTEGERS, -1],
@@ -154,6 +155,7 @@ BAD_VALUES_OF = {
     ("GetXattr", "name"): [*NOT_BYTES, b"a\0b", b"x" * 8193],
     ("BlobCreate", "ino"): [*NOT_INT64[1:], 0],
     ("BlobPut", "ino"): [*NOT_INT64[1:], 0],
+    ("BlobAdopt", "ino"): [*NOT_INT64[1:], 0],
 }
 
 
