@@ -110,13 +110,10 @@ class _Stream:
         self.sock = sock  # that can be shut down now
         self.stopped = threading.Event()
 
-    def secure(self, context: ssl.SSLContext, server_name: str | None) -> ssl.SSLSocket:
-        """The socket after its handshake, with a server of that name or as one. OSError."""
+    def secure(self, context: ssl.SSLContext) -> ssl.SSLSocket:
+        """The socket, as a server's, after its handshake. OSError."""
         assert self.sock is not None
-        secured = context.wrap_socket(
-            self.sock, server_side=server_name is None, do_handshake_on_connect=False,
-            server_hostname=server_name,
-        )  # fmt: skip
+        secured = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
         self.sock = secured
         if self.stopped.is_set():
             # Maybe too early for this socket, and too late for the other one.
@@ -138,6 +135,55 @@ class _Stream:
     def close(self) -> None:
         if self.sock is not None:
             self.sock.close()
+
+
+class _Receiver:
+    """TLS on a blocking socket from which much is read.
+
+    From the socket of an ssl.SSLSocket OpenSSL reads each record of 16 KiB with two calls. Here one
+    brings what has come: to receive, hash and write a MiB takes 1.40 instead of 1.56 ms.
+    """
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: str) -> None:
+        """OSError: the handshake failed."""
+        self.sock = sock
+        self._raw = memoryview(bytearray(CHUNK_BYTES))
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._exchange()
+            else:
+                break
+        self._flush()
+
+    def fill(self, chunk: memoryview) -> None:
+        """All of ``chunk``, with what comes next. OSError, TimeoutError."""
+        done = 0
+        while done < len(chunk):
+            try:
+                count = self.tls.read(len(chunk) - done, chunk[done:])
+            except ssl.SSLWantReadError:
+                self._exchange()
+                continue
+            assert isinstance(count, int), "read into a buffer"
+            if count == 0:
+                raise ConnectionResetError("closed by the node")
+            done += count
+
+    def _exchange(self) -> None:
+        """What TLS has to say goes out, and something comes in."""
+        self._flush()
+        count = self.sock.recv_into(self._raw)
+        if count == 0:
+            raise ConnectionResetError("closed by the node")
+        self._incoming.write(self._raw[:count])
+
+    def _flush(self) -> None:
+        if self._outgoing.pending:
+            self.sock.sendall(self._outgoing.read())
 
 
 class Streams:
@@ -215,7 +261,7 @@ class Streams:
         try:
             assert stream.sock is not None
             stream.sock.settimeout(HANDSHAKE_S)
-            secured = stream.secure(self._server_context(), None)
+            secured = stream.secure(self._server_context())
             certificate = tls.certificate_of(secured)
             _require_node(self._keyring.identify(certificate, int(time.time())), offer.node)
             secured.settimeout(TAKE_S)
@@ -261,14 +307,14 @@ class Streams:
         buffer = memoryview(bytearray(CHUNK_BYTES))
         try:
             with _trouble_of(wanted.source):
-                secured = _connect(stream, wanted)
+                receiver = _connect(stream, wanted)
             while writer.size < wanted.size:
                 chunk = buffer[: min(CHUNK_BYTES, wanted.size - writer.size)]
                 if stream.stopped.wait(wanted.throttle.take(len(chunk))):
                     # What the kernel has of it already could still be read.
                     raise DisconnectedError("this node wants no more of it")
                 with _trouble_of(wanted.source):
-                    _fill(chunk, secured)
+                    receiver.fill(chunk)
                 writer.write(writer.size, chunk)
         finally:
             stream.close()
@@ -302,17 +348,18 @@ class Streams:
             self._loop.remove_reader(sock)
 
 
-def _connect(stream: _Stream, wanted: Pull) -> ssl.SSLSocket:
+def _connect(stream: _Stream, wanted: Pull) -> _Receiver:
     """In a thread. OSError, TrustError."""
     way = wanted.way
     stream.sock = socket.create_connection((way.address.host, way.address.port), HANDSHAKE_S)
     if stream.stopped.is_set():
         raise ConnectionAbortedError("this node is about to stop")
     stream.sock.sendall(PREAMBLE + wanted.ticket)
-    secured = stream.secure(tls.client_context(way.leaf), way.credentials.server_name)
-    _require_node(tls.identity_of(secured, way.credentials, int(time.time())), wanted.source)
-    secured.settimeout(STALL_S)
-    return secured
+    context = tls.client_context(way.leaf)
+    receiver = _Receiver(stream.sock, context, way.credentials.server_name)
+    _require_node(tls.identity_of(receiver.tls, way.credentials, int(time.time())), wanted.source)
+    stream.sock.settimeout(STALL_S)
+    return receiver
 
 
 def _require_node(identity: PeerIdentity, node: NodeNumber) -> None:
@@ -329,12 +376,3 @@ def _trouble_of(source: NodeNumber) -> Iterator[None]:
         raise DeadlineError(f"node {source} made no progress for too long") from exc
     except (OSError, TrustError) as exc:
         raise DisconnectedError(f"the stream from node {source} ended: {exc}") from exc
-
-
-def _fill(chunk: memoryview, sock: ssl.SSLSocket) -> None:
-    done = 0
-    while done < len(chunk):
-        count = sock.recv_into(chunk[done:])
-        if count == 0:
-            raise ConnectionResetError("closed by the node")
-        done += count
