@@ -76,6 +76,7 @@ ROOMS = (
             "pydi_node.leases",
             "pydi_node.handover",
             "pydi_node.replica_config",
+            "pydi_node.replica_waits",
             "pydi_node.tree",
             "pydi_node.blobs",
         ),
