@@ -42,10 +42,10 @@ _INODES = ("ino", "parent", "new_parent", "source", "target")
 _HARMLESS = frozenset(
     {
         "after_cookie", "append", "at", "atime_ns", "base_version", "blobs", "caller", "checksum",
-        "client", "content", "count", "cut", "end", "exclusive", "extents", "flags", "flock", "gid",
-        "kind", "length", "limit", "mode", "mtime_ns", "name", "new_name", "offset", "owner", "pid",
-        "rdev", "serial", "size", "source_offset", "start", "target_offset", "ticket", "time_ns",
-        "uid", "umask", "value", "wait",
+        "client", "content", "count", "ctime_ns", "cut", "end", "exclusive", "extents", "flags",
+        "flock", "gid", "kind", "length", "limit", "mode", "mtime_ns", "name", "new_name", "offset",
+        "owner", "pid", "rdev", "serial", "size", "source_offset", "start", "target_offset",
+        "ticket", "time_ns", "uid", "umask", "value", "wait",
     }
 )  # fmt: skip
 # A number that no inode has yet: the tree knows which of them this client may give.
