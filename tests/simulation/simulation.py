@@ -99,13 +99,16 @@ _REPLICA = ("cut_entries", "apply_batch_max", "proposals_per_step_max", "forward
 
 
 def _draw_later_parameters(dice: Dice) -> dict[str, int]:
-    """What came later. Percentages, but for the number of mounts and a yes or no."""
+    """What came later. Percentages, but for the number of mounts, a yes or no, and a fault."""
     return {
         "small_files": dice.pick([0, 40]),
         "handover": dice.pick([0, 1]),  # whether leadership goes to where the work is
         "mounts": dice.pick([0, 1, 2]),
         "mounts_lost": dice.pick([0, 1, 5]),  # connections, each 0.1 s
         "mounts_stopped": dice.pick([0, 0, 2]),  # instead of something else that a program does
+        "hang_up": dice.pick(
+            [0, 1, 3]
+        ),  # how often as a fault; 0: not with a program's end, either
     }
 
 
@@ -341,6 +344,8 @@ class Simulation:
 
     def _hang_up(self, number: int) -> None:
         """All whom that machine reaches learn that its connections to them ended."""
+        if not self.parameters["hang_up"]:
+            return  # as with a network that says nothing of a program's end
         event = Gone(NodeNumber(number))
         for other in sorted(self.machines):
             if other != number and (number, other) not in self.network.cut:
@@ -483,17 +488,18 @@ class Simulation:
             machine.crash_countdown = self.dice.below(7)
 
     def _unrest(self) -> None:
-        """An election that nothing called for, as if the leader wanted to hand over; or the ends of
-        connections of a program that goes on."""
+        """An election that nothing called for, as if the leader wanted to hand over."""
         processes = [p for p in self._processes() if not p.replica.is_leader]
-        if self.dice.percent(50):
-            if (machine := self._any_up()) is not None:
-                self._hang_up(machine.number)
-        elif processes:
+        if processes:
             process = self.dice.pick(processes)
             if process.replica.raft._may_campaign():
                 process.replica.raft._campaign(transfer=True)
                 process.submit(Tick())
+
+    def _false_alarm(self) -> None:
+        """The connections of a program end, and it goes on."""
+        if (machine := self._any_up()) is not None:
+            self._hang_up(machine.number)
 
     # --- members ----------------------------------------------------------------------------------
 
@@ -613,6 +619,7 @@ _FAULTS: dict[str, Callable[[Simulation], None]] = {
     "clock": Simulation._clock,
     "install_crash": Simulation._install_crash,
     "unrest": Simulation._unrest,
+    "hang_up": Simulation._false_alarm,
     "leave": Simulation._leave,
     "join": Simulation._join,
     "remove": Simulation._remove,

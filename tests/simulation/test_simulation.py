@@ -27,7 +27,7 @@ STEPS = 6000
 MUTANT_SEEDS = 60
 
 # What lives had not when these seeds were found.
-QUIET_HABITS = {"small_files": 0, "handover": 0, "mounts": 0}
+QUIET_HABITS = {"small_files": 0, "handover": 0, "mounts": 0, "hang_up": 0}
 
 # A power cut tears what was being written; that is the point.
 pytestmark = pytest.mark.expects_log("was cut short by a crash and is dropped")
