@@ -125,7 +125,7 @@ class Persisted(NamedTuple):
 
 
 class Overdue(NamedTuple):
-    """``Replica.overdue_s`` has come, and was not changed by a step in between."""
+    """``Replica.overdue_s`` has come."""
 
 
 class DiskFull(NamedTuple):

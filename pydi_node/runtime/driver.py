@@ -153,7 +153,6 @@ class Driver:
         self._snapshot_disk = ThreadPoolExecutor(1, "snapshot")
         self._events: list[Event] = []
         self._flush_scheduled = False
-        self._overdue_s = inf  # of the replica, as of the last step
         self._overdue: asyncio.TimerHandle | None = None
         self._next_request = 1
         self._waiting: dict[int, Callback] = {}
@@ -325,7 +324,8 @@ class Driver:
         """Nothing more happens; what was appended is synced and the log is closed."""
         for task in self._tasks:
             task.cancel()
-        self._wait_overdue(inf)
+        if self._overdue is not None:
+            self._overdue.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._snapshot_disk.shutdown()
         self._is_stopped = True
@@ -371,16 +371,18 @@ class Driver:
             self._work_on_disk()
         except Exception as exc:
             self.fail(exc)
-        if self.replica.overdue_s != self._overdue_s:
-            self._wait_overdue(self.replica.overdue_s)
+        if self._overdue is None and self.replica.overdue_s != inf:
+            self._overdue = self._loop.call_at(self.replica.overdue_s, self._look_if_overdue)
 
-    def _wait_overdue(self, overdue_s: float) -> None:
-        self._overdue_s = overdue_s
-        if self._overdue is not None:
-            self._overdue.cancel()
-            self._overdue = None
-        if overdue_s != inf:
-            self._overdue = self._loop.call_at(overdue_s, self.submit, Overdue())
+    def _look_if_overdue(self) -> None:
+        """Most of what was waited for came in time, and what is waited for now began later: moving
+        the timer with each would cost more than to look once more."""
+        self._overdue = None
+        overdue_s = self.replica.overdue_s
+        if overdue_s <= self.clock.now().mono_s:
+            self.submit(Overdue())
+        elif overdue_s != inf:
+            self._overdue = self._loop.call_at(overdue_s, self._look_if_overdue)
 
     def _on_persist(self, effect: Persist) -> None:
         self._log.append(effect.hard_state, effect.entries, effect.truncate_from)

@@ -640,7 +640,8 @@ def decode_answer(request: Request, value: Any) -> Any:
         answer = spec.decode_answer(value)
         if type(answer) is Result and answer.errno == 0:
             command: Command = request.command  # type: ignore[union-attr]  # only these have Result
-            return answer._replace(value=RESULT_VALUES[type(command)](answer.value))
+            decoded = RESULT_VALUES[type(command)](answer.value)
+            return Result(0, decoded, answer.touched, answer.directories)
     except ValueError as exc:
         raise MessageError(f"answer to {spec.name}: {exc}") from exc
     return answer
