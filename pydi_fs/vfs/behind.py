@@ -97,10 +97,9 @@ class Behind:
         if self._enabled:
             self._look_at_space()
 
-    async def stop(self) -> None:
-        """Nothing is taken any more, and everything is told or has failed once more."""
+    def stop(self) -> None:
+        """Nothing is taken any more, nor told: everything is about to be published."""
         self._enabled = False
-        await self.tell_all()
         for timer in (self._timer, self._looking):
             if timer is not None:
                 timer.cancel()

@@ -174,14 +174,16 @@ class Vfs(VfsCore):
         """Publish what is left and give everything back. The first error is raised, at the end."""
         self._holds.stop()
         failures: list[BaseException] = []
-        await self._behind.stop()
-        await self._saves.wait()
-        for file in list(self._files.values()):
-            try:
-                await self._publish(file)
-            except PydiError as exc:
-                failures.append(exc)
-                log.error("ino=%d: not published at the end, content lost: %s", file.ino, exc)
+        self._behind.stop()
+        files = list(self._files.values())
+        # All at once: each may have to wait for its deadline.
+        ends = await asyncio.gather(*map(self._publish, files), return_exceptions=True)
+        for file, end in zip(files, ends, strict=True):
+            if isinstance(end, PydiError):
+                failures.append(end)
+                log.error("ino=%d: not published at the end, content lost: %s", file.ino, end)
+            elif end is not None:
+                raise end
             await file.discard()
         try:
             await self._delegations.stop()
@@ -190,6 +192,7 @@ class Vfs(VfsCore):
         self._files.clear()
         self._handles.clear()
         await self._background.wait()
+        await self._saves.wait()
         if self._sweeps is not None:
             self._sweeps.cancel()
         await self._area.close()

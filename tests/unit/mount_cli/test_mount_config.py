@@ -126,7 +126,7 @@ def test_tokens() -> None:
         ("deadline", "0"), ("deadline", "-1"), ("deadline", "nan"), ("deadline", "99999"),
         ("read-only", "perhaps"), ("options", "rw,sideways"), ("options", "fsname="),
         ("options", "max_read=1"), ("options", "max_read=x"), ("options", "passthrough_after=soon"),
-        ("options", "suid"), ("options", "delegations=later"),
+        ("options", "suid"), ("options", "delegations=later"), ("options", "durability=never"),
     ],
 )  # fmt: skip
 def test_bad_value_names_option_and_place(name: str, text: str) -> None:
@@ -152,6 +152,12 @@ def test_o_words() -> None:
         assert parse_mount_options(f"passthrough_after={word}") == {"passthrough_after_s": seconds}
     assert configure({}).options.delegations
     assert not configure({"options": "delegations=never"}).options.delegations
+
+
+def test_how_durable_a_close_is() -> None:
+    assert not configure({}).options.closes_behind
+    assert configure({"options": "durability=fsync"}).options.closes_behind
+    assert not configure({"options": "durability=fsync,durability=close"}).options.closes_behind
 
 
 def test_debug_reaches_the_binding() -> None:
