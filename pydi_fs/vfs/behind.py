@@ -42,18 +42,22 @@ BYTES_MAX = 64 << 20
 # Space is looked at so often, and below so much no close is taken: other mounts write, too.
 SPACE_EVERY_S = 2.0
 SPACE_MIN_BYTES = 256 << 20
+# History makes room when space runs out, and so may people, until a file that was closed is given
+# up: nobody could remove it meanwhile.
+GIVE_UP_AFTER_S = 60.0
 FAILURES_MAX = 1024  # directories with files that were lost, of which nobody has been told
 
 
 class _Closed:
     """A file that was closed and is not told."""
 
-    __slots__ = ("create", "due_s", "file", "size_bytes")
+    __slots__ = ("create", "due_s", "failed_s", "file", "size_bytes")
 
     def __init__(self, file: OpenFile, create: PendingCreate, due_s: float) -> None:
         self.file = file
         self.create = create
         self.due_s = due_s  # when the cluster hears of it
+        self.failed_s: float | None = None  # since when it can't
         self.size_bytes = 0  # that are counted
 
 
@@ -228,12 +232,15 @@ class Behind:
     def _failed(self, closed: _Closed, error: PydiError) -> None:
         self._troubled = True
         self._room.set()
-        if isinstance(error, NoSpaceError):
-            self._space = 0
-        elif not isinstance(error, FileError):
-            # It may be told still, as soon as somebody answers: `PendingCreate.timer` tries again.
-            log.warning("ino=%d: closed, and not told yet: %s", closed.file.ino, error)
-            return
+        now_s = asyncio.get_running_loop().time()
+        is_first = closed.failed_s is None
+        closed.failed_s = failed_s = now_s if closed.failed_s is None else closed.failed_s
+        if not isinstance(error, FileError) and (
+            not isinstance(error, NoSpaceError) or now_s - failed_s < GIVE_UP_AFTER_S
+        ):
+            if is_first:
+                log.warning("ino=%d: closed, and not told yet: %s", closed.file.ino, error)
+            return  # `PendingCreate.timer` tries again
         self._remove(closed)
         self._on_lost(closed.file, closed.create, error)
         closed.create.publish = None
