@@ -33,11 +33,11 @@ log = logging.getLogger("pydi.vfs")
 DELAY_S = 0.05
 # Files that wait without being told of; beyond that the oldest ones go out. A program that works on
 # one file at a time has done with those.
-WAITING_MAX = 48
-WAITING_LEFT = 16
+WAITING_MAX = 32
+WAITING_LEFT = 8
 # What a crash of this machine may cost, and what one recall has to send before others are let in.
 # The tree remembers four reservations of 62 numbers for each client.
-FILES_MAX = 128
+FILES_MAX = 96
 BYTES_MAX = 64 << 20
 # Space is looked at so often, and below so much no close is taken: other mounts write, too.
 SPACE_EVERY_S = 2.0

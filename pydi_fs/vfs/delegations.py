@@ -427,13 +427,21 @@ class Delegations:
         self._drop_old_numbers()
         while self._numbers and not self._numbers[0]:
             del self._numbers[0]
-        if sum(map(len, self._numbers)) <= INODES_RESERVED // 2 and self._may_reserve():
+        if sum(map(len, self._numbers)) <= INODES_RESERVED and self._may_reserve():
             self._reserve()
         if not self._numbers:
             return None
         numbers = self._numbers[0]
         self._numbers[0] = numbers[1:]
         return Ino(numbers[0])
+
+    async def wait_numbers(self, parent: Ino) -> bool:
+        """Whether a create in there failed for want of a number, and there are some now: they come
+        sooner than what a file would need that the cluster makes."""
+        if self._complete(parent) is None or any(self._numbers) or self._reserving is None:
+            return False
+        await asyncio.shield(self._reserving)
+        return any(self._numbers)
 
     def _may_reserve(self) -> bool:
         """Whether the tree would still know the reservations that all pending creates are from: it

@@ -507,6 +507,8 @@ class Vfs(VfsCore):
             fh = await self.open(caller, made, flags & ~os.O_TRUNC)
             return await self.getattr(made), fh
         known = self.create_nowait(caller, parent, name, mode, flags, umask)
+        if known is None and await self._delegations.wait_numbers(parent):
+            known = self.create_nowait(caller, parent, name, mode, flags, umask)
         if known is not None:
             return known
 
