@@ -360,12 +360,13 @@ def keep_freed_memory() -> None:
 # --- time and signals -----------------------------------------------------------------------------
 
 
+_UPTIME_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
+
+
 def uptime_s() -> float:
     """Seconds of a clock that nobody sets, and that goes on while the machine sleeps where there is
     such a clock."""
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
+    return time.monotonic() if _UPTIME_CLOCK is None else time.clock_gettime(_UPTIME_CLOCK)
 
 
 def on_signal(loop: asyncio.AbstractEventLoop, name: str, callback: Callable[[], object]) -> None:

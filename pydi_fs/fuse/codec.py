@@ -217,6 +217,13 @@ class CopyFileRange(NamedTuple):
 
 # --- decoding -------------------------------------------------------------------------------------
 
+_OPEN = int(FuseOpcode.FUSE_OPEN)  # integers are compared in half the time
+_RELEASE = int(FuseOpcode.FUSE_RELEASE)
+_OPEN_REQUEST = struct.Struct(abi.fuse_in_header.format + abi.fuse_open_in.format[1:])
+_RELEASE_REQUEST = struct.Struct(abi.fuse_in_header.format + abi.fuse_release_in.format[1:])
+OPEN_BYTES = _OPEN_REQUEST.size
+RELEASE_BYTES = _RELEASE_REQUEST.size
+
 
 def decode_header(request: memoryview) -> tuple[Header, memoryview]:
     """The header and the body of one request as read from the device.
@@ -234,6 +241,32 @@ def decode_header(request: memoryview) -> tuple[Header, memoryview]:
     # Extensions (security context, groups) are sent only if INIT asks for them, which we do not.
     end = max(length - 8 * extensions, abi.fuse_in_header.size)
     return Header(opcode, unique, nodeid, uid, gid, pid), request[abi.fuse_in_header.size : end]
+
+
+def decode_open(request: memoryview) -> tuple[int, int, int, int, int] | None:
+    """(unique, node id, uid, gid, flags) if the request is an OPEN without special wishes.
+
+    request  of OPEN_BYTES. This and `decode_release` say in one step what is asked most often.
+    """
+    (length, opcode, unique, nodeid, uid, gid, _, extensions, _, flags, open_flags) = (
+        _OPEN_REQUEST.unpack_from(request)
+    )
+    if opcode != _OPEN or length != OPEN_BYTES or extensions or open_flags:
+        return None
+    return unique, nodeid, uid, gid, flags
+
+
+def decode_release(request: memoryview) -> tuple[int, int, int] | None:
+    """(unique, node id, handle) if the request is a RELEASE without special wishes.
+
+    request  of RELEASE_BYTES.
+    """
+    (length, opcode, unique, nodeid, _, _, _, extensions, _, fh, _, release_flags, _) = (
+        _RELEASE_REQUEST.unpack_from(request)
+    )
+    if opcode != _RELEASE or length != RELEASE_BYTES or extensions or release_flags:
+        return None
+    return unique, nodeid, fh
 
 
 def decode_body(opcode: int, body: memoryview, agreed: int = 0) -> Any:
@@ -491,6 +524,12 @@ class Timeout(NamedTuple):
 def encode_reply_header(unique: int, error: int, payload_bytes: int) -> bytes:
     """struct fuse_out_header. error  0 or a positive errno."""
     return abi.fuse_out_header.pack(abi.fuse_out_header.size + payload_bytes, -error, unique)
+
+
+def encode_reply(unique: int, payload: bytes) -> bytes:
+    """struct fuse_out_header of a success, and the payload."""
+    size = abi.fuse_out_header.size + len(payload)
+    return abi.fuse_out_header.pack(size, 0, unique) + payload
 
 
 def encode_entry(nodeid: int, attr: Attr, timeout: Timeout) -> bytes:

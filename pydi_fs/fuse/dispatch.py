@@ -23,8 +23,6 @@ import asyncio
 import errno
 import fcntl
 import logging
-import os
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -37,15 +35,13 @@ from pydi_fs.fuse.filesystem import FileSystem
 from pydi_fs.fuse.listings import Drop, Listings
 from pydi_fs.fuse.lock_owners import LockOwners
 from pydi_fs.fuse.negotiation import Negotiated, negotiate
-from pydi_fs.fuse.nodeids import SECOND, NodeIds, Verdict
-from pydi_fs.fuse.page_cache import PageCache
-from pydi_fs.fuse.passthrough import Passthrough
+from pydi_fs.fuse.nodeids import SECOND, NodeIds
+from pydi_fs.fuse.opens import Opens
 from pydi_fs.fuse.printer import describe_reply, describe_request
 from pydi_fs.fuse.xattrs import Xattrs
 from pydi_fs.vfs.callers import groups_of
 from pydi_fs.vfs.journal import State
 from pydi_fs.vfs.journalling import RESENT, Journal
-from pydi_fs.vfs.local_blobs import LocalBlob
 from pydi_node.commands import ROOT_CALLER, Caller
 from pydi_node.errors import FileError, PydiError, errno_of
 from pydi_node.ids import INT64_MAX, Ino
@@ -62,6 +58,9 @@ INTERRUPT_GRACE_S = 0.25
 
 # The kernel rejects an answer with an errno of 512 or more, and the request would hang.
 _ERRNO_LIMIT = 512
+
+# Up to here it takes less to copy an answer's payload than to write two buffers.
+_COPIED_BYTES_MAX = 4096
 
 # Writes one message to the kernel. True: taken; False: nobody waits for it any more.
 # OSError: malformed, the request is still unanswered.
@@ -88,7 +87,7 @@ class Operation:
     """Takes back a success whose answer nobody got, given the payload: a handle would leak."""
 
 
-class Dispatcher(Closing, Xattrs):
+class Dispatcher(Opens, Closing):
     """Serves one mount.
 
     vfs           where operations go.
@@ -123,9 +122,7 @@ class Dispatcher(Closing, Xattrs):
         journal: Journal | None = None,
         debug: bool = False,
     ) -> None:
-        self.pages = PageCache()
-        self.nodeids = NodeIds(forget_attributes)
-        self.passthrough: Passthrough | None = None  # set when the kernel and our rights allow it
+        super().__init__(NodeIds(forget_attributes), passthrough_after_s)
         self._vfs = vfs
         self._write = write
         self._on_ready = on_ready
@@ -135,10 +132,10 @@ class Dispatcher(Closing, Xattrs):
         self._remembered_s = remembered_s
         self._timeout_max_s = cache_timeout_s
         self._kernel_checks = kernel_checks
-        self._passthrough_after_s = passthrough_after_s
-        self._passed: dict[int, LocalBlob] = {}  # must stay open for handles that are passed
         self._agreed = InitFlag(0)  # what INIT agreed on
         self._debug = debug
+        # Else who asks is looked up, or everything is told.
+        self._takes_short_cuts = kernel_checks and not debug
         self._journal = journal or Journal()
         self.listings = Listings(drop_listings, self._journal)
         self._lock_owners = LockOwners()
@@ -153,6 +150,16 @@ class Dispatcher(Closing, Xattrs):
 
     def handle(self, request: memoryview) -> None:
         """Answer one request, now or later. The buffer may be reused on return."""
+        size = len(request)
+        if (size == codec.RELEASE_BYTES or size == codec.OPEN_BYTES) and self._takes_short_cuts:
+            try:
+                short = self._release_again if size == codec.RELEASE_BYTES else self._open_again
+                if short(request):
+                    return
+            except Exception as exc:
+                header, _ = codec.decode_header(request)
+                self._reply(header, self._errno_of(header, exc), b"")
+                return
         try:
             header, body_bytes = codec.decode_header(request)
         except CodecError as exc:
@@ -198,6 +205,44 @@ class Dispatcher(Closing, Xattrs):
         task = asyncio.create_task(self._run(operation, header, body))
         self._running[header.unique] = (task, operation)
 
+    def _open_again(self, request: memoryview) -> bool:
+        """Was it an OPEN of what was open a moment ago? Then it is answered.
+
+        On a mount on which nothing changes these and their RELEASEs are nearly all there is. This
+        is what `handle` does in general, in a fourth of the time.
+        """
+        opening = codec.decode_open(request)
+        if opening is None:
+            return False
+        unique, nodeid, uid, gid, flags = opening
+        if unique & RESENT:
+            return False
+        payload = self.open_again(unique, nodeid, uid, gid, flags)
+        if payload is None:
+            return False
+        if not self._answer(unique, payload):
+            self._beside(self._undo(Ino(nodeid & ~SECOND), payload))
+        return True
+
+    def _release_again(self, request: memoryview) -> bool:
+        """Was it a RELEASE of what may be opened again soon? Then it is answered."""
+        releasing = codec.decode_release(request)
+        if releasing is None:
+            return False
+        unique, nodeid, fh = releasing
+        ino = Ino(nodeid & ~SECOND)
+        if unique & RESENT or self._lock_owners.any_of(ino, fh) or not self.park(ino, fh):
+            return False
+        self._answer(unique, b"")
+        return True
+
+    def _answer(self, unique: int, payload: bytes) -> bool:
+        """`_reply` with a success."""
+        try:
+            return self._write([codec.encode_reply(unique, payload)])
+        except OSError:
+            return self._reply(Header(0, unique, 0, 0, 0, 0), 0, payload)  # tries again, and tells
+
     def restore(self, state: State) -> list[int]:
         """Go on with the handles of the worker before this one. The node ids that are open."""
         if state.agreed is not None:
@@ -222,6 +267,7 @@ class Dispatcher(Closing, Xattrs):
         """Returns when nothing runs any more: readers and lock waiters are cancelled, changes go on
         to their end (each has a deadline). Call it when no more requests can come."""
         self.listings.stop()
+        self._close_parked()
         for task, operation in list(self._running.values()):
             if operation.waits or not operation.changes:
                 _cancel(task)
@@ -282,9 +328,9 @@ class Dispatcher(Closing, Xattrs):
         if self._debug:
             log.debug("%s", describe_reply(header, error, payload))
         unique = header.unique
-        message = [codec.encode_reply_header(unique, error, len(payload))]
-        if payload:
-            message.append(payload)
+        message = [codec.encode_reply_header(unique, error, len(payload)), payload]
+        if len(payload) < _COPIED_BYTES_MAX:
+            message = [b"".join(message)]
         try:
             return self._write(message)
         except OSError:
@@ -378,17 +424,6 @@ class Dispatcher(Closing, Xattrs):
     async def _mode_without_set_id(self, ino: Ino) -> int | None:
         attr = self._vfs.getattr_nowait(ino) or await self._vfs.getattr(ino)
         return arguments.mode_without_set_id(self._shown(attr))
-
-    def _open_flags(self, ino: Ino, fh: int, flags: int, after: Attr | None) -> int:
-        """FOPEN_* for a file just opened; ``after`` is what is known of it now."""
-        open_flags = 0
-        if self.pages.opened(ino, fh, after.version if after is not None else None):
-            open_flags |= abi.FOPEN_KEEP_CACHE
-        if flags & os.O_ACCMODE == os.O_RDONLY:
-            # close() has nothing to publish, and a FLUSH each would be a third of the cost of
-            # open, read, close.
-            open_flags |= abi.FOPEN_NOFLUSH
-        return open_flags
 
     # --- handlers: names and attributes -----------------------------------------------------------
 
@@ -572,148 +607,6 @@ class Dispatcher(Closing, Xattrs):
 
     # --- handlers: files --------------------------------------------------------------------------
 
-    def _open_nowait(self, header: Header, body: codec.Open) -> bytes | None:
-        ino = Ino(header.nodeid)
-        self._check_node_id(header, body)
-        if body.open_flags & abi.FUSE_OPEN_KILL_SUIDGID:
-            return None
-        fh = self._vfs.open_nowait(self._caller(header), ino, body.flags)
-        if fh is None:
-            return None
-        local: LocalBlob | None = None
-        if self._shall_pass(ino, body.flags):
-            known, local = self._vfs.local_file_nowait(fh)
-            if not known:
-                self._give_back(fh)
-                return None
-        payload = self._opened(header, body, fh, local)
-        if payload is None:
-            self._give_back(fh)
-            raise _under_its_other_node_id()
-        return payload
-
-    def _give_back(self, fh: int) -> None:
-        """Close a handle that the kernel never heard of."""
-        if not self._vfs.release_nowait(fh):
-            self._beside(self._vfs.release(fh))
-
-    def _check_node_id(self, header: Header, body: codec.Open) -> None:
-        if not self.nodeids.may_open(
-            Ino(header.nodeid), header.second, arguments.writes(body.flags)
-        ):
-            raise _under_its_other_node_id()
-
-    async def _open(self, header: Header, body: codec.Open) -> bytes:
-        ino = Ino(header.nodeid)
-        self._check_node_id(header, body)
-        before = self._vfs.getattr_nowait(ino)
-        if body.open_flags & abi.FUSE_OPEN_KILL_SUIDGID:
-            await self._clear_set_id(ino)
-        fh = await self._vfs.open(self._caller(header), ino, body.flags)
-        try:
-            local = await self._vfs.local_file(fh) if self._shall_pass(ino, body.flags) else None
-        except BaseException:
-            self._give_back(fh)
-            raise
-        after = self._vfs.getattr_nowait(ino)
-        if before is None or after is None or before.changed != after.changed:
-            # Close-to-open: the file was changed since the kernel last heard of it. The version
-            # check drops its pages; without this it would cut reads at the size it remembers.
-            self._forget_attributes(self.nodeids.of(ino))
-        payload = self._opened(header, body, fh, local)
-        if payload is None:
-            await self._vfs.release(fh)
-            raise _under_its_other_node_id()
-        return payload
-
-    def _opened(
-        self, header: Header, body: codec.Open, fh: int, local: LocalBlob | None
-    ) -> bytes | None:
-        """The answer, as it is booked. None: the kernel must take the other node id."""
-        ino = Ino(header.nodeid)
-        backing_id = self._backing_id(local)
-        verdict = self.nodeids.opened(ino, header.second, fh, local if backing_id else None)
-        if verdict is Verdict.STALE:
-            return None
-        if verdict is Verdict.PASSTHROUGH:
-            assert local is not None
-            assert backing_id is not None
-            local.pin()
-            self._passed[fh] = local
-            self.pages.changed(ino)  # the kernel drops what it had
-            self._note_open(header, ino, fh, body.flags, passing=True)
-            return codec.encode_open(fh, abi.FOPEN_PASSTHROUGH | abi.FOPEN_NOFLUSH, backing_id)
-        self._note_open(header, ino, fh, body.flags)
-        known = self._vfs.getattr_nowait(ino)
-        return codec.encode_open(fh, self._open_flags(ino, fh, body.flags, known))
-
-    def _note_open(
-        self, header: Header, ino: Ino, fh: int, flags: int, passing: bool = False
-    ) -> None:
-        second = bool(self.nodeids.of(ino) & SECOND) and not passing
-        caller = self._caller(header)
-        self._journal.opened(header.unique, fh, ino, flags, caller, second, passing)
-
-    def _shall_pass(self, ino: Ino, flags: int) -> bool:
-        """Shall the kernel read the file instead of asking us, if there is one here?"""
-        after_s = self._passthrough_after_s
-        if self.passthrough is None or after_s is None or arguments.writes(flags):
-            return False
-        if not self.nodeids.may_pass(ino):
-            return False
-        attr = self._vfs.getattr_nowait(ino)
-        return attr is not None and time.time_ns() - attr.mtime_ns >= after_s * 1e9
-
-    def _backing_id(self, local: LocalBlob | None) -> int | None:
-        if local is None or self.passthrough is None:
-            return None
-        return self.passthrough.backing_id(local)
-
-    def _closed(self, ino: Ino, fh: int) -> None:
-        self.pages.closed(ino, fh)
-        self.nodeids.closed(ino, fh)
-        local = self._passed.pop(fh, None)
-        if local is not None:
-            local.unpin()
-
-    def _create_nowait(self, header: Header, body: codec.Create) -> bytes | None:
-        caller, parent, umask = self._caller(header), Ino(header.nodeid), self._umask(body.umask)
-        with self._journal.request(header.unique):
-            made = self._vfs.create_nowait(
-                caller, parent, body.name, body.mode & 0o7777, body.flags, umask
-            )
-        return None if made is None else self._created(header, *made, body.flags)
-
-    async def _create(self, header: Header, body: codec.Create) -> bytes:
-        caller, parent, umask = self._caller(header), Ino(header.nodeid), self._umask(body.umask)
-        mode = body.mode & 0o7777
-        attr, fh = await self._vfs.create(caller, parent, body.name, mode, body.flags, umask)
-        return self._created(header, attr, fh, body.flags)
-
-    async def _tmpfile(self, header: Header, body: codec.Create) -> bytes:
-        caller, parent, umask = self._caller(header), Ino(header.nodeid), self._umask(body.umask)
-        attr, fh = await self._vfs.tmpfile(caller, parent, body.mode & 0o7777, body.flags, umask)
-        return self._created(header, attr, fh, body.flags)
-
-    def _created(self, header: Header, attr: Attr, fh: int, flags: int) -> bytes:
-        self.nodeids.created(attr.ino, fh)
-        open_flags = self._open_flags(attr.ino, fh, flags, attr)
-        self._note_open(header, attr.ino, fh, flags)
-        return self._entry(header, attr) + codec.encode_open(fh, open_flags)
-
-    async def _undo_open(self, header: Header, payload: bytes) -> None:
-        await self._undo(Ino(header.nodeid), payload)
-
-    async def _undo_create(self, _header: Header, payload: bytes) -> None:
-        nodeid = abi.fuse_entry_out.unpack_from(payload)[0]
-        await self._undo(Ino(nodeid & ~SECOND), payload)
-
-    async def _undo(self, ino: Ino, payload: bytes) -> None:
-        fh = arguments.fh_in(payload)
-        self._closed(ino, fh)
-        await self._vfs.release(fh)
-        self._journal.closed(fh)
-
     async def _read(self, _header: Header, body: codec.Read) -> bytes:
         return await self._vfs.read(body.fh, arguments.size(body.offset), body.size)
 
@@ -817,9 +710,10 @@ class Dispatcher(Closing, Xattrs):
         FuseOpcode.FUSE_READDIRPLUS: Operation(_readdirplus, changes=False),
         FuseOpcode.FUSE_RELEASEDIR: Operation(_done, nowait=_done_nowait, changes=False),
         FuseOpcode.FUSE_FSYNCDIR: Operation(Closing.fsyncdir),
-        FuseOpcode.FUSE_OPEN: Operation(_open, nowait=_open_nowait, undo=_undo_open),
-        FuseOpcode.FUSE_CREATE: Operation(_create, nowait=_create_nowait, undo=_undo_create),
-        FuseOpcode.FUSE_TMPFILE: Operation(_tmpfile, undo=_undo_create),
+        FuseOpcode.FUSE_OPEN: Operation(Opens.open, nowait=Opens.open_nowait, undo=Opens.undo_open),
+        FuseOpcode.FUSE_CREATE: Operation(
+            Opens.create, nowait=Opens.create_nowait, undo=Opens.undo_create),
+        FuseOpcode.FUSE_TMPFILE: Operation(Opens.tmpfile, undo=Opens.undo_create),
         FuseOpcode.FUSE_READ: Operation(_read, changes=False),
         FuseOpcode.FUSE_WRITE: Operation(_write_file, nowait=_write_nowait),
         FuseOpcode.FUSE_FLUSH: Operation(Closing.flush, nowait=Closing.flush_nowait),
@@ -854,7 +748,3 @@ _COPY_32_MAX_BYTES = 0xFFFF_F000
 def _cancel(task: asyncio.Task[None]) -> None:
     """Cancel after the task's first step: cancelled before it, it would never answer."""
     asyncio.get_running_loop().call_soon(task.cancel)
-
-
-def _under_its_other_node_id() -> FileError:
-    return FileError(errno.ESTALE, "open it under its other node id")

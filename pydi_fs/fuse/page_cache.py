@@ -48,6 +48,11 @@ class PageCache:
         pages.version = _common(pages, version)
         return same and pages.version is not None
 
+    def is_known(self, ino: Ino) -> bool:
+        """Are the kernel's pages of one version, and is that known?"""
+        pages = self._files.get(ino)
+        return pages is not None and pages.version is not None
+
     def published(self, ino: Ino, fh: int, version: LogIndex | None) -> None:
         """What was written through the pages is now ``version``, and ``fh`` reads that."""
         pages = self._files.get(ino)

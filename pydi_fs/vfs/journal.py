@@ -386,22 +386,22 @@ class State:
     def apply(self, record: Any) -> None:
         """One record, in the order of writing."""
         match record:
-            case Agreed():
-                self.agreed = record
-            case Identity():
-                self.identity = record
+            case Closed():  # the first two are nearly all there are
+                self.handles.pop(record.fh, None)
+                if self.locks:
+                    self._drop_locks(lambda lock: lock.fh == record.fh)
             case Opened():
                 self.handles[record.fh] = record
                 self.handed[record.unique] = record.fh
                 self.last_fh = max(self.last_fh, record.fh)
+            case Agreed():
+                self.agreed = record
+            case Identity():
+                self.identity = record
             case Listed():
                 self.listed[record.ino] = None
             case Unlisted():
                 self.listed.pop(record.ino, None)
-            case Closed():
-                self.handles.pop(record.fh, None)
-                if self.locks:
-                    self._drop_locks(lambda lock: lock.fh == record.fh)
             case Locked():
                 self.locks[record] = None
             case Unlocked():

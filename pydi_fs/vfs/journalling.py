@@ -197,7 +197,6 @@ class KeptJournal(Journal):
         unique &= ~RESENT
         self._mirror.serials.pop(unique, None)
         self._mirror.written.pop(unique, None)
-        self._mirror.handed.pop(unique, None)
         self._mirror.made.pop(unique, None)
         self._serials.pop(unique, None)
         self._made.pop(unique, None)
@@ -226,7 +225,11 @@ class KeptJournal(Journal):
         second: bool, passing: bool,
     ) -> None:  # fmt: skip
         unique &= ~RESENT
-        self._note(records.Opened(unique, fh, ino, flags, *caller, second, passing))
+        record = records.Opened(unique, fh, ino, flags, *caller, second, passing)
+        # As `State.apply`, but for what only a successor has a use for.
+        self._mirror.handles[fh] = record
+        self._mirror.last_fh = max(self._mirror.last_fh, fh)
+        self._write(record)
 
     def listed(self, ino: Ino) -> None:
         self._note(records.Listed(ino))

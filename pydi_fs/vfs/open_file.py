@@ -249,6 +249,18 @@ class OpenFile:
         return not (self.dirty or self.stale or self.busy or self._stages)
 
     @property
+    def is_at_rest(self) -> bool:
+        """Nothing of it comes from here: no content, and not the file itself."""
+        # As `dirty` and `busy` have it; this is asked at each open and close.
+        return not (
+            self._content.dirty
+            or self._undecided
+            or self._stages
+            or self._create is not None
+            or self._lock.locked()
+        )
+
+    @property
     def content_bytes(self) -> int:
         """Of what came with the version."""
         return sum(map(len, self._contents.values()))

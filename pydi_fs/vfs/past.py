@@ -202,6 +202,9 @@ class PastVfs(Vfs):
             file = self._files[ino] = self._file_of(version)
         return self._new_handle(file, flags, caller), version
 
+    def park(self, fh: int) -> bool:
+        return not is_past(self.ino_of(fh)) and super().park(fh)  # no node holds those
+
     def _may_make(self, parent: Ino, name: bytes) -> bool:
         return super()._may_make(parent, name) and not (parent == ROOT_INO and name == DOOR)
 

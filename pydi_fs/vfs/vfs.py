@@ -84,11 +84,8 @@ class _Handle:
     file: OpenFile
     flags: int  # of open(2)
     caller: Caller
+    writable: bool
     next_offset: int = 0  # where a sequential reader would go on
-
-    @property
-    def writable(self) -> bool:
-        return self.flags & O_ACCMODE != os.O_RDONLY
 
     @property
     def appends(self) -> bool:
@@ -692,6 +689,32 @@ class Vfs(VfsCore):
         self._holds.closed(fh)
         return True
 
+    def park(self, fh: int) -> bool:
+        """No program has this handle open any more, but one may soon, and gets it by `unpark`: it
+        stays as it is, and the node need not know. False: `release` it."""
+        handle = self._handle(fh)
+        if handle.writable or not handle.file.is_at_rest:
+            return False
+        self._holds.closed(fh)
+        return True
+
+    def unpark(self, fh: int, attr: Attr) -> bool:
+        """A program opened it again. False: `release` it and open the file, which may be another.
+
+        attr  what `getattr_nowait` said of the file when it was opened. A change, whoever makes it,
+              puts another object into the cache or none.
+        """
+        file = self._handle(fh).file
+        if (
+            self._cache.attr(file.ino) is not attr
+            or file.writers
+            or not file.is_at_rest
+            or self.client.lease_s() <= 0
+        ):
+            return False
+        self._holds.opened(fh, file.ino)
+        return True
+
     async def abandon(self, fh: int) -> None:
         """Close without publishing: what was written since the last flush never was.
 
@@ -834,7 +857,7 @@ class Vfs(VfsCore):
         return fh
 
     def _add_handle(self, fh: int, file: OpenFile, flags: int, caller: Caller) -> None:
-        handle = _Handle(file, flags, caller)
+        handle = _Handle(file, flags, caller, writable=flags & O_ACCMODE != os.O_RDONLY)
         self._handles[fh] = handle
         file.handles += 1
         file.writers += handle.writable

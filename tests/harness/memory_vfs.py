@@ -428,6 +428,13 @@ class MemoryVfs:
         self._release(fh)
         return True
 
+    def park(self, fh: int) -> bool:
+        handle = self._handle(fh)
+        return self.cached and not handle.writable and not self._inode(handle.ino).dirty
+
+    def unpark(self, fh: int, attr: Attr) -> bool:
+        return self._attr(self._inode(self._handle(fh).ino)) == attr
+
     def _release(self, fh: int) -> None:
         handle = self._handle(fh)
         del self._handles[fh]

@@ -277,6 +277,52 @@ def test_what_was_changed_since_is_asked_for(node: NodeProcess, tmp_path: Path) 
     asyncio.run(scenario())
 
 
+def test_a_parked_handle_is_held_by_nobody_and_good_until_something_changes(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node hears of it only while it is open; attributes or content, changed by another mount
+    or this one, and the loss of the lease, end it."""
+    monkeypatch.setattr(holds, "TELL_AFTER_S", 0.02)
+
+    async def scenario() -> None:
+        async with Mount(node, tmp_path / "a") as here, Mount(node, tmp_path / "b") as there:
+            await here.vfs.release(await here.create(b"f"))
+            await here.wait_opens(0)
+            ino = (await here.vfs.lookup(ROOT_INO, b"f")).ino
+
+            async def written(mount: Mount) -> None:
+                fh = await mount.vfs.open(ROOT_CALLER, ino, os.O_WRONLY)
+                await mount.vfs.write(fh, 0, b"x")
+                await mount.vfs.release(fh)
+
+            async def cut_off(mount: Mount) -> None:
+                mount.client.lease_s = lambda: 0.0  # type: ignore[method-assign]
+
+            for change in (
+                lambda: here.vfs.setattr(ROOT_CALLER, ino, mode=0o600),
+                lambda: there.vfs.setattr(ROOT_CALLER, ino, mode=0o640),
+                lambda: written(here),
+                lambda: written(there),
+                lambda: cut_off(here),
+            ):
+                attr = await here.vfs.getattr(ino)
+                fh = await here.vfs.open(ROOT_CALLER, ino, os.O_RDONLY)
+                for _ in range(2):
+                    attr = here.vfs.getattr_nowait(ino)
+                    assert attr is not None
+                    await here.wait_opens(1)
+                    assert here.vfs.park(fh)
+                    await here.wait_opens(0)
+                    assert here.vfs.unpark(fh, attr)
+                assert here.vfs.park(fh)
+                await change()
+                assert not here.vfs.unpark(fh, attr)
+                await here.vfs.release(fh)
+                await here.wait_opens(0)
+
+    asyncio.run(scenario())
+
+
 def test_without_a_lease_every_open_asks(node: NodeProcess, tmp_path: Path) -> None:
     """What is known may be old then."""
 
