@@ -219,8 +219,10 @@ class CopyFileRange(NamedTuple):
 
 _OPEN = int(FuseOpcode.FUSE_OPEN)  # integers are compared in half the time
 _RELEASE = int(FuseOpcode.FUSE_RELEASE)
+_LOOKUP = int(FuseOpcode.FUSE_LOOKUP)
 _OPEN_REQUEST = struct.Struct(abi.fuse_in_header.format + abi.fuse_open_in.format[1:])
 _RELEASE_REQUEST = struct.Struct(abi.fuse_in_header.format + abi.fuse_release_in.format[1:])
+HEADER_BYTES = abi.fuse_in_header.size
 OPEN_BYTES = _OPEN_REQUEST.size
 RELEASE_BYTES = _RELEASE_REQUEST.size
 
@@ -243,11 +245,24 @@ def decode_header(request: memoryview) -> tuple[Header, memoryview]:
     return Header(opcode, unique, nodeid, uid, gid, pid), request[abi.fuse_in_header.size : end]
 
 
-def decode_open(request: memoryview) -> tuple[int, int, int, int, int] | None:
-    """(unique, node id, uid, gid, flags) if the request is an OPEN without special wishes.
+# What is asked most often, in one step; None if there is anything to it that is not asked often.
 
-    request  of OPEN_BYTES. This and `decode_release` say in one step what is asked most often.
-    """
+
+def decode_lookup(request: memoryview) -> tuple[int, int, bytes] | None:
+    """(unique, node id of the directory, name) of a LOOKUP."""
+    length, opcode, unique, nodeid, _, _, _, extensions, _ = abi.fuse_in_header.unpack_from(request)
+    if opcode != _LOOKUP or length != len(request) or extensions:
+        return None
+    name = bytes(request[HEADER_BYTES:])
+    if name.find(0) != len(name) - 1:
+        return None
+    return unique, nodeid, name[:-1]
+
+
+def decode_open(request: memoryview) -> tuple[int, int, int, int, int] | None:
+    """(unique, node id, uid, gid, flags) of an OPEN."""
+    if len(request) != OPEN_BYTES:
+        return None
     (length, opcode, unique, nodeid, uid, gid, _, extensions, _, flags, open_flags) = (
         _OPEN_REQUEST.unpack_from(request)
     )
@@ -257,10 +272,9 @@ def decode_open(request: memoryview) -> tuple[int, int, int, int, int] | None:
 
 
 def decode_release(request: memoryview) -> tuple[int, int, int] | None:
-    """(unique, node id, handle) if the request is a RELEASE without special wishes.
-
-    request  of RELEASE_BYTES.
-    """
+    """(unique, node id, handle) of a RELEASE."""
+    if len(request) != RELEASE_BYTES:
+        return None
     (length, opcode, unique, nodeid, _, _, _, extensions, _, fh, _, release_flags, _) = (
         _RELEASE_REQUEST.unpack_from(request)
     )

@@ -38,6 +38,7 @@ from pydi_fs.fuse.negotiation import Negotiated, negotiate
 from pydi_fs.fuse.nodeids import SECOND, NodeIds
 from pydi_fs.fuse.opens import Opens
 from pydi_fs.fuse.printer import describe_reply, describe_request
+from pydi_fs.fuse.short_cuts import ShortCuts
 from pydi_fs.fuse.xattrs import Xattrs
 from pydi_fs.vfs.callers import groups_of
 from pydi_fs.vfs.journal import State
@@ -87,7 +88,7 @@ class Operation:
     """Takes back a success whose answer nobody got, given the payload: a handle would leak."""
 
 
-class Dispatcher(Opens, Closing):
+class Dispatcher(ShortCuts, Closing):
     """Serves one mount.
 
     vfs           where operations go.
@@ -134,8 +135,8 @@ class Dispatcher(Opens, Closing):
         self._kernel_checks = kernel_checks
         self._agreed = InitFlag(0)  # what INIT agreed on
         self._debug = debug
-        # Else who asks is looked up, or everything is told.
-        self._takes_short_cuts = kernel_checks and not debug
+        # Else who asks is looked up, or everything is told. By the low byte of their opcode.
+        self._by_opcode = self._short_cuts() if kernel_checks and not debug else {}
         self._journal = journal or Journal()
         self.listings = Listings(drop_listings, self._journal)
         self._lock_owners = LockOwners()
@@ -150,10 +151,9 @@ class Dispatcher(Opens, Closing):
 
     def handle(self, request: memoryview) -> None:
         """Answer one request, now or later. The buffer may be reused on return."""
-        size = len(request)
-        if (size == codec.RELEASE_BYTES or size == codec.OPEN_BYTES) and self._takes_short_cuts:
+        short = self._by_opcode.get(request[4]) if len(request) > codec.HEADER_BYTES else None
+        if short is not None:
             try:
-                short = self._release_again if size == codec.RELEASE_BYTES else self._open_again
                 if short(request):
                     return
             except Exception as exc:
@@ -204,44 +204,6 @@ class Dispatcher(Opens, Closing):
         self._began[header.unique] = self._vfs.pushes
         task = asyncio.create_task(self._run(operation, header, body))
         self._running[header.unique] = (task, operation)
-
-    def _open_again(self, request: memoryview) -> bool:
-        """Was it an OPEN of what was open a moment ago? Then it is answered.
-
-        On a mount on which nothing changes these and their RELEASEs are nearly all there is. This
-        is what `handle` does in general, in a fourth of the time.
-        """
-        opening = codec.decode_open(request)
-        if opening is None:
-            return False
-        unique, nodeid, uid, gid, flags = opening
-        if unique & RESENT:
-            return False
-        payload = self.open_again(unique, nodeid, uid, gid, flags)
-        if payload is None:
-            return False
-        if not self._answer(unique, payload):
-            self._beside(self._undo(Ino(nodeid & ~SECOND), payload))
-        return True
-
-    def _release_again(self, request: memoryview) -> bool:
-        """Was it a RELEASE of what may be opened again soon? Then it is answered."""
-        releasing = codec.decode_release(request)
-        if releasing is None:
-            return False
-        unique, nodeid, fh = releasing
-        ino = Ino(nodeid & ~SECOND)
-        if unique & RESENT or self._lock_owners.any_of(ino, fh) or not self.park(ino, fh):
-            return False
-        self._answer(unique, b"")
-        return True
-
-    def _answer(self, unique: int, payload: bytes) -> bool:
-        """`_reply` with a success."""
-        try:
-            return self._write([codec.encode_reply(unique, payload)])
-        except OSError:
-            return self._reply(Header(0, unique, 0, 0, 0, 0), 0, payload)  # tries again, and tells
 
     def restore(self, state: State) -> list[int]:
         """Go on with the handles of the worker before this one. The node ids that are open."""
@@ -400,6 +362,9 @@ class Dispatcher(Opens, Closing):
         if self._began.get(header.unique, self._vfs.pushes) != self._vfs.pushes:
             return 0.0
         return self._remembered_s(min(self._vfs.lease_s(), self._timeout_max_s))
+
+    def _timeout_now(self) -> Timeout:
+        return Timeout.of(self._remembered_s(min(self._vfs.lease_s(), self._timeout_max_s)))
 
     def _entry(self, header: Header, attr: Attr) -> bytes:
         nodeid = self.nodeids.of(attr.ino)

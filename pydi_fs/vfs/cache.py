@@ -14,16 +14,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any, Final
 
 from pydi_node.ids import Ino
 from pydi_node.records import EVERY_NAME, Attr
 
 ABSENT: Final = Ino(0)  # value of a name that is known not to exist
-# Small on purpose: the kernel's own caches come first, and a daemon's memory must not follow the
-# size of the tree that passes through it.
-ATTRS_MAX = 4096  # about 600 bytes each: 2.5 MB
-NAMES_MAX = 8192  # about 250 bytes each: 2 MB
+# The kernel's own caches end with the lease, within a second, so whoever looks at the same tree
+# again and again is answered from here: a large working tree fits. Beyond that a daemon's memory
+# must not follow the size of the tree that passes through it.
+ATTRS_MAX = 32768  # about 600 bytes each: 20 MB
+NAMES_MAX = 49152  # about 250 bytes each: 12 MB
+DROPPED_AT_ONCE = 512  # by whoever needs room, who waits for that
 DROPPED_MAX = 4096  # drops remembered for answers that are under way
 
 
@@ -50,6 +53,11 @@ class NameCache:
         """The inode, ABSENT when the name is known not to exist, None when nothing is known."""
         return self._names.get((parent, name))
 
+    def entry(self, parent: Ino, name: bytes) -> Attr | None:
+        """Attributes of what has this name; None when either is not known, or there is none."""
+        ino = self._names.get((parent, name))
+        return self._attrs.get(ino) if ino else None
+
     def put_attr(self, attr: Attr) -> None:
         """Remember ``attr`` unless something newer is known."""
         if self.is_late(attr.ino):
@@ -67,8 +75,8 @@ class NameCache:
             return
         if key not in self._names:
             if len(self._names) >= self._names_max:
-                _drop_oldest(self._names)
-                self._names_in = Counter(parent for parent, _ in self._names)
+                for gone, _ in _drop_oldest(self._names):
+                    self._name_went(gone)
             self._names_in[parent] += 1
         self._names[key] = ino
 
@@ -98,7 +106,12 @@ class NameCache:
             if entry[1] == EVERY_NAME:
                 self._forget_names_in(entry[0])
             elif self._names.pop(entry, None) is not None:
-                self._names_in[entry[0]] -= 1
+                self._name_went(entry[0])
+
+    def _name_went(self, directory: Ino) -> None:
+        self._names_in[directory] -= 1
+        if not self._names_in[directory]:
+            del self._names_in[directory]
 
     def _forget_names_in(self, directory: Ino) -> None:
         # All names are looked at only where there are some: most directories that others take over
@@ -139,9 +152,10 @@ class NameCache:
         self._xattrs.clear()
 
 
-def _drop_oldest(table: dict[Any, Any]) -> None:
-    """Make room for an eighth at once: one pass over the oldest, not one per insertion."""
-    keys = iter(table)
-    oldest = [next(keys) for _ in range(max(len(table) // 8, 1))]
+def _drop_oldest(table: dict[Any, Any]) -> list[Any]:
+    """Make room for some hundreds at once: one pass over the oldest, not one per insertion. The
+    keys that are gone."""
+    oldest = list(islice(table, max(min(len(table) // 8, DROPPED_AT_ONCE), 1)))
     for key in oldest:
         del table[key]
+    return oldest

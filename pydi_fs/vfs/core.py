@@ -24,6 +24,7 @@ from pydi_fs.vfs.directories import Directories
 from pydi_fs.vfs.holds import Holds
 from pydi_fs.vfs.journalling import Journal
 from pydi_fs.vfs.local_blobs import BlobSource, LocalBlobs
+from pydi_fs.vfs.lookahead import Lookahead
 from pydi_fs.vfs.open_file import OpenFile
 from pydi_fs.vfs.pending import PendingCreate
 from pydi_fs.vfs.reader import BlobReader
@@ -90,6 +91,7 @@ class VfsCore(Xattrs):
         self._files: dict[Ino, OpenFile] = {}  # that are open
         self._closed = ClosedFiles()
         self._directories = Directories(client, self._cache)
+        self._lookahead = Lookahead(self._directories.fetch)
         self._delegations = Delegations(
             client,
             self._cache,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 
 from pydi_fs.client import Client
 from pydi_fs.vfs.cache import NameCache
@@ -46,21 +47,26 @@ class Directories:
         """The first ``limit`` entries, for nobody who reads on."""
         return await self._listing(ino).page(0, limit)
 
-    def _listing(self, ino: Ino) -> Listing:
+    async def fetch(
+        self, ino: Ino, after: int, limit: int, at: LogIndex | None = None
+    ) -> Sequence[DirEntry]:
+        """Up to ``limit`` entries after a cookie, as they are now or were at that index; the caches
+        know those of now."""
+
         def arrived(answer: Sequence[DirEntry]) -> Sequence[DirEntry]:
             for entry in answer:
                 self._cache.put_attr(entry.attr)
                 self._cache.put_name(ino, entry.name, entry.attr.ino)
             return answer
 
-        async def fetch(after: int, count: int, at: LogIndex | None) -> Sequence[DirEntry]:
-            entries: Sequence[DirEntry] = await self._client.call(
-                ReadDir(ino, after, count, at), arrived=arrived if at is None else None
-            )
-            return entries
+        entries: Sequence[DirEntry] = await self._client.call(
+            ReadDir(ino, after, limit, at), arrived=arrived if at is None else None
+        )
+        return entries
 
+    def _listing(self, ino: Ino) -> Listing:
         async def newest_index() -> LogIndex:
             index: LogIndex = await self._client.call(IndexAt(TimeNs(INT64_MAX)))
             return index
 
-        return Listing(ino, fetch, newest_index)
+        return Listing(ino, partial(self.fetch, ino), newest_index)

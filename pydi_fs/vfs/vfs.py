@@ -170,6 +170,7 @@ class Vfs(VfsCore):
     async def stop(self) -> None:
         """Publish what is left and give everything back. The first error is raised, at the end."""
         self._holds.stop()
+        await self._lookahead.stop()
         failures: list[BaseException] = []
         self._behind.stop()
         files = list(self._files.values())
@@ -210,6 +211,14 @@ class Vfs(VfsCore):
             raise FileError(errno.ENOENT)
         return self.getattr_nowait(ino)
 
+    def entry_nowait(self, parent: Ino, name: bytes) -> Attr | None:
+        """`lookup_nowait` where the cluster has all there is to know, and that is at hand; None
+        where anything of it might come from here."""
+        attr = self._cache.entry(parent, name)
+        if attr is None or attr.ino in self._files or self._delegations.pending:
+            return None
+        return self._delegations.overlay(attr) if self.client.lease_s() > 0 else None
+
     async def lookup(self, parent: Ino, name: bytes) -> Attr:
         """The inode behind a name. ENOENT, ENOTDIR, ENAMETOOLONG."""
         if name == b".":
@@ -219,6 +228,8 @@ class Vfs(VfsCore):
         if len(name) > NAME_MAX_BYTES:
             raise FileError(errno.ENAMETOOLONG)
         cached = self.lookup_nowait(parent, name)
+        if cached is None and await self._lookahead.wait(parent):
+            cached = self.lookup_nowait(parent, name)
         if cached is not None:
             return cached
 
@@ -230,6 +241,8 @@ class Vfs(VfsCore):
                 self._cache.put_name(parent, name, ABSENT)
 
         attr = await self.client.call(Lookup(parent, name), arrived=arrived, failed=failed)
+        if self.lease_s() > 0:
+            self._lookahead.asked(parent)
         return self._overlay(attr)
 
     def getattr_nowait(self, ino: Ino) -> Attr | None:

@@ -139,6 +139,12 @@ class MemoryVfs:
             return self._attr(self._inode(directory.parent))
         return self._attr(self._child(directory, name))
 
+    def entry_nowait(self, parent: Ino, name: bytes) -> Attr | None:
+        directory = self._inodes.get(parent)
+        if not self.cached or directory is None or name not in directory.entries:
+            return None
+        return self.getattr_nowait(directory.entries[name][1])
+
     def getattr_nowait(self, ino: Ino) -> Attr | None:
         inode = self._inodes.get(ino)
         return self._attr(inode) if self.cached and inode is not None else None
