@@ -3,7 +3,8 @@
 Pure: no device, no clock. `dispatch` and `notify` call it; tests and the printer read through it.
 A request that does not parse raises CodecError and nothing else, whatever the bytes.
 
-Decoded bodies own their bytes (no view into the device's buffer, which is reused at once).
+Decoded bodies own their bytes (no view into the device's buffer, which is reused at once), but for
+what a WRITE carries.
 """
 
 from __future__ import annotations
@@ -123,10 +124,15 @@ class Read(NamedTuple):
 
 
 class Write(NamedTuple):
+    """``data`` is a part of the request: whoever needs it later makes it `owned`."""
+
     fh: int
     offset: int
     write_flags: int
-    data: bytes
+    data: memoryview | bytes
+
+    def owned(self) -> Write:
+        return self._replace(data=bytes(self.data))
 
 
 class Release(NamedTuple):
@@ -377,7 +383,7 @@ def _write(body: memoryview) -> Write:
     fh, offset, size, write_flags, _, _, _ = abi.fuse_write_in.unpack_from(body)
     if len(body) != 40 + size:
         raise CodecError(f"WRITE of {size} bytes carries {len(body) - 40}")
-    return Write(fh, offset, write_flags, bytes(body[40:]))
+    return Write(fh, offset, write_flags, body[40:])
 
 
 def _release(body: memoryview) -> Release:

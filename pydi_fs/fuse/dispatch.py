@@ -201,6 +201,8 @@ class Dispatcher(ShortCuts, Closing):
                     if not delivered:
                         self._beside(self._take_undo(operation, header, payload))
                 return
+        if opcode == FuseOpcode.FUSE_WRITE:
+            body = body.owned()  # the request's buffer is used again
         self._began[header.unique] = self._vfs.pushes
         task = asyncio.create_task(self._run(operation, header, body))
         self._running[header.unique] = (task, operation)

@@ -5,7 +5,6 @@ The part of `Dispatcher` that is about them. Whether the kernel obeys lists was 
 
 from __future__ import annotations
 
-import errno
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -14,8 +13,8 @@ from pydi_fs.fuse.abi import InitFlag
 from pydi_fs.fuse.codec import Header
 from pydi_fs.fuse.filesystem import FileSystem
 from pydi_fs.vfs import acls
+from pydi_fs.vfs.xattrs import no_attribute
 from pydi_node.commands import XATTR_KILL_SGID, Caller
-from pydi_node.errors import FileError
 from pydi_node.ids import Ino
 from pydi_node.records import Attr
 
@@ -43,9 +42,9 @@ class Xattrs(ABC):
     def known(self, header: Header, body: codec.Getxattr) -> None:
         attr = self._vfs.getattr_nowait(Ino(header.nodeid))
         acls.require_known(body.name, attr, self._obeys_acls())
-        # ls asks for one of each file, and the kernel before the first write to one.
+        # The kernel asks for one before the first write to a file.
         if self._vfs.lacks_xattr(Ino(header.nodeid), body.name):
-            raise FileError(errno.ENODATA)
+            raise no_attribute(body.name)
 
     def refused(self, _header: Header, body: Any) -> None:
         acls.require_known(body.name, None, self._obeys_acls())

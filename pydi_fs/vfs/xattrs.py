@@ -17,6 +17,15 @@ from pydi_node.errors import FileError
 from pydi_node.ids import Ino
 from pydi_node.wire.messages import GetXattr, ListXattr
 
+# A kernel without SELinux asks the file system for this one. ls(1) wants it of each file, unless it
+# is told that the file system knows no such thing: so every file without it says.
+SELINUX = b"security.selinux"
+
+
+def no_attribute(name: bytes) -> FileError:
+    """The file has no attribute of this name."""
+    return FileError(errno.EOPNOTSUPP if name == SELINUX else errno.ENODATA)
+
 
 class Xattrs:
     """What it needs of Vfs, and the four calls."""
@@ -32,7 +41,7 @@ class Xattrs:
 
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
         if name not in await self._xattr_names(ino):
-            raise FileError(errno.ENODATA)
+            raise no_attribute(name)
         value: bytes = await self.client.call(GetXattr(ino, name))
         return value
 

@@ -396,7 +396,10 @@ class MemoryVfs:
             offset += length
         return b"".join(parts)
 
-    async def write(self, fh: int, offset: int, data: bytes) -> int:
+    async def write(self, fh: int, offset: int, data: bytes | memoryview) -> int:
+        return self._write(fh, offset, data)
+
+    def _write(self, fh: int, offset: int, data: bytes | memoryview) -> int:
         handle = self._handle(fh)
         if not handle.writable:
             raise FileError(errno.EBADF)
@@ -413,8 +416,8 @@ class MemoryVfs:
     ) -> tuple[Attr, int] | None:
         return None
 
-    def write_nowait(self, fh: int, offset: int, data: bytes) -> int | None:
-        return None
+    def write_nowait(self, fh: int, offset: int, data: bytes | memoryview) -> int | None:
+        return self._write(fh, offset, data) if self.cached else None
 
     def flush_nowait(self, fh: int) -> bool:
         return self.cached and not self._inode(self._handle(fh).ino).dirty
@@ -696,7 +699,7 @@ class MemoryVfs:
         inode.size = size
         self._content_changed(inode)
 
-    def _store(self, inode: _Inode, offset: int, data: bytes) -> None:
+    def _store(self, inode: _Inode, offset: int, data: bytes | memoryview) -> None:
         if offset + len(data) > INT64_MAX:
             raise FileError(errno.EFBIG)
         position = 0

@@ -536,6 +536,20 @@ def test_posix_locks_are_taken_asked_for_and_given_back_at_close() -> None:
     run(scenario)
 
 
+@both_ways
+def test_what_is_written_is_what_the_request_carried(cached: bool) -> None:
+    """Also when it is written later: the device's buffer has another request by then."""
+
+    async def scenario(kernel: Kernel) -> None:
+        made = await kernel.create(b"file")
+        content = os.urandom(5000)
+        assert (await kernel.write(made.nodeid, made.fh, 3, content)).unpack("I") == (5000,)
+        found = await kernel.read(made.nodeid, made.fh, 0, 6000)
+        assert found.payload == bytes(3) + content
+
+    run(scenario, cached=cached)
+
+
 def test_who_gave_his_locks_back_is_no_owner_for_a_successor() -> None:
     """FLUSH of an owner takes it out of the journal, though the handle stays open."""
     logs = (os.memfd_create("a"), os.memfd_create("b"))
