@@ -1,7 +1,8 @@
 """Content of other machines kept on this one's disk: whole blobs, verified, in a bounded directory.
 
-A source of `vfs.local_blobs`, filled by `vfs.reader` with the chunks that it fetches anyway, and
-with no others. Several mounts, also of different clusters, may share a directory.
+A source of `vfs.local_blobs`, filled by `vfs.reader` with the chunks that it fetches anyway, and by
+`vfs.whole_blobs` with the rest of what is read here and there. Several mounts, also of different
+clusters, may share a directory.
 
     chunks ──► nameless file ──all there, BLAKE3 right──► DIR/blobs/ab/<blob>-<checksum>
 
@@ -104,15 +105,29 @@ class BlobCache:
 
     def offer(self, info: BlobInfo, index: int, data: bytes) -> None:
         """Chunk ``index`` of a blob was fetched; keep it if the disk keeps up. Never waits."""
-        if (
-            self._closed
-            or self._pending >= PENDING_CHUNKS_MAX
-            or info.size > self._size_max // PARTIAL_SHARE
-        ):
-            return
+        if self._pending < PENDING_CHUNKS_MAX and self.would_keep(info):
+            self._begin_to_add(info, index, data)
+
+    def would_keep(self, info: BlobInfo) -> bool:
+        """Is it one that there can be room for?"""
+        return not self._closed and info.size <= self._size_max // PARTIAL_SHARE
+
+    async def missing(self, info: BlobInfo) -> list[int]:
+        """The chunks that it still lacks to be kept; none where it is already, or can't be."""
+        if not self.would_keep(info):
+            return []
+        return await self._loop.run_in_executor(self._thread, self._missing, info)
+
+    async def keep(self, info: BlobInfo, index: int, data: bytes) -> None:
+        """As `offer`, and waits for the disk."""
+        if self.would_keep(info):
+            await asyncio.wait([self._begin_to_add(info, index, data)])
+
+    def _begin_to_add(self, info: BlobInfo, index: int, data: bytes) -> asyncio.Future[bool]:
         self._pending += 1
         work = self._loop.run_in_executor(self._thread, self._add, info, index, data)
         work.add_done_callback(lambda _: self._on_added(info, work))
+        return work
 
     def close(self) -> None:
         """What is not whole yet is dropped. Waits for the chunk that is being written."""
@@ -181,6 +196,16 @@ class BlobCache:
             kept = self._partials.get(info.blob)
             if kept is not None and (not kept.missing or info.blob in self._refused):
                 self._drop(info.blob)
+
+    def _missing(self, info: BlobInfo) -> list[int]:
+        if info.blob in self._refused:
+            return []
+        try:
+            partial = self._partials.get(info.blob) or self._begin(info)
+        except OSError as exc:
+            log.info("blob %s is not kept: %s", blob_name(info.blob), exc)
+            return []
+        return [] if partial is None else sorted(partial.missing)
 
     def _begin(self, info: BlobInfo) -> _Partial | None:
         if self._path(info).exists():

@@ -1,8 +1,8 @@
 """Reading blobs: from a file on this machine, or through the network in chunks.
 
-Of the network's chunks a bounded number is kept, and the next ones are fetched ahead. Blobs are
-immutable, so a cached chunk is right for ever and needs no invalidation. Called by `vfs.open_file`;
-runs in the loop.
+Of the network's chunks a bounded number is kept, and the next ones are fetched ahead; a blob that
+is read here and there comes whole meanwhile. Blobs are immutable, so a cached chunk is right for
+ever and needs no invalidation. Called by `vfs.open_file`; runs in the loop.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import OrderedDict
 from pydi_fs.client import Client
 from pydi_fs.vfs.blob_cache import BlobCache
 from pydi_fs.vfs.local_blobs import LocalBlobs
+from pydi_fs.vfs.whole_blobs import WholeBlobs
 from pydi_node.errors import PydiError
 from pydi_node.ids import BlobId, blob_name
 from pydi_node.records import BlobInfo
@@ -42,6 +43,7 @@ class BlobReader:
         self._client = client
         self._local = local
         self._cache_on_disk = cache_on_disk
+        self._whole = None if cache_on_disk is None else WholeBlobs(self._fetch, cache_on_disk)
         self._cache_bytes_max = cache_bytes_max
         self._rereads = rereads
         self._cache: OrderedDict[tuple[BlobId, int], bytes] = OrderedDict()
@@ -66,6 +68,8 @@ class BlobReader:
             if first != last or (key not in self._cache and key not in self._fetching):
                 # Reading here and there in a large blob: a whole chunk would be fetched for a page,
                 # and push out another that is as likely to be read.
+                if self._whole is not None and not info.is_in_tree:
+                    self._whole.missed(info)
                 return await self._fetch(info, offset, length)
         tasks = [self._chunk(info, index) for index in range(first, last + 1)]
         if ahead:
@@ -84,6 +88,11 @@ class BlobReader:
         whole = b"".join(results)
         start = offset - first * CHUNK_BYTES
         return whole[start : start + length]
+
+    async def close(self) -> None:
+        """Nothing is fetched any more that nobody waits for."""
+        if self._whole is not None:
+            await self._whole.close()
 
     def _chunk(self, info: BlobInfo, index: int) -> bytes | asyncio.Task[bytes]:
         key = (info.blob, index)

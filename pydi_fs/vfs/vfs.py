@@ -194,6 +194,7 @@ class Vfs(VfsCore):
         if self._sweeps is not None:
             self._sweeps.cancel()
         await self._area.close()
+        await self._reader.close()
         self._local.close()
         if failures:
             raise failures[0]
