@@ -163,6 +163,9 @@ class Delegations:
         self._on_end = on_end
         self._enabled = enabled
         self._pending_max = pending_max
+        # With so few left others are reserved: where close does not wait, that many are used in one
+        # round trip.
+        self._numbers_min = INODES_RESERVED // (2 if pending_max <= PENDING_MAX else 1)
         self._pending_in: dict[Ino, dict[bytes, PendingCreate]] = {}
         self._created_ns: dict[Ino, int] = {}  # when the newest of them was made
         self._held: dict[Ino, _Held] = {}
@@ -427,7 +430,7 @@ class Delegations:
         self._drop_old_numbers()
         while self._numbers and not self._numbers[0]:
             del self._numbers[0]
-        if sum(map(len, self._numbers)) <= INODES_RESERVED and self._may_reserve():
+        if sum(map(len, self._numbers)) <= self._numbers_min and self._may_reserve():
             self._reserve()
         if not self._numbers:
             return None

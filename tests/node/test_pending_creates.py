@@ -735,7 +735,7 @@ def test_a_successor_tells_what_was_pending_and_gives_back_what_was_delegated(
             assert not worker.vfs._delegations.pending
             # What was reserved and is not used yet is used now.
             left = worker.vfs._delegations._numbers
-            assert sum(map(len, left)) in (INODES_RESERVED - 5, 2 * INODES_RESERVED - 5)
+            assert sum(map(len, left)) == INODES_RESERVED - 5
 
     asyncio.run(first())
     asyncio.run(second())
