@@ -57,7 +57,9 @@ SUBSTITUTE_MAX_BYTES = 64 << 20
 TELL_AGAIN_S = 60.0
 TOLD_MAX = 1024
 FETCHES_AT_ONCE = PULLS_MAX  # each holds a small blob in memory, or a chunk of a large one
-INLINE_LOOK_S = 1.0  # between two looks at the setting and at how full the nodes are
+INLINE_LOOK_S = 1.0  # between two looks at the settings, the tree's size and how full the nodes are
+# Up to this a file of its own costs the disks as much, so it is in the tree whatever its size.
+INLINE_ALWAYS_BYTES = 4096
 RATE_PERIOD_S = 1.0
 
 # inode, size, time of the last change of content and of anything: a file that has the same is the
@@ -185,14 +187,18 @@ class Replication:
         return None if name is None else _in_tree(name, payload)
 
     def _inline_max(self) -> int:
-        """Bytes; nothing while some node is full: its disk holds every tree's content too, and what
-        is left of it is for deleting."""
+        """Bytes. Less once the tree is large: every node has all of it, and a new one is sent it.
+        Nothing while some node is full: what is left of its disk is for deleting."""
         now_s = self._loop.time()
         if now_s >= self._inline_until_s:
             self._inline_until_s = now_s + INLINE_LOOK_S
-            is_full = any_is_full(self.transfers.states())
-            settings = self._service.tree.settings()
-            self._inline_max_bytes = -1 if is_full else settings["inline_max_bytes"]
+            tree = self._service.tree
+            settings = tree.settings()
+            self._inline_max_bytes = settings["inline_max_bytes"]
+            if tree.used_bytes >= settings["inline_tree_bytes"]:
+                self._inline_max_bytes = min(self._inline_max_bytes, INLINE_ALWAYS_BYTES)
+            if any_is_full(self.transfers.states()):
+                self._inline_max_bytes = -1
         return self._inline_max_bytes
 
     def _store_new(self, payload: bytes, begin: Callable[[BlobInfo], None]) -> None:

@@ -209,6 +209,13 @@ class Tree(Queries):
         return self._durable_index
 
     @property
+    def used_bytes(self) -> int:
+        """What names, history and content take of the database's file."""
+        (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
+        (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
+        return int(pages - free) * int(self._page_bytes)
+
+    @property
     def spare_bytes(self) -> int:
         """What ``give_back`` can take off the database's file: free in it, beyond what is kept for
         what comes next. 0 for a file that was made before there was that."""

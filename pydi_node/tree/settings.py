@@ -27,7 +27,10 @@ SETTINGS: Final[dict[str, Setting]] = {
         900, 10, 30 * _DAY_S, "a node away for longer counts as lost; its blobs are copied again"
     ),
     "inline_max_bytes": Setting(
-        4096, 0, INLINE_WIRE_MAX_BYTES, "content up to this is kept in the tree, on every node"
+        32768, 0, INLINE_WIRE_MAX_BYTES, "content up to this is kept in the tree, on every node"
+    ),
+    "inline_tree_bytes": Setting(
+        512 << 20, 0, 1 << 50, "content above 4 KiB only while the tree's file is smaller than this"
     ),
     "repair_bytes_per_s": Setting(64 << 20, 1 << 20, 1 << 40, "how fast repair may copy, per node"),
     "replicas": Setting(2, 1, 8, "copies of every blob"),

@@ -206,7 +206,7 @@ def test_passthrough_goes_on(supervised: World) -> None:
     """Who reads a file past the worker does so while there is none; who writes it then gets a file
     of its own, and readers the new content at their next open."""
     path = supervised.path / "file"
-    path.write_bytes(b"content" * 1000)
+    path.write_bytes(b"content" * 10_000)
     with open(path, "rb", buffering=0) as reader:
         assert reader.read(7) == b"content"
         kill_worker(supervised.mount)

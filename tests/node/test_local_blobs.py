@@ -109,12 +109,12 @@ def test_a_file_is_local_right_after_its_writer_closed_it(
     async def scenario() -> None:
         vfs, _ = await connected(node, tmp_path / "staging")
         attr, fh = await vfs.create(ROOT_CALLER, ROOT_INO, b"file", 0o644, os.O_RDWR)
-        await vfs.write(fh, 0, CONTENT[:7000])
+        await vfs.write(fh, 0, CONTENT[:40_000])
         await vfs.flush(fh)
         assert vfs.release_nowait(fh)
         fh = await vfs.open(ROOT_CALLER, attr.ino, os.O_RDONLY)
         assert await vfs.local_file(fh) is not None
-        assert await vfs.read(fh, 0, 7001) == CONTENT[:7000]
+        assert await vfs.read(fh, 0, 40_001) == CONTENT[:40_000]
         await vfs.release(fh)
         await vfs.stop()
         await vfs.client.close()

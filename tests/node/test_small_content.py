@@ -16,7 +16,7 @@ from pydi_node.commands import ROOT_CALLER, Commit
 from pydi_node.errors import BlobError, FileError
 from pydi_node.ids import INT64_MAX, ROOT_INO, Ino, NodeNumber, Serial, TimeNs, blob_id
 from pydi_node.records import IN_TREE, BlobInfo, Extent, FileVersion
-from pydi_node.wire.messages import BlobRead, Execute, GetFile, IndexAt, Open
+from pydi_node.wire.messages import Admin, BlobRead, Execute, GetFile, IndexAt, Open
 from tests.harness.procs import NodeProcess, wait_until
 from tests.node.test_cluster import start_cluster, status
 from tests.node.test_holds import Mount
@@ -26,7 +26,8 @@ from tests.node.test_replication import blob_file, put, save, version
 
 MakeNode = Callable[..., NodeProcess]
 
-LIMIT = 4096  # the setting's default
+LIMIT = 32 * 1024  # the setting's default
+ALWAYS = 4096  # likewise, once the tree is large
 
 
 def files_of(nodes: list[NodeProcess]) -> list[Path]:
@@ -77,6 +78,28 @@ def test_small_content_is_on_every_node_without_a_file(make_node: MakeNode) -> N
     for node in nodes:
         assert node.stop() == 0
         assert_tree_sound(node)
+
+
+def test_a_large_tree_takes_only_the_smallest_content(make_node: MakeNode) -> None:
+    """Every node has all of it, so what files of their own hold as cheaply goes into files."""
+    (node,) = start_cluster(make_node, 1)
+    with node.connect() as client:
+        ino = save(client, b"f", b"x")
+
+        def in_tree(size: int) -> bool:
+            """Whether a new version of that size goes there."""
+            put(client, ino, bytes(size))
+            return version(client, b"f").blobs[0].is_in_tree
+
+        for name, limit in (("large", 1), ("small", 1 << 30)):
+            client.call(Admin("set", {"name": "inline_tree_bytes", "value": limit}))
+            # The node looks at it once a second.
+            wait_until(
+                lambda limit=limit: in_tree(ALWAYS + 1) == (limit > 1),
+                f"what becomes of more than the smallest, the tree being {name}",
+            )
+            assert in_tree(ALWAYS)
+            assert not in_tree(LIMIT + 1)
 
 
 def damage(node: NodeProcess, info: BlobInfo, *, vanishes: bool = False) -> None:
@@ -204,7 +227,7 @@ def test_many_small_pieces_are_read_though_they_do_not_fit_into_an_answer(
             ino: Ino = vfs.ino_of(fh)
             whole = b""
             for number in range(20):
-                piece = b"%04d" % number * (LIMIT // 4)
+                piece = b"%04d" % number * (ALWAYS // 4)
                 await vfs.write(fh, len(whole), piece)
                 await vfs.fsync(fh)
                 whole += piece
@@ -222,4 +245,4 @@ def test_many_small_pieces_are_read_though_they_do_not_fit_into_an_answer(
     asyncio.run(scenario())
     with node.connect() as client:
         found = version(client, b"log")
-        assert sum(len(data) for _, data in found.contents) == 16 * LIMIT
+        assert sum(len(data) for _, data in found.contents) == 16 * ALWAYS
