@@ -98,10 +98,18 @@ class NameCache:
         self.forget(inos, entries)
         self.note(inos, entries)
 
-    def forget(self, inos: Iterable[Ino], entries: Iterable[tuple[Ino, bytes]]) -> None:
+    def forget(
+        self,
+        inos: Iterable[Ino],
+        entries: Iterable[tuple[Ino, bytes]],
+        *,
+        content_only: bool = False,
+    ) -> None:
+        """content_only  of the inodes only content and times changed, no extended attribute."""
         for ino in inos:
             self._attrs.pop(ino, None)
-            self._xattrs.pop(ino, None)
+            if not content_only:
+                self._xattrs.pop(ino, None)
         for entry in entries:
             if entry[1] == EVERY_NAME:
                 self._forget_names_in(entry[0])

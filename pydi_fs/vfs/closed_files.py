@@ -14,7 +14,7 @@ from pydi_node.ids import Ino
 from pydi_node.records import Attr
 
 FILES_MAX = 2048  # some 2 KiB each, without content
-CONTENT_MAX_BYTES = 4 << 20  # of small files, which came with their version
+CONTENT_MAX_BYTES = 8 << 20  # of small files, which came with their version or were written here
 
 
 class ClosedFiles:
@@ -42,7 +42,10 @@ class ClosedFiles:
         if file is None:
             return None
         self.drop((attr.ino,))
-        return file if file.attr.changed == attr.changed else None
+        if file.attr.version != attr.version:
+            return None
+        file.attr = attr
+        return file
 
     def drop(self, inos: Iterable[Ino]) -> None:
         """These changed."""

@@ -30,7 +30,7 @@ from pydi_fs.vfs.pending import PendingCreate
 from pydi_fs.vfs.reader import BlobReader
 from pydi_fs.vfs.staging import Lender, StagingArea
 from pydi_fs.vfs.xattrs import Xattrs
-from pydi_node.commands import Command, PutFile
+from pydi_node.commands import Command, Commit, Link, PutFile, Rename, SetAttr
 from pydi_node.errors import FileError, PydiError, errno_of
 from pydi_node.ids import Ino
 from pydi_node.records import Attr, FileVersion, Result, Statfs
@@ -135,7 +135,7 @@ class VfsCore(Xattrs):
         if not file.dirty and not file.busy and not file.is_pending:
             return
         await file.publish()
-        self._cache.forget((file.ino,), ())
+        self._cache.forget((file.ino,), (), content_only=True)
         if not file.stale:
             self._cache.answers(self._cache.moment)
             self._cache.put_attr(file.attr)
@@ -163,8 +163,9 @@ class VfsCore(Xattrs):
         """Run a command; what it touched leaves the caches before its answer enters them."""
 
         def handed_over(result: Result) -> Any:
-            self._cache.forget(*result.touched)
-            self._closed.drop(result.touched.inos)
+            self._cache.forget(*result.touched, content_only=isinstance(command, (Commit, PutFile)))
+            if not _keeps_content(command):
+                self._closed.drop(result.touched.inos)
             self._delegations.has_changed(command, result.touched.inos)
             try:
                 for attr in result.directories:
@@ -257,8 +258,10 @@ class VfsCore(Xattrs):
         if known.changed < file.attr.changed:
             # A publication that nobody waited for.
             self._cache.forget((file.ino,), ())
-        elif known.changed == file.attr.changed and file.is_published:
-            self._closed.put(file)
+        elif known.changed == file.attr.changed:
+            file.keep_content()
+            if file.is_published:
+                self._closed.put(file)
 
     # --- what is heard of in between -------------------------------------------------------------
 
@@ -300,3 +303,10 @@ class VfsCore(Xattrs):
         self._delegations.reset()
         self._holds.tell_all()
         return self.on_invalidate((), (), True)
+
+
+def _keeps_content(command: Command) -> bool:
+    """Whether files that it touches consist of what they did."""
+    return isinstance(command, (Link, Rename)) or (
+        isinstance(command, SetAttr) and command.size is None
+    )

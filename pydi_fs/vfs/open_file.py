@@ -35,6 +35,7 @@ from pydi_node.wire.messages import PUT_BLOB, GetFile
 # Stages that were published in one request with their Commit, kept because their blob's name is not
 # known here; above this number (of at most 256 KiB each) the file is looked up again instead.
 UNNAMED_STAGES_MAX = 64
+KEPT_MAX_BYTES = 32 * 1024  # of what was written here; more than that is a file somewhere
 EXTENTS_PER_COMMIT_MAX = 32768  # about 1 MB of command; a quarter of what a frame may carry
 
 log = logging.getLogger("pydi.vfs")
@@ -64,7 +65,8 @@ class OpenFile:
         self._clock = clock
         self._content = Content(version)
         self._blobs: dict[BlobId, BlobInfo] = {info.blob: info for info in version.blobs}
-        self._contents = _sound(version)  # of the smallest of them
+        # Of the smallest of them; and of what was written here, by source.
+        self._contents = _sound(version)
         self._stage: Stage | None = None  # where new writes go
         self._stages: dict[int, Stage] = {}  # by source: all that the content still needs
         self._caller: Caller = ROOT_CALLER  # who wrote last: a version is committed in that name
@@ -237,6 +239,20 @@ class OpenFile:
         """Some of its content lies in staging space here."""
         return bool(self._stages)
 
+    def keep_content(self) -> None:
+        """What was written here and is in the cluster can be read without staging space, if it is
+        little: it would be asked for when the file is opened next, for only the tree knows which
+        blob it is."""
+        if self.dirty or self.busy or self._stage is not None:
+            return
+        contents = {source: stage.content() for source, stage in self._stages.items()}
+        known = {source: data for source, data in contents.items() if data is not None}
+        if len(known) == len(contents) and sum(map(len, known.values())) <= KEPT_MAX_BYTES:
+            self._contents.update(known)
+            for stage in self._stages.values():
+                stage.close()
+            self._stages.clear()
+
     @property
     def staged_bytes(self) -> int:
         """How much that is."""
@@ -349,9 +365,10 @@ class OpenFile:
     def _in_memory(self, segment: Segment) -> bytes | None:
         """The bytes of a segment that is staged, or came with the version; None: ask the reader."""
         start, length = segment.source_offset, segment.length
-        if segment.source < 0:
-            return self._stages[segment.source].read(start, length)
-        content = self._contents.get(BlobId(segment.source))
+        stage = self._stages.get(segment.source)
+        if stage is not None:
+            return stage.read(start, length)
+        content = self._contents.get(segment.source)
         if content is None:
             return None
         return content if length == len(content) else content[start : start + length]
@@ -694,7 +711,7 @@ def _blobs_of(infos: dict[int, BlobInfo], put: Stage | None) -> dict[int, BlobId
     return blobs
 
 
-def _sound(version: FileVersion) -> dict[BlobId, bytes]:
+def _sound(version: FileVersion) -> dict[int, bytes]:
     """What came with a version and is what was written. A node whose tree is damaged says so when
     it is asked for the rest."""
     checksum_of = {info.blob: info.checksum for info in version.blobs}

@@ -185,17 +185,17 @@ def test_a_mount_brings_content_beside_its_command_only(make_node: MakeNode) -> 
 
 
 def test_opening_a_small_file_brings_its_content(node: NodeProcess, tmp_path: Path) -> None:
-    """open asks nobody, and all reads are one request; what is written on top of it reads right,
-    too."""
+    """Another mount wrote it: open asks nobody, and all reads are one request; what is written on
+    top of it reads right, too."""
 
     async def scenario() -> None:
-        async with Mount(node, tmp_path) as mount:
+        async with Mount(node, tmp_path / "a") as mount, Mount(node, tmp_path / "b") as writer:
             vfs, sent = mount.vfs, mount.client.sent
-            fh = await mount.create(b"f")
-            ino = vfs.ino_of(fh)
-            await vfs.write(fh, 0, b"some content")
-            await vfs.flush(fh)
-            await vfs.release(fh)
+            fh = await writer.create(b"f")
+            await writer.vfs.write(fh, 0, b"some content")
+            await writer.vfs.flush(fh)
+            await writer.vfs.release(fh)
+            ino = (await vfs.lookup(ROOT_INO, b"f")).ino
             sent.clear()
             fh = await vfs.open(ROOT_CALLER, ino, os.O_RDWR)
             assert await vfs.read(fh, 0, 100) == b"some content"
