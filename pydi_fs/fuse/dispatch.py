@@ -626,6 +626,27 @@ class Dispatcher(ShortCuts, Closing):
             *await self._vfs.getlk(body.fh, body.owner, body.kind, body.start, body.end, body.pid)
         )
 
+    def _setlk_nowait(self, header: Header, body: codec.Lock) -> bytes | None:
+        return self._lock_nowait(header, body, wait=False)
+
+    def _setlkw_nowait(self, header: Header, body: codec.Lock) -> bytes | None:
+        return self._lock_nowait(header, body, wait=True)
+
+    def _lock_nowait(self, header: Header, body: codec.Lock, wait: bool) -> bytes | None:
+        if body.flock:
+            return None
+        self._note_locker(header, body)
+        done = self._vfs.setlk_nowait(
+            body.fh, body.owner, body.kind, body.start, body.end, body.pid, wait
+        )
+        return b"" if done else None
+
+    def _note_locker(self, header: Header, body: codec.Lock) -> None:
+        """Before the wait: the close that gives it back may come while this is still under way."""
+        if not body.flock and body.kind != fcntl.F_UNLCK:
+            self._lock_owners.locked(Ino(header.nodeid), body.fh, body.owner)
+            self._journal.locked(Ino(header.nodeid), body.fh, body.owner)
+
     async def _setlk(self, header: Header, body: codec.Lock) -> bytes:
         return await self._lock(header, body, wait=False)
 
@@ -633,10 +654,7 @@ class Dispatcher(ShortCuts, Closing):
         return await self._lock(header, body, wait=True)
 
     async def _lock(self, header: Header, body: codec.Lock, wait: bool) -> bytes:
-        if not body.flock and body.kind != fcntl.F_UNLCK:
-            # Before the wait: the close that gives it back may come while this is still under way.
-            self._lock_owners.locked(Ino(header.nodeid), body.fh, body.owner)
-            self._journal.locked(Ino(header.nodeid), body.fh, body.owner)
+        self._note_locker(header, body)
         await self._vfs.setlk(
             body.fh,
             body.owner,
@@ -692,8 +710,8 @@ class Dispatcher(ShortCuts, Closing):
         FuseOpcode.FUSE_COPY_FILE_RANGE_64: Operation(_copy_file_range_64),
         FuseOpcode.FUSE_SYNCFS: Operation(Closing.syncfs),
         FuseOpcode.FUSE_GETLK: Operation(_getlk, changes=False),
-        FuseOpcode.FUSE_SETLK: Operation(_setlk),
-        FuseOpcode.FUSE_SETLKW: Operation(_setlkw, waits=True),
+        FuseOpcode.FUSE_SETLK: Operation(_setlk, nowait=_setlk_nowait),
+        FuseOpcode.FUSE_SETLKW: Operation(_setlkw, nowait=_setlkw_nowait, waits=True),
     }  # fmt: skip
 
 

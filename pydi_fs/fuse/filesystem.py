@@ -116,6 +116,9 @@ class FileSystem(Protocol):
     async def getlk(
         self, fh: int, owner: int, kind: int, start: int, end: int, pid: int
     ) -> tuple[int, int, int, int]: ...
+    def setlk_nowait(
+        self, fh: int, owner: int, kind: int, start: int, end: int, pid: int, wait: bool
+    ) -> bool: ...
     async def setlk(
         self,
         fh: int,

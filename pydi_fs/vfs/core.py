@@ -24,6 +24,7 @@ from pydi_fs.vfs.directories import Directories
 from pydi_fs.vfs.holds import Holds
 from pydi_fs.vfs.journalling import Journal
 from pydi_fs.vfs.local_blobs import BlobSource, LocalBlobs
+from pydi_fs.vfs.lock_rights import LockRights
 from pydi_fs.vfs.lookahead import Lookahead
 from pydi_fs.vfs.open_file import OpenFile
 from pydi_fs.vfs.pending import PendingCreate
@@ -33,7 +34,7 @@ from pydi_fs.vfs.xattrs import Xattrs
 from pydi_node.commands import Command, Commit, Link, PutFile, Rename, SetAttr
 from pydi_node.errors import FileError, PydiError, errno_of
 from pydi_node.ids import Ino
-from pydi_node.records import Attr, FileVersion, Result, Statfs
+from pydi_node.records import EVERY_NAME, Attr, FileVersion, Result, Statfs
 from pydi_node.wire import messages
 
 log = logging.getLogger("pydi.vfs")
@@ -55,7 +56,8 @@ class VfsConfig:
     cache        where content that came over the network is kept, and found again
     rereads      may programs read a range again soon? If not, no memory is spent on it
     journal      what a successor of this process must know goes there
-    delegates    have directories delegated to this client, and create files in them by itself
+    delegates    have directories delegated to this client, and create files in them by itself; and
+                 give out the locks of files that nobody else locks
     closes_behind  tell of those files a moment after close(2): see `behind`
     """
 
@@ -110,6 +112,7 @@ class VfsCore(Xattrs):
             on_lost=self._lost,
             enabled=config.delegates and config.closes_behind,
         )
+        self._locks = LockRights(client, config.journal, enabled=config.delegates)
         self._background = Background()
         self._saves = Background()  # of files that can't be told
         self._holds = Holds(client, self._background.later)
@@ -252,6 +255,7 @@ class VfsCore(Xattrs):
     def _forget(self, file: OpenFile) -> None:
         """Nobody has it open any more; as long as it is the newest version it may be again."""
         del self._files[file.ino]
+        self._locks.closed(file.ino)
         known = self._cache.attr(file.ino)
         if known is None:
             return
@@ -287,6 +291,7 @@ class VfsCore(Xattrs):
             file = self._files.get(ino)
             if file is not None:
                 file.changed_elsewhere()
+        self._locks.wanted(parent for parent, name in entries if name == EVERY_NAME)
         sent = self._delegations.touched(inos, entries)
         told = self.on_invalidate(inos, entries, False)
         if sent is None or told is None:
@@ -301,6 +306,7 @@ class VfsCore(Xattrs):
         for file in self._files.values():
             file.changed_elsewhere()
         self._delegations.reset()
+        self._locks.reset()
         self._holds.tell_all()
         return self.on_invalidate((), (), True)
 

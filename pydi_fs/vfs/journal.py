@@ -28,7 +28,7 @@ from pydi_fs.vfs.extents import Segment
 from pydi_node.commands import ROOT_CALLER, Caller
 from pydi_node.ids import Ino, LogIndex, Serial
 
-FORMAT = 4  # of all records together; a worker takes over from one of the same format only
+FORMAT = 5  # of all records together; a worker takes over from one of the same format only
 HEADER = Struct("<Q")
 _FRAME = Struct("<II")
 
@@ -93,6 +93,17 @@ class Unlocked(NamedTuple):
 
     ino: int
     owner: int
+
+
+class Right(NamedTuple):
+    """The mount gives out, or may give out, the POSIX locks of this file by itself: these."""
+
+    ino: int
+    locks: tuple[tuple[int, bool, int, int, int], ...]  # (owner, exclusive, start, end, pid)
+
+
+class RightGivenBack(NamedTuple):
+    ino: int
 
 
 class Moment(NamedTuple):
@@ -281,7 +292,7 @@ RECORDS: tuple[type[Any], ...] = (
     Agreed, Identity, Opened, Listed, Closed, Locked, Moment, Numbered, Backing, Wrote, Cut,
     Punched, Stamped, Rebased, Staged, Publishing, Committing, Published, Forgotten,
     Frozen, Highest, Done, Unlocked, Unlisted, Created, Made, Creating, Settled, Reserved,
-    Delegated, Undelegated,
+    Delegated, Undelegated, Right, RightGivenBack,
 )  # fmt: skip
 _KINDS: dict[type[Any], int] = {record: kind for kind, record in enumerate(RECORDS)}
 _packer = msgpack.Packer(use_bin_type=True)  # to make one takes longer than to use it
@@ -375,6 +386,7 @@ class State:
         self.creating: dict[Ino, Serial] = {}  # under which the cluster may have heard of them
         self.reserved: dict[int, Reserved] = {}  # by the end
         self.delegated: dict[Ino, None] = {}
+        self.rights: dict[int, Right] = {}  # by inode
 
     @classmethod
     def of(cls, records: Iterable[Any]) -> State:
@@ -439,6 +451,10 @@ class State:
             case Undelegated():
                 for ino in record.inos:
                     self.delegated.pop(Ino(ino), None)
+            case Right():
+                self.rights[record.ino] = record
+            case RightGivenBack():
+                self.rights.pop(record.ino, None)
             case Highest():
                 self.last_fh = max(self.last_fh, record.fh)
                 self.last_serial = max(self.last_serial, record.serial)

@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from pydi_fs.vfs import journal as records
-from pydi_fs.vfs.journal import HEADER, State
+from pydi_fs.vfs.journal import HEADER, Right, State
 from pydi_node import portable
 from pydi_node.commands import INODES_RESERVED, Caller, Command
 from pydi_node.ids import Ino, LogIndex, Serial
@@ -81,6 +81,8 @@ class Journal:
     def closed(self, fh: int) -> None: ...
     def locked(self, ino: Ino, fh: int, owner: int) -> None: ...
     def unlocked(self, ino: Ino, owner: int) -> None: ...
+    def has_right(self, right: Right) -> None: ...
+    def gave_right_back(self, ino: Ino) -> None: ...
     def moment(self, index: LogIndex) -> None: ...
     def backing(self, number: int, is_open: bool) -> None: ...
     def wrote(
@@ -245,6 +247,12 @@ class KeptJournal(Journal):
 
     def unlocked(self, ino: Ino, owner: int) -> None:
         self._note(records.Unlocked(ino, owner))
+
+    def has_right(self, right: Right) -> None:
+        self._note(right)
+
+    def gave_right_back(self, ino: Ino) -> None:
+        self._note(records.RightGivenBack(ino))
 
     def moment(self, index: LogIndex) -> None:
         self._note(records.Moment(index))
@@ -424,6 +432,7 @@ def snapshot(state: State) -> Iterable[Any]:
         yield records.Made(unique, made)
     yield from state.reserved.values()
     yield from map(records.Delegated, state.delegated)
+    yield from state.rights.values()
     for sent in state.serials.values():
         yield from sent
     for unique, length in state.written.items():

@@ -17,6 +17,7 @@ from typing import Any
 from pydi_fs.client import Client
 from pydi_fs.vfs.cache import ABSENT
 from pydi_fs.vfs.core import VfsConfig, VfsCore
+from pydi_fs.vfs.file_locks import FileLocks
 from pydi_fs.vfs.journal import Frozen, Opened, Staged, State
 from pydi_fs.vfs.local_blobs import LocalBlob
 from pydi_fs.vfs.open_file import OpenFile
@@ -25,9 +26,6 @@ from pydi_fs.vfs.posix import (
     FALLOC_KEEP_SIZE,
     FALLOC_PUNCH_HOLE,
     FALLOC_ZERO_RANGE,
-    LOCK_KINDS,
-    LOCK_NUMBERS,
-    WAIT_FOREVER_S,
     permitted,
 )
 from pydi_fs.vfs.resuming import drop_unused, restore_content, unknown
@@ -67,11 +65,9 @@ from pydi_node.wire import messages
 from pydi_node.wire.messages import (
     PUT_BLOB,
     GetAttr,
-    GetLock,
     Lookup,
     Open,
     ReadLink,
-    SetLock,
 )
 
 log = logging.getLogger("pydi.vfs")
@@ -92,7 +88,7 @@ class _Handle:
         return bool(self.flags & os.O_APPEND)
 
 
-class Vfs(VfsCore):
+class Vfs(VfsCore, FileLocks):
     """One mount's (or one command's) view of the tree."""
 
     def __init__(
@@ -118,6 +114,7 @@ class Vfs(VfsCore):
         self._sweeps = asyncio.get_running_loop().create_task(self._local.run_sweeps())
         self._delegations.start()
         self._behind.start()
+        self._locks.start()
         self._holds.tell_all()
         for file in self._files.values():
             if file.dirty and file.busy:
@@ -130,6 +127,7 @@ class Vfs(VfsCore):
         self._last_fh = state.last_fh
         self._area.begin_after(state.last_source)
         self._delegations.restore(state)
+        self._locks.restore(state)
         for opened in state.handles.values():
             caller = Caller(opened.uid, opened.gid, opened.groups)
             self._restore_handle(state, stage_files, opened, caller)
@@ -183,6 +181,7 @@ class Vfs(VfsCore):
             elif end is not None:
                 raise end
             await file.discard()
+        await self._locks.stop()
         try:
             await self._delegations.stop()
         except PydiError as exc:
@@ -820,35 +819,6 @@ class Vfs(VfsCore):
 
         copied: int = await self._execute(command, arrived)
         return copied
-
-    # --- locks ---------------------------------------------------------------------------------
-
-    async def getlk(
-        self, fh: int, owner: int, kind: int, start: int, end: int, pid: int
-    ) -> tuple[int, int, int, int]:
-        """The lock in the way as (kind, start, end, pid); kind F_UNLCK when there is none."""
-        ino = self._handle(fh).file.ino
-        found = await self.client.call(GetLock(ino, owner, LOCK_KINDS[kind], start, end))
-        if found is None:
-            return (portable.F_UNLCK, start, end, pid)
-        return (LOCK_NUMBERS[found.kind], found.start, found.end, found.pid)
-
-    async def setlk(
-        self,
-        fh: int,
-        owner: int,
-        kind: int,
-        start: int,
-        end: int,
-        pid: int,
-        wait: bool,
-        flock: bool = False,
-    ) -> None:
-        """Take or drop a lock that all machines respect. EAGAIN when held and ``wait`` is False."""
-        ino = self._handle(fh).file.ino
-        request = SetLock(ino, owner, LOCK_KINDS[kind], start, end, flock, wait, pid)
-        if not await self.client.call(request, deadline_s=WAIT_FOREVER_S if wait else None):
-            raise FileError(errno.EAGAIN)
 
     # --- inside --------------------------------------------------------------------------------
 

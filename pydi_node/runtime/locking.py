@@ -8,6 +8,13 @@ A node that can't be reached for LOST_S has lost its locks.
 No lock is held twice, though the old leader may still give some out: a node believes an answer
 only while the leader that it asked is the newest that it knows, and what it tells a new leader is
 what it believes by then. So when all have told, nobody believes the old one any more.
+
+A mount may have taken a file's locks as a whole (`locks.RIGHTS_OWNER`), and gives them out by
+itself. Whoever else asks for one of them makes its node tell it, in a push of all names in there,
+which a file has none of; it asks for the locks that programs hold, and gives the right back. In the
+table all that is one session's locks, so whatever breaks on the way keeps others out and lets
+nobody in. A mount that has not given a right back RECALL_LOST_S after it was told has lost it, and
+the locks with it; and one that asks through another session has none by the old one.
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ import asyncio
 import errno
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from pydi_node.errors import (
@@ -24,10 +31,11 @@ from pydi_node.errors import (
     DisconnectedError,
     FileError,
     NotLeaderError,
+    PydiError,
     UnavailableError,
 )
-from pydi_node.ids import Ino, NodeNumber, Term
-from pydi_node.runtime.locks import Lock, LockTable, Owner, Session
+from pydi_node.ids import INT64_MAX, Ino, NodeNumber, Term
+from pydi_node.locks import RIGHTS_OWNER, Lock, LockTable, Owner, Session
 from pydi_node.runtime.peers import Peers
 from pydi_node.wire.messages import Admin, GetLock, LockHolder, LockKind, SetLock
 
@@ -36,6 +44,10 @@ _log = logging.getLogger(__name__)
 GRACE_S = 2.0
 LOST_S = 10.0
 RETRY_S = 0.2
+# How long a request that does not wait for a lock waits for its mount to give the right back.
+RECALL_S = 2.0
+# Longer than any lease: by then it gives out none. As long as for a node that can't be reached.
+RECALL_LOST_S = LOST_S
 
 Key = tuple[Ino, bool, Owner]
 Leadership = tuple[Term, NodeNumber | None]
@@ -60,27 +72,39 @@ class Locking:
         self._waiters: set[asyncio.Future[None]] = set()  # for locks of the table
         self._told = asyncio.Event()  # the leader must be told anew what is held here
         self._gone: dict[NodeNumber, float] = {}  # nodes without a link, and since when
+        # Tells a session of this node that others want locks of a file.
+        self.tell: Callable[[int, Ino], None] = lambda session, ino: None
+        self._recalled: dict[tuple[int, Ino], asyncio.Task[None]] = {}  # rights of this node's
+        self._changed = asyncio.Event()  # of this leader's table: somebody holds less
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.admin: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
             "lock": self._on_lock,
+            "recall-lock": self._on_recall_lock,
             "get-lock": self._on_get_lock,
             "locks": self._on_locks,
         }
 
     # --- for the service --------------------------------------------------------------------------
 
-    async def set_lock(self, session: int, message: SetLock, deadline_s: float) -> bool:
-        """As SetLock promises."""
+    async def set_lock(
+        self, session: int, message: SetLock, deadline_s: float, client: int = 0
+    ) -> bool:
+        """As SetLock promises. client  under which the session holds what is its own; 0: none."""
         owner = Owner((self._node, session), message.owner)
-        lock = Lock(owner, message.kind is LockKind.EXCLUSIVE, message.start, message.end,
-                    message.pid)  # fmt: skip
+        # A right is known by its client, whatever session it has next.
+        pid = client if message.owner == RIGHTS_OWNER else message.pid
+        lock = Lock(owner, message.kind is LockKind.EXCLUSIVE, message.start, message.end, pid)
         if message.kind is LockKind.UNLOCK:
             self._mirror.unlock(message.ino, message.flock, owner, message.start, message.end)
+            if message.owner == RIGHTS_OWNER and (session, message.ino) in self._recalled:
+                self._recalled.pop((session, message.ino)).cancel()
         key = (message.ino, message.flock, owner)
         self._asking[key] = self._asking.get(key, 0) + 1
         try:
             arguments = _pack(message.ino, message.flock, lock) | {
                 "unlock": message.kind is LockKind.UNLOCK,
                 "wait": message.wait,
+                "client": client,
             }
             done = bool(await self._ask("lock", arguments, deadline_s))
             if done and message.kind is not LockKind.UNLOCK:
@@ -107,6 +131,11 @@ class Locking:
         kind = LockKind.EXCLUSIVE if found.exclusive else LockKind.SHARED
         pid = found.pid if found.owner.session == owner.session else 0
         return LockHolder(kind, found.start, found.end, pid)
+
+    def has_rights(self, session: int) -> bool:
+        """Whether it gives out the locks of some file by itself."""
+        held = self._mirror.held_by(lambda other: other == (self._node, session))
+        return any(lock.owner.owner == RIGHTS_OWNER for _, lock in held)
 
     def end_session(self, session: int) -> None:
         """Nothing of it is held any more, as soon as the leader hears of it."""
@@ -193,6 +222,7 @@ class Locking:
             return
         self._leadership = leadership
         self._table = LockTable()
+        self._note_change()
         self._leads_since_s = self._loop.time()
         self._heard.clear()
         # Whoever waits for one of them looks again.
@@ -219,6 +249,7 @@ class Locking:
                     self._gone.pop(number, None)
                 elif now_s - self._gone.setdefault(number, now_s) > LOST_S:
                     self._table.end_sessions(functools.partial(_is_of, number))
+                    self._note_change()
         if not self._told.is_set() or leader is None:
             self._told.clear()
             return
@@ -239,6 +270,41 @@ class Locking:
             if self._leadership == (term, leader):
                 await self._wait_moved()
             self._told.set()
+
+    # --- rights of this node's sessions -----------------------------------------------------------
+
+    async def _on_recall_lock(self, request: Any, arguments: dict[str, Any]) -> None:
+        if request.session.node is None:
+            raise FileError(errno.EPERM, "only a node asks this")
+        try:
+            session, ino = int(arguments["session"]), Ino(int(arguments["ino"]))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise FileError(errno.EINVAL, "malformed recall") from exc
+        self._recall_here(session, ino)
+
+    def _recall_here(self, session: int, ino: Ino) -> None:
+        """That session hears that others want locks of the file. Each time: it may be another
+        connection's by now."""
+        if not self._mirror.has_rights((self._node, session), ino):
+            self._told.set()  # the leader believes that it has
+            return
+        self.tell(session, ino)
+        if (session, ino) not in self._recalled:
+            task = self._beside(self._revoke(session, ino))
+            self._recalled[session, ino] = task
+
+    async def _revoke(self, session: int, ino: Ino) -> None:
+        """Unless the right is given back soon, it is taken."""
+        await asyncio.sleep(RECALL_LOST_S)
+        del self._recalled[session, ino]  # or giving it back would cancel this
+        if not self._mirror.has_rights((self._node, session), ino):
+            return
+        _log.warning("a mount does not answer: its locks of inode %d are lost", ino)
+        right = SetLock(ino, RIGHTS_OWNER, LockKind.UNLOCK, 0, INT64_MAX, False, False, 0)
+        try:
+            await self.set_lock(session, right, self._loop.time() + GRACE_S)
+        except PydiError as exc:
+            _log.debug("leader not told of a lost right: %s", exc)  # it is, by `_follow`
 
     # --- the leader's side ------------------------------------------------------------------------
 
@@ -270,15 +336,19 @@ class Locking:
                 return None
             ino, flock, lock = _unpack(arguments)
             unlock, wait = bool(arguments.get("unlock")), bool(arguments.get("wait"))
+            client = int(arguments.get("client", 0))
         except (KeyError, TypeError, ValueError) as exc:
             raise FileError(errno.EINVAL, "malformed lock") from exc
+        if unlock:
+            self._table.unlock(ino, flock, lock.owner, lock.start, lock.end)
+            self._note_change()
+            return True
+        if verb == "lock":
+            await self._wait_grace(deadline_s)
+        await self._recall(ino, flock, lock, client, deadline_s)
         if verb == "get-lock":
             held = self._table.blocker(ino, flock, lock)
             return None if held is None else _pack(ino, flock, held)
-        if unlock:
-            self._table.unlock(ino, flock, lock.owner, lock.start, lock.end)
-            return True
-        await self._wait_grace(deadline_s)
         if self._table.set(ino, flock, lock):
             return True
         return await self._wait(ino, flock, lock, deadline_s) if wait else False
@@ -297,6 +367,51 @@ class Locking:
                 raise DeadlineError("a new leader is still learning who holds which lock") from exc
         if self._leadership != leadership:
             raise NotLeaderError(None)  # leadership went and came meanwhile: ask again
+
+    async def _recall(
+        self, ino: Ino, flock: bool, lock: Lock, client: int, deadline_s: float
+    ) -> None:
+        """Returns when nobody else's right to give out the file's locks is in the way, but the
+        locks themselves may be; or after RECALL_S."""
+        table = self._table
+        until_s = min(deadline_s, self._loop.time() + RECALL_S)
+        told: Owner | None = None
+        try:
+            async with asyncio.timeout_at(until_s):
+                while (right := table.rights_in_the_way(ino, flock, lock)) is not None:
+                    if client and right.pid == client:
+                        # Its connection of before, or node. It asks, so it gives out none.
+                        table.unlock(ino, flock, right.owner, right.start, right.end)
+                        continue
+                    if right.owner != told:
+                        told = right.owner
+                        self._beside(self._recall_from(told.session, ino, deadline_s))
+                    await self._changed.wait()
+                    if table is not self._table:
+                        raise NotLeaderError(None)  # to be asked for again
+        except TimeoutError:
+            pass  # it counts as the lock that it is
+
+    async def _recall_from(self, session: Session, ino: Ino, deadline_s: float) -> None:
+        node, number = session
+        if node == self._node:
+            self._recall_here(number, ino)
+            return
+        try:
+            request = Admin("recall-lock", {"session": number, "ino": ino})
+            await self._peers.request(NodeNumber(node), request, deadline_s)
+        except PydiError as exc:
+            _log.debug("node %d not asked for the locks of inode %d: %s", node, ino, exc)
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _beside(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _wait(self, ino: Ino, flock: bool, lock: Lock, deadline_s: float) -> bool:
         table = self._table
@@ -342,6 +457,7 @@ class Locking:
         for ino, flock, lock in held:
             if not self._table.set(ino, flock, lock):
                 _log.warning("node %s and another one hold the same lock of inode %d", node, ino)
+        self._note_change()
         self._heard.add(node)
         if self._heard >= {self._node, *self._peers.members}:
             self._all_heard.set()

@@ -310,6 +310,7 @@ class _Node:
         repairing = Repairing(service, transfers, own_store)
         admission = Admission(keyring, identity.number, service, peers)
         server = Server(service, admission, peers.receive, streams)
+        service.locking.tell = server.tell
         descriptors = DescriptorServer(
             lambda request: service.tree.blob(request.blob), service.replication.open_here,
             store.create, service.in_pool,

@@ -145,8 +145,9 @@ class Link(asyncio.BufferedProtocol):
     def _on_event(self, event: Event) -> None:
         assert self._transport is not None
         match event:
-            case AnswerReceived(request_id, _, value, payload):
-                self._answers.pop(request_id).set_result(value if value is not None else payload)
+            case AnswerReceived(request_id, request, value, payload):
+                is_payload = messages.REQUEST_OF_CLASS[type(request)].answer_payload
+                self._answers.pop(request_id).set_result(payload if is_payload else value)
                 self._end_retired()
             case ErrorReceived(request_id, _, error):
                 self._answers.pop(request_id).set_exception(error)

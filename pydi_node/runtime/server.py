@@ -30,7 +30,7 @@ from pydi_node.errors import (
     RemoteProtocolError,
     UserError,
 )
-from pydi_node.ids import ClientId, LogIndex, NodeNumber, Serial
+from pydi_node.ids import ClientId, Ino, LogIndex, NodeNumber, Serial
 from pydi_node.records import EVERY_NAME, Touched
 from pydi_node.runtime.coherence import Coherence
 from pydi_node.runtime.service import Content, Request, Service, Session
@@ -571,6 +571,11 @@ class Connection(asyncio.BufferedProtocol):
             self._ends_by_us()
             self._transport.close()
 
+    @property
+    def holder(self) -> int:
+        """In whose name locks are held; 0 before there is a session."""
+        return 0 if self._session is None else self._session.holder
+
     def serves(self, session: Session) -> bool:
         return self._session is session
 
@@ -817,6 +822,12 @@ class Server:
                 sequence = connection.push(key, item)
                 if sequence:
                     self.coherence.pushed(index, connection, sequence)
+
+    def tell(self, holder: int, ino: Ino) -> None:
+        """The mount that holds locks under this number hears that somebody else uses the file."""
+        for connection in self._connections:
+            if connection.subscribed and connection.holder == holder:
+                connection.push((ClientId(0), Serial(0)), Touched((), ((ino, EVERY_NAME),)))
 
     def has_room(self, limits: MountLimits, host: str | None) -> bool:
         """Whether one more session under this mount token from this address is welcome."""

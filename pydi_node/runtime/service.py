@@ -27,6 +27,7 @@ from pydi_node.errors import (
     UserError,
 )
 from pydi_node.ids import INT64_MAX, BlobId, ClientId, Ino, LogIndex, NodeNumber, Serial
+from pydi_node.leases import HOLDER_S
 from pydi_node.records import BlobInfo, Result, Statfs
 from pydi_node.runtime.driver import Driver, Outcome
 from pydi_node.runtime.written import Written
@@ -175,8 +176,13 @@ class Service:
     def end(self, session: Session) -> None:
         """Nothing is held for this session any more, unless it may go on in another process."""
         self.sessions.pop(session.number, None)
-        if session.key and not session.said_goodbye:
+        if session.said_goodbye:
+            self._let_go(session)
+        elif session.key:
             self._loop.call_later(RESUME_GRACE_S, self._let_go, session)
+        elif self.locking.has_rights(session.holder):
+            # It may be cut off, and gives out locks as long as its lease is good.
+            self._loop.call_later(HOLDER_S, self._let_go, session)
         else:
             self._let_go(session)
         writers, session.writers = session.writers, {}
@@ -517,7 +523,10 @@ class Service:
     # --- locks ------------------------------------------------------------------------------------
 
     def _set_lock(self, request: Request) -> Awaitable[bool]:
-        return self.locking.set_lock(request.session.holder, request.message, request.deadline_s)
+        session = request.session
+        return self.locking.set_lock(
+            session.holder, request.message, request.deadline_s, session.client
+        )
 
     def _get_lock(self, request: Request) -> Awaitable[LockHolder | None]:
         return self.locking.get_lock(request.session.holder, request.message, request.deadline_s)

@@ -502,6 +502,11 @@ class MemoryVfs:
             return (fcntl.F_UNLCK, start, end, pid)
         return (found.kind, found.start, found.end, found.pid)
 
+    def setlk_nowait(
+        self, fh: int, owner: int, kind: int, start: int, end: int, pid: int, wait: bool
+    ) -> bool:
+        return False
+
     async def setlk(
         self,
         fh: int,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pydi_node.errors import NotLeaderError
-from pydi_node.ids import Ino, NodeNumber, Term
+from pydi_node.ids import INT64_MAX, Ino, NodeNumber, Term
+from pydi_node.locks import RIGHTS_OWNER
+from pydi_node.runtime import locking as locking_module
 from pydi_node.runtime.locking import Locking
 from pydi_node.wire.messages import Admin, LockKind, SetLock
 
@@ -20,7 +23,7 @@ DEADLINE_S = 60.0
 class Others:
     """What node 1 sees of the other two: who leads, and its requests, which nobody answers."""
 
-    members = frozenset((TWO, THREE))
+    members: frozenset[NodeNumber] = frozenset((TWO, THREE))
 
     def __init__(self) -> None:
         raft = SimpleNamespace(term=Term(1), leader=TWO)
@@ -101,5 +104,101 @@ def test_what_was_told_of_an_earlier_leadership_does_not_count() -> None:
         await locking.answer("locks", told(TWO, 3), deadline_s)
         await locking.answer("locks", told(ONE, 3), deadline_s)
         assert await locking.answer("lock", of(TWO), deadline_s) is False
+
+    asyncio.run(scenario())
+
+
+RIGHT = SetLock(Ino(7), RIGHTS_OWNER, LockKind.EXCLUSIVE, 0, INT64_MAX, False, False, 0)
+
+
+def shared(owner: int, wait: bool = False) -> SetLock:
+    return SetLock(Ino(7), owner, LockKind.SHARED, 0, 10, False, wait, 0)
+
+
+def leading() -> tuple[Locking, list[tuple[int, Ino]]]:
+    """Node 1 leads alone; and whom it told that others want a file's locks."""
+    others = Others()
+    others.members = frozenset()
+    others.lead(1, ONE)
+    locking = Locking(others, ONE)  # type: ignore[arg-type]
+    told: list[tuple[int, Ino]] = []
+    locking.tell = lambda session, ino: told.append((session, ino))
+    return locking, told
+
+
+def test_a_right_is_a_lock_of_the_whole_file_until_it_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its session's own locks are not in its way, and are told before it goes."""
+    monkeypatch.setattr(locking_module, "RECALL_S", 0.01)
+
+    async def scenario() -> None:
+        locking, told = leading()
+        until_s = asyncio.get_running_loop().time() + DEADLINE_S
+        assert await locking.set_lock(5, RIGHT, until_s, client=77)
+        assert await locking.set_lock(5, shared(1), until_s, client=77)
+        assert told == []
+        assert not await locking.set_lock(6, shared(1), until_s, client=88)
+        assert told == [(5, 7)]
+        waiting = asyncio.create_task(locking.set_lock(6, shared(2, wait=True), until_s, 88))
+        assert await locking.set_lock(5, unlocked(RIGHT), until_s, client=77)
+        assert await waiting
+        assert not await locking.set_lock(6, RIGHT, until_s, client=88), "another session's lock"
+
+    asyncio.run(scenario())
+
+
+def unlocked(lock: SetLock) -> SetLock:
+    return dataclasses.replace(lock, kind=LockKind.UNLOCK)
+
+
+@pytest.mark.expects_log("a mount does not answer: its locks of inode 7 are lost")
+def test_a_mount_that_does_not_answer_loses_its_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stopped, or worse: it keeps others out for RECALL_LOST_S, not for ever, and from then
+    on what it did not tell is nobody's."""
+    monkeypatch.setattr(locking_module, "RECALL_LOST_S", 0.1)
+
+    async def scenario() -> None:
+        locking, told = leading()
+        until_s = asyncio.get_running_loop().time() + DEADLINE_S
+        assert await locking.set_lock(5, RIGHT, until_s, client=77)
+        assert await locking.set_lock(6, shared(1, wait=True), until_s, client=88)
+        assert told == [(5, 7)]
+        assert not locking.has_rights(5)
+        assert not await locking.set_lock(5, exclusive_range(1), until_s, client=77)
+
+    asyncio.run(scenario())
+
+
+def exclusive_range(owner: int) -> SetLock:
+    return SetLock(Ino(7), owner, LockKind.EXCLUSIVE, 0, 10, False, False, 0)
+
+
+def test_a_mount_that_comes_through_another_session_has_no_right_by_the_old_one() -> None:
+    """Its node died, or its connection: it would wait for itself."""
+
+    async def scenario() -> None:
+        locking, told = leading()
+        until_s = asyncio.get_running_loop().time() + DEADLINE_S
+        assert await locking.set_lock(5, RIGHT, until_s, client=77)
+        assert await locking.set_lock(6, exclusive_range(1), until_s, client=77)
+        assert told == []
+
+    asyncio.run(scenario())
+
+
+def test_who_waits_for_a_lock_comes_before_a_right() -> None:
+    """A session that holds the last lock in the way of others can't take the file from them."""
+
+    async def scenario() -> None:
+        locking, _ = leading()
+        until_s = asyncio.get_running_loop().time() + DEADLINE_S
+        assert await locking.set_lock(5, exclusive_range(1), until_s, client=77)
+        waiting = asyncio.create_task(locking.set_lock(6, shared(1, wait=True), until_s, 88))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not await locking.set_lock(5, RIGHT, until_s, client=77)
+        assert await locking.set_lock(5, unlocked(exclusive_range(1)), until_s, client=77)
+        assert await waiting
 
     asyncio.run(scenario())

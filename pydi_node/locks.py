@@ -1,8 +1,9 @@
 """Advisory locks of files: fcntl(2) ranges and flock(2), with waiters in order of arrival.
 
-The service keeps one table on the node that leads. A lock belongs to an owner within a session, and
-ends with the session at the latest. Pure: who waits is told by a callback, deadlines and
-cancellations come in as ``cancel``. The two kinds don't meet (fcntl_locking(2), "NOTES" of flock).
+The node that leads has a table of all, and a mount one of the files whose locks it gives out by
+itself. A lock belongs to an owner within a session, and ends with the session at the latest. Pure:
+who waits is told by a callback, deadlines and cancellations come in as ``cancel``. The two kinds
+don't meet (fcntl_locking(2), "NOTES" of flock).
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from pydi_node.ids import Ino
 LOCKS_PER_FILE_MAX = 65536  # ranges of one file; more is a runaway program
 WAITERS_PER_FILE_MAX = 4096
 
-Granted = Callable[[], None]
+# The owner in whose name a session takes a file's locks as a whole, to give them out by itself: an
+# exclusive lock of all of the file towards everybody else, and nothing in the way of the session's
+# own. The kernel's numbers are random: it will never meet this one.
+RIGHTS_OWNER = (1 << 64) - 1
 
+Granted = Callable[[], None]
 
 Session = tuple[int, int]  # (node, number of the session on it)
 
@@ -42,6 +47,18 @@ class Lock(NamedTuple):
 
     def overlaps(self, start: int, end: int) -> bool:
         return self.start <= end and start <= self.end
+
+    def excludes(self, other: Lock) -> bool:
+        """Whether both can't be held at a time."""
+        return (
+            self.owner != other.owner
+            and (self.exclusive or other.exclusive)
+            and self.overlaps(other.start, other.end)
+            and not (
+                self.owner.session == other.owner.session
+                and RIGHTS_OWNER in (self.owner.owner, other.owner.owner)
+            )
+        )
 
 
 class _Waiter(NamedTuple):
@@ -74,6 +91,8 @@ class LockTable:
         file = self._files.setdefault((ino, flock), _File())
         if self._conflict(file, lock) is not None:
             return False
+        if lock.owner.owner == RIGHTS_OWNER and file.waiters:
+            return False  # what comes free is theirs
         if len(file.locks) >= LOCKS_PER_FILE_MAX:
             raise NoSpaceError("too many locks on one file")
         self._carve(file, lock.owner, lock.start, lock.end)
@@ -117,6 +136,23 @@ class LockTable:
         file = self._files.get((ino, flock))
         return None if file is None else self._conflict(file, lock)
 
+    def rights_in_the_way(self, ino: Ino, flock: bool, lock: Lock) -> Lock | None:
+        """Another session's right to give out the file's locks, if that excludes this one."""
+        file = self._files.get((ino, flock))
+        for held in () if file is None else self._in_the_way(file, lock):
+            if held.owner.owner == RIGHTS_OWNER:
+                return held
+        return None
+
+    def has_rights(self, session: Session, ino: Ino) -> bool:
+        """Whether that session may give out the file's locks."""
+        return any(lock.owner == Owner(session, RIGHTS_OWNER) for lock in self.locks_of(ino, False))
+
+    def locks_of(self, ino: Ino, flock: bool) -> tuple[Lock, ...]:
+        """All that is held of one file."""
+        file = self._files.get((ino, flock))
+        return () if file is None else tuple(file.locks)
+
     def end_session(self, session: Session) -> None:
         """Nothing of this session holds or waits any more."""
         self.end_sessions(lambda other: other == session)
@@ -142,13 +178,7 @@ class LockTable:
 
     @staticmethod
     def _conflict(file: _File, lock: Lock) -> Lock | None:
-        found = [
-            held
-            for held in file.locks
-            if held.owner != lock.owner
-            and (held.exclusive or lock.exclusive)
-            and held.overlaps(lock.start, lock.end)
-        ]
+        found = LockTable._in_the_way(file, lock)
         return min(found, key=lambda held: held.start) if found else None
 
     @staticmethod
@@ -207,13 +237,7 @@ class LockTable:
 
     @staticmethod
     def _in_the_way(file: _File, lock: Lock) -> list[Lock]:
-        return [
-            held
-            for held in file.locks
-            if held.owner != lock.owner
-            and (held.exclusive or lock.exclusive)
-            and held.overlaps(lock.start, lock.end)
-        ]
+        return [held for held in file.locks if held.excludes(lock)]
 
     def _tidy(self, place: Place) -> None:
         file = self._files.get(place)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pydi_node.errors import FileError
 from pydi_node.ids import INT64_MAX, Ino
-from pydi_node.runtime.locks import Lock, LockTable, Owner
+from pydi_node.locks import Lock, LockTable, Owner
 
 INO = Ino(5)
 
