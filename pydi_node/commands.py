@@ -42,6 +42,9 @@ INOS_PER_COMMAND_MAX = 4096
 # Numbers of one ReserveInodes: which of them are used fits into one positive integer of SQLite.
 INODES_RESERVED = 62
 RESERVATIONS_PER_CLIENT_MAX = 4  # that the tree remembers, the latest
+# Commands of one Batch. A mount tells half as many at a time; more would hold up the commands of
+# others for longer than a disk does.
+BATCH_COMMANDS_MAX = 128
 # What a command may carry of a file. The setting inline_max_bytes says how much it does.
 INLINE_WIRE_MAX_BYTES = 64 * 1024
 
@@ -69,13 +72,17 @@ def new_file_gid(directory_mode: int, directory_gid: int, caller: Caller) -> int
 
 @dataclass(frozen=True, slots=True)
 class Mkdir:
-    """New directory. Value: Attr."""
+    """New directory. Value: Attr.
+
+    ino  its number, as in PutFile; then it is delegated to the client from the start.
+    """
 
     caller: Caller
     parent: Ino
     name: bytes
     mode: int  # 12 permission bits
     umask: int = 0  # taken off unless the directory has a default list; 0: was taken off before
+    ino: Ino | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +135,13 @@ class Mknod:
 
 @dataclass(frozen=True, slots=True)
 class Symlink:
-    """New symbolic link. Value: Attr."""
+    """New symbolic link. Value: Attr. ino: its number, as in PutFile."""
 
     caller: Caller
     parent: Ino
     name: bytes
     target: bytes
+    ino: Ino | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,8 +396,8 @@ class Compact:
 
 @dataclass(frozen=True, slots=True)
 class ReserveInodes:
-    """Inode numbers that only this client's PutFile may use, until its session expires or it has
-    reserved others several times. Value: the first of INODES_RESERVED consecutive ones."""
+    """Inode numbers that only this client's new inodes may have, until its session expires or it
+    has reserved others several times. Value: the first of INODES_RESERVED consecutive ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,12 +433,31 @@ class Revoke:
     recalled: LogIndex
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a client has done by itself in directories that are delegated to it, in order, each as
+    if it were a command of its own. Value: for each command (errno, its value).
+
+    Each is executed only if the directories whose names or attributes it changes, or the directory
+    that the inode of a SetAttr is in, are delegated to the client when it is applied; else ESTALE.
+    And what comes after a refused one in one of the refused one's directories is refused as well
+    (ESTALE): it was decided by what its client believed to be there.
+
+    commands  Unlink, Rmdir, Rename, SetAttr without a size, Mkdir and Symlink with a number; and as
+              the last, a PutFile with a number.
+    times     when each was done, as programs have been shown it; not later than the entry's time.
+    """
+
+    commands: tuple[Command, ...]
+    times: tuple[TimeNs, ...]
+
+
 Command = (
     Mkdir | Create | Mknod | Symlink | Tmpfile | Link | Unlink | Rmdir | Rename | SetAttr
     | SetXattr | RemoveXattr | Commit | CloneRange | PurgeOrphans | TrimHistory | SetSetting
     | SetHolders | ForgetBlobs | ExpireSessions | SetNode | SpreadFactors | SetToken
     | Compact | SetSecret | RetireSecret | PutFile | ReserveInodes | Delegate | Undelegate | Recall
-    | Revoke
+    | Revoke | Batch
 )  # fmt: skip
 
 
@@ -454,6 +481,7 @@ COMMAND_CODES: dict[type[Any], int] = {
     ExpireSessions: 20, SetNode: 21, SpreadFactors: 22, Compact: 23,
     SetToken: 25, SetSecret: 26, RetireSecret: 27, PutFile: 28,
     ReserveInodes: 29, Delegate: 30, Undelegate: 31, Recall: 32, Revoke: 33,
+    Batch: 34,
 }  # fmt: skip
 
 # Codes that a client may send; the others come from the nodes themselves.
@@ -461,7 +489,7 @@ CLIENT_COMMANDS = frozenset(
     COMMAND_CODES[c]
     for c in (Mkdir, Create, Mknod, Symlink, Tmpfile, Link, Unlink, Rmdir, Rename, SetAttr,
               SetXattr, RemoveXattr, Commit, CloneRange, PutFile, ReserveInodes, Delegate,
-              Undelegate)
+              Undelegate, Batch)
 )  # fmt: skip
 
 # What may enter the log when the disk is nearly full: it makes room, keeps the books that do, or
@@ -472,18 +500,28 @@ MAKES_ROOM = (
 )  # fmt: skip
 
 
+def makes_room(command: Command) -> bool:
+    """Whether the command may enter the log when the disk is nearly full."""
+    if isinstance(command, Batch):
+        return all(isinstance(part, MAKES_ROOM) for part in command.commands)
+    return isinstance(command, MAKES_ROOM)
+
+
 # The last fields of commands that got them after there were logs with them, and what stands for
 # each: they are left out when they are not used, so a log of before is read, and one that needs
 # nothing new can be read by a node of before.
 _ADDED: dict[type[Any], tuple[Any, ...]] = {
-    Commit: (None,), Compact: (None,), PutFile: (None, None, None), Mkdir: (0,), Create: (0,),
-    Mknod: (0,), Tmpfile: (0,),
+    Commit: (None,), Compact: (None,), PutFile: (None, None, None), Mkdir: (0, None),
+    Create: (0,), Mknod: (0,), Tmpfile: (0,), Symlink: (None,),
 }  # fmt: skip
 
 
 def encode(command: Command) -> tuple[Any, ...]:
     """The command as a flat tuple of plain values, its code first; ``decode`` reverses it."""
     cls = type(command)
+    if isinstance(command, Batch):
+        parts = tuple(encode(part) for part in command.commands)
+        return (COMMAND_CODES[cls], parts, command.times)
     values = (COMMAND_CODES[cls], *[getattr(command, name) for name, _ in _FIELDS[cls]])
     if cls in _ADDED:
         for default in reversed(_ADDED[cls]):
@@ -512,7 +550,10 @@ def decode(value: Any) -> Command:
     except ValueError as exc:
         name, _ = _FIELDS[cls][len(arguments)]
         raise CommandError(f"{cls.__name__}.{name}: {exc}") from exc
-    return cls(*arguments)  # type: ignore[no-any-return]  # the table maps codes to the union
+    command: Command = cls(*arguments)  # the table maps codes to the union
+    if isinstance(command, Batch) and len(command.commands) != len(command.times):
+        raise CommandError("Batch: not a time for each command")
+    return command
 
 
 def encode_envelope(envelope: Envelope) -> tuple[Any, ...]:
@@ -617,6 +658,35 @@ def _extent(value: Any) -> Extent:
     return extent
 
 
+def _batch(value: Any) -> tuple[Command, ...]:
+    if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= BATCH_COMMANDS_MAX:
+        raise ValueError(f"not 1 to {BATCH_COMMANDS_MAX} commands")
+    commands = []
+    for part in value:
+        # Its code first: a batch in a batch is looked into by nobody.
+        if not isinstance(part, (list, tuple)) or not part or part[0] not in _BATCHED_CODES:
+            raise ValueError("not a command of a batch")
+        commands.append(decode(part))
+    for command in commands:
+        if isinstance(command, SetAttr):
+            if command.size is not None:
+                raise ValueError("SetAttr with a size")
+        elif isinstance(command, _NUMBERED) and command.ino is None:
+            raise ValueError(f"{type(command).__name__} without a number")
+    if any(isinstance(command, PutFile) for command in commands[:-1]):
+        raise ValueError("PutFile before the end")
+    # As much as one command may have: groups are most of the bytes that a caller has.
+    callers = [command.caller for command in commands if isinstance(command, _BATCHED)]
+    groups = sum(len(caller.groups or ()) for caller in callers)
+    if groups > GROUPS_MAX:
+        raise ValueError(f"more than {GROUPS_MAX} groups")
+    return tuple(commands)
+
+
+_BATCHED = (Unlink, Rmdir, Rename, SetAttr, Mkdir, Symlink, PutFile)
+_NUMBERED = (Mkdir, Symlink, PutFile)
+_BATCHED_CODES = tuple(COMMAND_CODES[cls] for cls in _BATCHED)
+
 _ID = _integer(0, (1 << 32) - 2)  # -1 means "unchanged" to chown(2), never an owner
 _GROUPS = _array(_ID, GROUPS_MAX)
 _INO = _integer(1, INT64_MAX)
@@ -641,7 +711,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "blobs": _array(BlobInfo.from_wire, EXTENTS_PER_COMMAND_MAX),
     "content": _optional(_bytes(INLINE_WIRE_MAX_BYTES)),
     "source_offset": _SIZE, "target_offset": _SIZE, "length": _SIZE,
-    "inos": _array(_INO, INOS_PER_COMMAND_MAX),
+    "inos": _array(_INO, INOS_PER_COMMAND_MAX), "commands": _batch,
+    "times": _array(_integer(0, INT64_MAX), BATCH_COMMANDS_MAX),
     "until": _SIZE, "limit": _integer(1, 1 << 20),
     "blob": _integer(1, INT64_MAX),
     "add": _array(_NODE, 64), "remove": _array(_NODE, 64),
@@ -659,6 +730,8 @@ _CHECKS_OF: dict[tuple[type[Any], str], Callable[[Any], Any]] = {
     (Mknod, "mode"): _integer(0, 0o177777),
     (Symlink, "target"): _no_nul,
     (PutFile, "ino"): _optional(_INO),
+    (Mkdir, "ino"): _optional(_INO),
+    (Symlink, "ino"): _optional(_INO),
     (SetAttr, "mode"): _optional(_PERMISSIONS),
     (SetAttr, "size"): _optional(_SIZE),
     (SetXattr, "name"): _no_nul,

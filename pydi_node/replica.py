@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, ClassVar
 
-from pydi_node.commands import MAKES_ROOM, Command, Envelope
+from pydi_node.commands import Command, Envelope, makes_room
 from pydi_node.consensus import codec
 from pydi_node.consensus.raft import Raft
 from pydi_node.consensus.types import (
@@ -284,7 +284,7 @@ class Replica:
         pending = self._pending.get(key)
         if pending is not None:
             pending.waiters.append((event.request, event.deadline_s))
-        elif self.space_is_short and not isinstance(event.command, MAKES_ROOM):
+        elif self.space_is_short and not makes_room(event.command):
             self._reply(event.request, NoSpaceError("this node's disk is full"))
             return
         else:
@@ -300,7 +300,7 @@ class Replica:
         refused: list[Key] = []
         for client, serial, command in message.items:
             key = (client, serial)
-            if self.space_is_short and not isinstance(command, MAKES_ROOM):
+            if self.space_is_short and not makes_room(command):
                 refused.append(key)
             elif key not in self._in_log and len(self._unsent) < self.config.forwarded_max:
                 if key not in self._unsent:
@@ -311,7 +311,7 @@ class Replica:
             self._send([refuse])
 
     def _count(self, number: NodeNumber, command: Command) -> None:
-        if not isinstance(command, MAKES_ROOM):
+        if not makes_room(command):
             self._demand.count(number)
 
     def _on_refuse(self, message: Refuse) -> None:

@@ -21,7 +21,16 @@ import errno
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from pydi_node.commands import Commit, PutFile, Tmpfile, Undelegate
+from pydi_node.commands import (
+    Batch,
+    Command,
+    Commit,
+    Mkdir,
+    PutFile,
+    Symlink,
+    Tmpfile,
+    Undelegate,
+)
 from pydi_node.errors import BlobMissingError, FileError
 from pydi_node.ids import ROOT_INO, BlobId, Ino, LogIndex
 from pydi_node.records import HOLE, Attr, BlobInfo, DirEntry, FileVersion, Result, Touched, Version
@@ -29,7 +38,7 @@ from pydi_node.tree.machine import Tree
 from pydi_node.wire import messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 # Blobs that a session may read, the last that it was shown: some 25 MB for each such session.
 BLOBS_MAX = 1 << 18
@@ -48,8 +57,8 @@ _HARMLESS = frozenset(
         "ticket", "time_ns", "uid", "umask", "value", "wait",
     }
 )  # fmt: skip
-# A number that no inode has yet: the tree knows which of them this client may give.
-_NEW_NUMBER = (PutFile, "ino")
+# Numbers that no inode has yet: the tree knows which of them this client may give.
+_NEW_NUMBERS = frozenset(((PutFile, "ino"), (Mkdir, "ino"), (Symlink, "ino")))
 # The tree ends what this client holds, wherever that is by now, and nothing else.
 _OWN_DIRECTORIES = (Undelegate, "inos")
 # They name a blob that this session is writing: the handlers know no other.
@@ -80,10 +89,7 @@ class Bounds:
         """The request in our numbers. FileError, BlobError: it names what is out of bounds."""
         match message:
             case messages.Execute() | messages.ExecutePut():
-                command = self._inner(message.command, None)
-                if isinstance(command, (Commit, PutFile)):
-                    self._check_content(command)
-                return dataclasses.replace(message, command=command)
+                return dataclasses.replace(message, command=self._inner_command(message.command))
             case messages.BlobRead(blob=blob):
                 if blob not in self._shown and blob not in self._written:
                     raise BlobMissingError("not content that this session was shown")
@@ -99,19 +105,41 @@ class Bounds:
         inner: messages.Request = self._inner(message, getattr(message, "at", None))
         return inner
 
-    def _inner(self, record: Any, at: LogIndex | None) -> Any:
-        """A request or command whose inodes are ours, and all within bounds."""
+    def _inner_command(self, command: Command) -> Command:
+        if isinstance(command, Batch):
+            return self._inner_batch(command)
+        inner: Command = self._inner(command, None)
+        if isinstance(inner, (Commit, PutFile)):
+            self._check_content(inner)
+        return inner
+
+    def _inner_batch(self, batch: Batch) -> Batch:
+        made: set[Ino] = set()
+        parts = []
+        for part in batch.commands:
+            inner = self._inner(part, None, made)
+            if isinstance(inner, PutFile):
+                self._check_content(inner)
+            if isinstance(inner, Mkdir) and inner.ino is not None:
+                # Below what was just checked, or refused by the tree with all that is done in it.
+                made.add(inner.ino)
+            parts.append(inner)
+        return dataclasses.replace(batch, commands=tuple(parts))
+
+    def _inner(self, record: Any, at: LogIndex | None, made: Collection[Ino] = ()) -> Any:
+        """A request or command whose inodes are ours, and all within bounds. made: these are."""
         changes: dict[str, Any] = {}
         for field in dataclasses.fields(record):
             name, value = field.name, getattr(record, field.name)
-            if (type(record), name) == _NEW_NUMBER:
+            if (type(record), name) in _NEW_NUMBERS:
                 continue
             if (type(record), name) == _OWN_DIRECTORIES:
                 changes[name] = tuple(self._ours(ino) for ino in value)
             elif name in _INODES:
                 if isinstance(value, int):  # a symbolic link's target is bytes
                     changes[name] = self._ours(Ino(value))
-                    self._check(changes[name], at)
+                    if changes[name] not in made:
+                        self._check(changes[name], at)
             elif name not in _HARMLESS:
                 what = type(record).__name__
                 raise FileError(errno.EPERM, f"{what} is not for a token of one directory")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydi_node.blobs.store import BlobStore, Writer
-from pydi_node.commands import CLIENT_COMMANDS, COMMAND_CODES, Command, Commit, PutFile, SetSetting
+from pydi_node.commands import CLIENT_COMMANDS, COMMAND_CODES, Command, PutFile, SetSetting
 from pydi_node.errors import (
     BlobMissingError,
     DeadlineError,
@@ -231,9 +231,7 @@ class Service:
         info = self.replication.inline_nowait(request.payload)
         if info is None:
             return None
-        given = message.command
-        assert isinstance(given, (Commit, PutFile)), given  # checked when it was decoded
-        return messages.with_put_blob(given, info, request.payload)
+        return messages.with_put_blob(message.command, info, request.payload)
 
     def execute_nowait(
         self, request: Request, command: Command, callback: Callable[[Outcome], None]
@@ -322,7 +320,10 @@ class Service:
     def _check_command(self, session: Session, command: Command) -> None:
         if COMMAND_CODES[type(command)] not in CLIENT_COMMANDS and session.role is not Role.NODE:
             raise FileError(errno.EPERM, f"{type(command).__name__} is not a client's command")
-        if getattr(command, "content", None) is not None and session.role is not Role.NODE:
+        if (
+            getattr(messages.last_of(command), "content", None) is not None
+            and session.role is not Role.NODE
+        ):
             raise FileError(errno.EPERM, "content travels beside its command: ExecutePut")
 
     async def _execute(self, request: Request) -> Result:
@@ -341,12 +342,12 @@ class Service:
         if info is not None:
             command = messages.with_put_blob(message.command, info, request.payload)
         else:
-            given = message.command
+            given = messages.content_of(message.command)
             if isinstance(given, PutFile):
                 info = await self.replication.put(request.payload, None, given.parent)
             else:
                 info = await self.replication.put(request.payload, given.ino)
-            command = messages.with_put_blob(given, info)
+            command = messages.with_put_blob(message.command, info)
         return await self.driver.execute(
             message.client, message.serial, command, request.deadline_s
         )

@@ -17,7 +17,7 @@ from pydi_node.commands import Command, Commit, PutFile
 from pydi_node.errors import BlobMissingError, PydiError
 from pydi_node.ids import BlobId, blob_name
 from pydi_node.records import BlobInfo
-from pydi_node.wire.messages import Admin, Role
+from pydi_node.wire.messages import Admin, Role, last_of
 
 if TYPE_CHECKING:
     from pydi_node.runtime.service import Service, Session
@@ -45,6 +45,7 @@ class Written:
     def unsure(self, session: Session, command: Command) -> list[BlobInfo]:
         """What the command says of blobs that the tree doesn't know and this node can't vouch for
         at once. Nodes are believed."""
+        command = last_of(command)
         if session.role is Role.NODE or not isinstance(command, (Commit, PutFile)):
             return []
         return [

@@ -40,6 +40,8 @@ from pydi_node.tree.store import Delegation, Inode, Store
 # ``touched`` may name on the wire (messages.TOUCHED_MAX): a session that expires ends all of its.
 DELEGATIONS_PER_CLIENT_MAX: Final = 4096
 DELEGATIONS_MAX: Final = 16384
+# Of them, for directories that a holder makes in those that it has: it can't be refused these.
+KEPT_FOR_NEW: Final = 4096
 
 _ALL_USED: Final = (1 << INODES_RESERVED) - 1
 
@@ -60,12 +62,17 @@ _DIRECTORIES_OF: Final[dict[type[Any], tuple[str, ...]]] = {
 }
 
 
+def changed_directories(command: Command) -> tuple[Ino, ...]:
+    """Directories, as far as they are some, whose names, attributes or xattrs a command changes."""
+    return tuple(getattr(command, name) for name in _DIRECTORIES_OF.get(type(command), ()))
+
+
 def in_the_way(store: Store, command: Command) -> tuple[Ino, ...]:
     """Directories that others hold and would have to give back before this command is executed."""
     held = store.delegations
     if not held or store.client == 0:
         return ()
-    involved = [getattr(command, name) for name in _DIRECTORIES_OF.get(type(command), ())]
+    involved = list(changed_directories(command))
     if isinstance(command, (Rmdir, Rename)):
         # Who holds a directory relies on its having a name, too, and on the directory above it.
         names = [(command.parent, command.name)]
@@ -88,13 +95,19 @@ def delegate(store: Store, command: Delegate) -> Result:
     known = held.get(command.ino)
     if known is not None:
         return Result(0, known.client == store.client and not known.recalled)
-    if directory.nlink == 0 or len(held) >= DELEGATIONS_MAX:
+    if directory.nlink == 0 or len(held) >= DELEGATIONS_MAX - KEPT_FOR_NEW:
         return Result(0, False)
     own = sum(delegation.client == store.client for delegation in held.values())
     if own >= DELEGATIONS_PER_CLIENT_MAX:
         return Result(0, False)
     store.set_delegation(command.ino, Delegation(store.client, 0))
     return Result(0, True, Touched((command.ino,), ((command.ino, EVERY_NAME),)))
+
+
+def require_room(store: Store, ino: Ino | None) -> None:
+    """A new directory with this number may be delegated; None: it is not."""
+    if ino is not None and len(store.delegations) >= DELEGATIONS_MAX:
+        raise FileError(errno.ENOSPC)
 
 
 def undelegate(store: Store, command: Undelegate) -> Result:

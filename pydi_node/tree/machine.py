@@ -16,11 +16,11 @@ from typing import Any, Final
 from blake3 import blake3
 
 from pydi_node import commands
-from pydi_node.commands import Command, Envelope, ExpireSessions
+from pydi_node.commands import Batch, Command, Envelope, ExpireSessions
 from pydi_node.errors import FileError
 from pydi_node.ids import ClientId, Ino, LogIndex, Serial, Term, TimeNs
 from pydi_node.records import DELEGATED, IN_TREE, BlobInfo, Result
-from pydi_node.tree import content, delegations, factors, housekeeping, inodes, names
+from pydi_node.tree import batches, content, delegations, factors, housekeeping, inodes, names
 from pydi_node.tree.queries import NANOSECONDS_PER_TICK, Queries
 from pydi_node.tree.schema import translated_errors
 from pydi_node.tree.sessions import Sessions
@@ -64,7 +64,7 @@ _HANDLERS: Final[dict[type[Any], Callable[[Store, Any], Result]]] = {
     commands.Recall: delegations.recall,
     commands.Revoke: delegations.revoke,
 }
-assert _HANDLERS.keys() | {ExpireSessions} == commands.COMMAND_CODES.keys()
+assert _HANDLERS.keys() | {Batch, ExpireSessions} == commands.COMMAND_CODES.keys()
 
 
 # (index, term, envelope, or the data of a membership)
@@ -362,6 +362,8 @@ class Tree(Queries):
         store = self._store
         writes = store.writes
         try:
+            if isinstance(command, Batch):
+                return batches.batch(store, command, self._execute_command)
             if isinstance(command, ExpireSessions):
                 return housekeeping.expire_sessions(store, self._sessions, command)
             return _HANDLERS[type(command)](store, command)

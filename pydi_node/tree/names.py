@@ -41,7 +41,7 @@ from pydi_node.tree.permissions import (
     require_inode,
     require_not_sticky,
 )
-from pydi_node.tree.store import Entry, Inode, Store
+from pydi_node.tree.store import Delegation, Entry, Inode, Store
 
 LINKS_MAX: Final = (1 << 31) - 1  # st_nlink is a signed 32 bit number in some programs
 
@@ -52,6 +52,8 @@ def mkdir(store: Store, command: Mkdir) -> Result:
     parent = _directory_for_new_name(store, command.parent, command.name, command.caller)
     if parent.nlink >= LINKS_MAX:
         raise FileError(errno.EMLINK)
+    delegations.require_room(store, command.ino)
+    delegations.take_number(store, parent, command.ino)
     mode = stat.S_IFDIR | command.mode
     if parent.mode & stat.S_ISGID:
         mode |= stat.S_ISGID
@@ -60,7 +62,10 @@ def mkdir(store: Store, command: Mkdir) -> Result:
         command.caller.uid,
         new_file_gid(parent.mode, parent.gid, command.caller),
         parent=parent.ino,
+        ino=command.ino,
     )
+    if command.ino is not None:
+        store.set_delegation(inode.ino, Delegation(store.client, 0))
     acl.settle(store, parent, inode, command.umask)
     store.amend(parent)
     parent.nlink += 1
@@ -129,12 +134,14 @@ def symlink(store: Store, command: Symlink) -> Result:
         raise FileError(errno.ENAMETOOLONG)
     caller = command.caller
     parent = _directory_for_new_name(store, command.parent, command.name, caller)
+    delegations.take_number(store, parent, command.ino)
     inode = store.new_inode(
         stat.S_IFLNK | 0o777,
         caller.uid,
         new_file_gid(parent.mode, parent.gid, caller),
         parent=_NO_PARENT,
         target=command.target,
+        ino=command.ino,
     )
     return _named(store, parent, command.name, inode)
 

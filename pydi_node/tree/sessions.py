@@ -16,9 +16,10 @@ from typing import Any, Final
 import msgpack  # type: ignore[import-untyped]  # it has none
 
 from pydi_node import commands, packing
-from pydi_node.commands import COMMAND_CODES, Envelope
+from pydi_node.commands import COMMAND_CODES, Batch, Envelope
 from pydi_node.ids import ClientId, Serial, TimeNs
 from pydi_node.records import Attr, BlobInfo, Result, Touched
+from pydi_node.tree import batches
 
 # Far above what one client has under way at a time (tens), and still only ~150 KB per client.
 SESSION_WINDOW: Final = 1024
@@ -66,7 +67,10 @@ class Sessions:
         if serial > self._highest_of(client):
             self._highest[client] = serial
         self._used[client] = max(envelope.time_ns, self._used.get(client, envelope.time_ns))
-        self._results[client, serial] = (COMMAND_CODES[type(envelope.command)], result.kept)
+        kept = result.kept
+        if isinstance(envelope.command, Batch) and not result.errno:
+            kept = Result(0, batches.kept(result.value))
+        self._results[client, serial] = (COMMAND_CODES[type(envelope.command)], kept)
 
     def flush(self) -> None:
         """Everything remembered is in SQLite."""
@@ -145,6 +149,10 @@ def _attr_and_plain(value: Any) -> tuple[Attr, Any]:
     return (Attr(*value[0]), value[1])
 
 
+def _outcomes(value: Any) -> tuple[Any, ...]:
+    return tuple((errno, None if made is None else Attr(*made)) for errno, made in value)
+
+
 def _plain(value: Any) -> Any:
     return value
 
@@ -185,6 +193,7 @@ _VALUE_OF: Final = {
         (commands.Undelegate, _plain),
         (commands.Recall, _plain),
         (commands.Revoke, _plain),
+        (commands.Batch, _outcomes),
     )
 }
 assert sorted(_VALUE_OF) == sorted(COMMAND_CODES.values()), "every command has its value here"

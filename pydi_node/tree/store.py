@@ -412,9 +412,16 @@ class Store:
         )
         self.writes += 1
 
+    def parents(self, ino: Ino) -> list[Ino]:
+        """Directories that have a name for it."""
+        rows = self._execute(
+            "SELECT DISTINCT parent FROM entry WHERE ino = ? ORDER BY parent", (ino,)
+        )
+        return [parent for (parent,) in rows.fetchall()]
+
     def _keep_entry(self, entry: Entry) -> None:
-        assert entry.since < self.index, (entry, self.index)
-        self._entry_history.append((*entry, self.index))
+        if entry.since < self.index:  # else it was made by this very log entry
+            self._entry_history.append((*entry, self.index))
 
     # --- extended attributes --------------------------------------------------------------------
 
@@ -448,7 +455,7 @@ class Store:
         row = self._execute(
             "SELECT ino, name, value, since FROM xattr WHERE ino = ? AND name = ?", (ino, name)
         ).fetchone()
-        if row is not None:
+        if row is not None and row[3] < self.index:
             self._execute(_KEEP_XATTR, (*row, self.index))
 
     # --- how many copies ------------------------------------------------------------------------

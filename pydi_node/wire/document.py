@@ -14,7 +14,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable
 
-from pydi_node.commands import COMMAND_CODES, EXTENTS_PER_COMMAND_MAX
+from pydi_node.commands import BATCH_COMMANDS_MAX, COMMAND_CODES, EXTENTS_PER_COMMAND_MAX
 from pydi_node.wire import failures, fields, frames, messages, session
 from pydi_node.wire.events import Refusal
 from pydi_node.wire.messages import REQUESTS, Payload, Role
@@ -113,6 +113,7 @@ def _limits() -> str:
             ("length of one BlobRead", f"{messages.CHUNK_MAX_BYTES} bytes"),
             ("limit of one ReadDir", f"{messages.READDIR_LIMIT_MAX} entries"),
             ("extents, and blobs, of one command", EXTENTS_PER_COMMAND_MAX),
+            ("commands of a Batch", BATCH_COMMANDS_MAX),
             ("inodes, and names, of one Touched", messages.TOUCHED_MAX),
             ("plain value (Admin, about)", f"{fields.PLAIN_MAX_BYTES} bytes"),
             ("depth of a plain value", fields.PLAIN_DEPTH_MAX),

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pydi_node import commands, records
-from pydi_node.commands import Command, Commit, PutFile
+from pydi_node.commands import Batch, Command, Commit, PutFile
 from pydi_node.ids import (
     BLOB_ID_MAX,
     INT64_MAX,
@@ -523,7 +523,8 @@ def _result(value: Any) -> Result:
 
 
 _ERRNO = integer(0, 4095)  # the kernel's MAX_ERRNO
-_DIRECTORIES = fields.array(Attr.from_wire, 2)  # a rename has two
+# A rename has two.
+_DIRECTORIES = fields.array(Attr.from_wire, 2 * commands.BATCH_COMMANDS_MAX)
 _ANYONE = frozenset(Role)
 _OWNERS = frozenset({Role.CLIENT, Role.NODE})
 _NODES = frozenset({Role.NODE})
@@ -640,11 +641,27 @@ def decode_answer(request: Request, value: Any) -> Any:
         answer = spec.decode_answer(value)
         if type(answer) is Result and answer.errno == 0:
             command: Command = request.command  # type: ignore[union-attr]  # only these have Result
-            decoded = RESULT_VALUES[type(command)](answer.value)
+            decoded = _result_value(command, answer.value)
             return Result(0, decoded, answer.touched, answer.directories)
     except ValueError as exc:
         raise MessageError(f"answer to {spec.name}: {exc}") from exc
     return answer
+
+
+def _result_value(command: Command, value: Any) -> Any:
+    if not isinstance(command, Batch):
+        return RESULT_VALUES[type(command)](value)
+    outcomes = _OUTCOMES(value)
+    if len(outcomes) != len(command.commands):
+        raise ValueError("not an outcome for each command")
+    # A repeated answer has most values no more.
+    return tuple(
+        (
+            errnos.from_wire(errno),
+            None if errno or made is None else RESULT_VALUES[type(part)](made),
+        )
+        for part, (errno, made) in zip(command.commands, outcomes, strict=True)
+    )
 
 
 def check_payload(request: Request, length: int) -> None:
@@ -660,26 +677,39 @@ def check_payload(request: Request, length: int) -> None:
         if request.info.size != length:
             raise MessageError(f"ReplicaPut: {length} bytes instead of {request.info.size}")
     elif type(request) is ExecutePut:
-        assert isinstance(request.command, (Commit, PutFile)), request.command
-        for extent in request.command.extents:
+        for extent in content_of(request.command).extents:
             if extent.blob == PUT_BLOB and extent.blob_offset + extent.length > length:
                 raise MessageError("ExecutePut.command: an extent ends past the payload")
 
 
-def with_put_blob(
-    command: Commit | PutFile, info: BlobInfo, content: bytes | None = None
-) -> Commit | PutFile:
+def content_of(command: Command) -> Commit | PutFile:
+    """That of an ExecutePut's command which has the payload: itself, or the last of a Batch."""
+    last = last_of(command)
+    assert isinstance(last, (Commit, PutFile)), command
+    return last
+
+
+def last_of(command: Command) -> Command:
+    """The only one of a Batch that may bring content; of anything else it is itself."""
+    return command.commands[-1] if isinstance(command, Batch) else command
+
+
+def with_put_blob(command: Command, info: BlobInfo, content: bytes | None = None) -> Command:
     """An ExecutePut's command with the payload's blob in the place of PUT_BLOB.
 
     content  the payload, when its blob is to be in the tree.
     """
+    given = content_of(command)
     extents = tuple(
         extent._replace(blob=info.blob) if extent.blob == PUT_BLOB else extent
-        for extent in command.extents
+        for extent in given.extents
     )
-    return dataclasses.replace(
-        command, extents=extents, blobs=(*command.blobs, info), content=content
+    filled = dataclasses.replace(
+        given, extents=extents, blobs=(*given.blobs, info), content=content
     )
+    if isinstance(command, Batch):
+        return dataclasses.replace(command, commands=(*command.commands[:-1], filled))
+    return filled
 
 
 def encode_push(push: Push) -> tuple[Any, ...]:
@@ -740,7 +770,7 @@ def _lock_kind(value: Any) -> LockKind:
 
 
 def _check_put(request: ExecutePut) -> None:
-    command = request.command
+    command = last_of(request.command)
     if not isinstance(command, (Commit, PutFile)):
         raise MessageError("ExecutePut.command: neither a Commit nor a PutFile")
     if all(extent.blob != PUT_BLOB for extent in command.extents):
@@ -757,6 +787,7 @@ def _check_range(request: SetLock | GetLock) -> None:
         raise MessageError(f"{type(request).__name__}.end: before start")
 
 
+_OUTCOMES = fields.array(fields.pair(_ERRNO, lambda value: value), commands.BATCH_COMMANDS_MAX)
 _COMMAND_CODES_KNOWN = frozenset(commands.COMMAND_CODES.values())
 _LOCK_KIND = fields.one_of(*[kind.value for kind in LockKind])
 _HELD_KIND = fields.one_of(LockKind.SHARED.value, LockKind.EXCLUSIVE.value)
@@ -853,4 +884,5 @@ RESULT_VALUES: dict[type[Any], Check] = {
     commands.Undelegate: fields.SIZE,
     commands.Recall: fields.SIZE,
     commands.Revoke: fields.SIZE,
+    commands.Batch: fields.nothing,  # each of its commands has its own: see _result_value
 }

@@ -12,10 +12,12 @@ from pydi_node.commands import (
     CLIENT_COMMANDS,
     COMMAND_CODES,
     ROOT_CALLER,
+    Batch,
     Command,
     Commit,
     Delegate,
     Link,
+    Mkdir,
     PutFile,
     Rename,
     ReserveInodes,
@@ -23,7 +25,7 @@ from pydi_node.commands import (
     Unlink,
 )
 from pydi_node.errors import BlobError, FileError
-from pydi_node.ids import ROOT_INO, ClientId, Ino, Serial
+from pydi_node.ids import ROOT_INO, ClientId, Ino, Serial, TimeNs
 from pydi_node.records import EVERY_NAME, Attr, DirEntry, Result, Touched
 from pydi_node.runtime.bounds import _INODES, Bounds
 from pydi_node.wire import messages as m
@@ -73,6 +75,23 @@ def test_every_request_of_a_mount_is_decided(driver: Driver, request_: Any) -> N
         assert refused.value.errno in (errno.ESTALE, errno.EPERM)
 
 
+def many(*commands: Command) -> Batch:
+    return Batch(commands, (TimeNs(3),) * len(commands))
+
+
+def placed(command: Any, ino: Ino) -> Any:
+    """It names this inode for each one that it names."""
+    if isinstance(command, Batch):
+        parts = tuple(placed(part, ino) for part in command.commands)
+        return dataclasses.replace(command, commands=parts)
+    places = {
+        field.name: ino
+        for field in dataclasses.fields(command)
+        if isinstance(getattr(command, field.name), int) and field.name in _INODES
+    }
+    return dataclasses.replace(command, **places)
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -85,9 +104,7 @@ def test_every_request_of_a_mount_is_decided(driver: Driver, request_: Any) -> N
 def test_every_command_of_a_client_is_decided(driver: Driver, command: Any) -> None:
     """Likewise, for what changes the tree: none names an inode outside."""
     bounds = bounds_of(driver)
-    for field in dataclasses.fields(command):
-        if isinstance(getattr(command, field.name), int) and field.name in _INODES:
-            command = dataclasses.replace(command, **{field.name: Ino(12345)})
+    command = placed(command, Ino(12345))
     with pytest.raises(FileError) as refused:
         bounds.inward(m.Execute(ClientId(1), Serial(1), command))
     assert refused.value.errno == errno.ESTALE
@@ -102,13 +119,8 @@ def test_every_command_of_a_client_is_for_its_own_directory(driver: Driver, comm
     """None has a field of which nobody has said what it means for such a token."""
     bounds = bounds_of(driver)
     own = driver.tree.resolve(b"/own").ino
-    places = {
-        field.name: own
-        for field in dataclasses.fields(command)
-        if isinstance(getattr(command, field.name), int) and field.name in _INODES
-    }
     nothing: dict[str, Any] = {"extents": (), "blobs": ()} if hasattr(command, "blobs") else {}
-    within = dataclasses.replace(command, **places, **nothing)
+    within = dataclasses.replace(placed(command, own), **nothing)
     assert bounds.inward(m.Execute(ClientId(1), Serial(1), within)).command == within
 
 
@@ -130,6 +142,26 @@ def test_a_delegation_stays_within_the_directory(driver: Driver) -> None:
     assert inward(put) == dataclasses.replace(put, parent=own)
     every = Touched((own,), ((own, EVERY_NAME),))
     assert bounds.pushed(every) == Touched((ROOT_INO,), ((ROOT_INO, EVERY_NAME),))
+
+
+def test_every_command_of_a_batch_stays_within_the_directory(driver: Driver) -> None:
+    """One that lies outside is enough to refuse all; what the batch makes is no inode yet."""
+    bounds = bounds_of(driver)
+    own = driver.tree.resolve(b"/own").ino
+
+    def inward(*commands: Command) -> Command:
+        request = bounds.inward(m.Execute(ClientId(1), Serial(1), many(*commands)))
+        assert isinstance(request, m.Execute)
+        return request.command
+
+    made = Mkdir(ROOT_CALLER, ROOT_INO, b"d", 0o755, ino=Ino(99))
+    within = Unlink(ROOT_CALLER, Ino(99), b"f")
+    assert inward(made, within) == many(dataclasses.replace(made, parent=own), within)
+    for commands in ((within,), (within, made), (made, Unlink(ROOT_CALLER, Ino(12345), b"f"))):
+        with file_error(errno.ESTALE):
+            inward(*commands)
+    with pytest.raises(BlobError):
+        inward(dataclasses.replace(COMMANDS[PutFile], parent=ROOT_INO, ino=Ino(98)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", [Commit, PutFile])

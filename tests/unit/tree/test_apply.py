@@ -80,6 +80,7 @@ def everything() -> list[Entry]:
         c.PutFile(ROOT, ROOT_INO, b"m", 0o644, 0, (), (), ino=Ino(70)),
         c.Recall((ROOT_INO,)),
         c.Undelegate((Ino(3),)),
+        c.Batch((c.Mkdir(ROOT, ROOT_INO, b"n", 0o755, ino=Ino(71)),), (TimeNs(3),)),
         c.Revoke((ROOT_INO,), LogIndex(99)),
     ]
     return [

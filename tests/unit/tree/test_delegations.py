@@ -197,12 +197,17 @@ def test_a_directory_that_goes_takes_its_delegation_along(fs: Driver) -> None:
 
 
 def test_too_much_is_refused(fs: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one client, and of all of them."""
+    """Of one client, and of all of them; there is room for more that holders make."""
     monkeypatch.setattr(delegations, "DELEGATIONS_PER_CLIENT_MAX", 2)
-    monkeypatch.setattr(delegations, "DELEGATIONS_MAX", 3)
+    monkeypatch.setattr(delegations, "DELEGATIONS_MAX", 4)
+    monkeypatch.setattr(delegations, "KEPT_FOR_NEW", 1)
     inos = [fs.mkdir(b"%d" % number) for number in range(5)]
     assert [ok(fs, HOLDER, c.Delegate(ino)) for ino in inos] == [True, True, False, False, False]
     assert [ok(fs, OTHER, c.Delegate(ino)) for ino in inos] == [False, False, True, False, False]
+    first = Ino(ok(fs, HOLDER, c.ReserveInodes()))
+    new = [c.Mkdir(ROOT, inos[0], b"%d" % n, 0o755, ino=Ino(first + n)) for n in range(2)]
+    assert [by(fs, HOLDER, command).errno for command in new] == [0, errno.ENOSPC]
+    ok(fs, HOLDER, c.Undelegate((first,)))
     ok(fs, HOLDER, c.Undelegate(tuple(inos)))
     assert ok(fs, OTHER, c.Delegate(inos[0])) is True
 

@@ -86,6 +86,13 @@ COMMANDS: dict[type[Any], commands.Command] = {
         commands.Undelegate((Ino(7), Ino(8))),
         commands.Recall((Ino(7),)),
         commands.Revoke((Ino(7),), LogIndex(3)),
+        commands.Batch(
+            (
+                commands.Mkdir(ROOT_CALLER, Ino(1), b"d", 0o755, ino=Ino(9)),
+                commands.Rmdir(ROOT_CALLER, Ino(1), b"e"),
+            ),
+            (TimeNs(3), TimeNs(4)),
+        ),
     )
 }
 
@@ -104,6 +111,7 @@ RESULT_VALUES: dict[type[Any], Any] = {
     commands.PutFile: ATTR,
     commands.ReserveInodes: 9, commands.Delegate: True, commands.Undelegate: 1,
     commands.Recall: 1, commands.Revoke: 0,
+    commands.Batch: ((0, ATTR), (39, None)),
 }  # fmt: skip
 
 FILE = FileVersion(ATTR, (Extent(0, 5, BLOB, 0),), (INFO,))
