@@ -34,6 +34,7 @@ from pydi_fs.fuse.codec import CodecError, Header, Timeout
 from pydi_fs.fuse.filesystem import FileSystem
 from pydi_fs.fuse.listings import Drop, Listings
 from pydi_fs.fuse.lock_owners import LockOwners
+from pydi_fs.fuse.names import Names
 from pydi_fs.fuse.negotiation import Negotiated, negotiate
 from pydi_fs.fuse.nodeids import SECOND, NodeIds
 from pydi_fs.fuse.opens import Opens
@@ -88,7 +89,7 @@ class Operation:
     """Takes back a success whose answer nobody got, given the payload: a handle would leak."""
 
 
-class Dispatcher(ShortCuts, Closing):
+class Dispatcher(ShortCuts, Closing, Names):
     """Serves one mount.
 
     vfs           where operations go.
@@ -189,6 +190,8 @@ class Dispatcher(ShortCuts, Closing):
         operation = _OPERATIONS[opcode]
         # What comes again may have been done before, which takes a task to find out.
         if operation.nowait is not None and (not header.unique & RESENT or not operation.changes):
+            if operation.changes:
+                self._journal.enter(header.unique)
             try:
                 payload = operation.nowait(self, header, body)
             except Exception as exc:
@@ -196,9 +199,9 @@ class Dispatcher(ShortCuts, Closing):
                 return
             if payload is not None:
                 delivered = self._reply(header, 0, payload)
-                if operation.undo is not None:
+                if operation.changes:
                     self._journal.answered(header.unique)
-                    if not delivered:
+                    if not delivered and operation.undo is not None:
                         self._beside(self._take_undo(operation, header, payload))
                 return
         if opcode == FuseOpcode.FUSE_WRITE:
@@ -468,47 +471,6 @@ class Dispatcher(ShortCuts, Closing):
     async def _readlink(self, header: Header, _body: codec.Empty) -> bytes:
         return await self._vfs.readlink(Ino(header.nodeid))
 
-    async def _mkdir(self, header: Header, body: codec.Mkdir) -> bytes:
-        caller, parent, umask = self._caller(header), Ino(header.nodeid), self._umask(body.umask)
-        mode = body.mode & 0o7777
-        return self._entry(header, await self._vfs.mkdir(caller, parent, body.name, mode, umask))
-
-    async def _mknod(self, header: Header, body: codec.Mknod) -> bytes:
-        caller, parent, umask = self._caller(header), Ino(header.nodeid), self._umask(body.umask)
-        attr = await self._vfs.mknod(caller, parent, body.name, body.mode, body.rdev, umask)
-        return self._entry(header, attr)
-
-    async def _symlink(self, header: Header, body: codec.Symlink) -> bytes:
-        parent = Ino(header.nodeid)
-        attr = await self._vfs.symlink(self._caller(header), parent, body.name, body.target)
-        return self._entry(header, attr)
-
-    async def _link(self, header: Header, body: codec.Link) -> bytes:
-        ino, parent = Ino(body.ino & ~SECOND), Ino(header.nodeid)
-        attr = await self._vfs.link(self._caller(header), ino, parent, body.name)
-        return self._entry(header, attr)
-
-    async def _unlink(self, header: Header, body: codec.Named) -> bytes:
-        await self._vfs.unlink(self._caller(header), Ino(header.nodeid), body.name)
-        return b""
-
-    async def _rmdir(self, header: Header, body: codec.Named) -> bytes:
-        await self._vfs.rmdir(self._caller(header), Ino(header.nodeid), body.name)
-        return b""
-
-    async def _rename(self, header: Header, body: codec.Rename) -> bytes:
-        await self._vfs.rename(
-            self._caller(header),
-            Ino(header.nodeid),
-            body.name,
-            Ino(body.new_parent),
-            body.new_name,
-            body.flags,
-        )
-        self._named(header.nodeid)
-        self._named(body.new_parent)
-        return b""
-
     async def _statfs(self, _header: Header, _body: codec.Empty) -> bytes:
         return codec.encode_statfs(await self._vfs.statfs(), NAME_MAX_BYTES)
 
@@ -676,14 +638,14 @@ class Dispatcher(ShortCuts, Closing):
         FuseOpcode.FUSE_SETATTR: Operation(_setattr),
         FuseOpcode.FUSE_ACCESS: Operation(_access, changes=False),
         FuseOpcode.FUSE_READLINK: Operation(_readlink, changes=False),
-        FuseOpcode.FUSE_MKDIR: Operation(_mkdir),
-        FuseOpcode.FUSE_MKNOD: Operation(_mknod),
-        FuseOpcode.FUSE_SYMLINK: Operation(_symlink),
-        FuseOpcode.FUSE_LINK: Operation(_link),
-        FuseOpcode.FUSE_UNLINK: Operation(_unlink),
-        FuseOpcode.FUSE_RMDIR: Operation(_rmdir),
-        FuseOpcode.FUSE_RENAME: Operation(_rename),
-        FuseOpcode.FUSE_RENAME2: Operation(_rename),
+        FuseOpcode.FUSE_MKDIR: Operation(Names.mkdir, nowait=Names.mkdir_nowait),
+        FuseOpcode.FUSE_MKNOD: Operation(Names.mknod),
+        FuseOpcode.FUSE_SYMLINK: Operation(Names.symlink, nowait=Names.symlink_nowait),
+        FuseOpcode.FUSE_LINK: Operation(Names.link),
+        FuseOpcode.FUSE_UNLINK: Operation(Names.unlink, nowait=Names.unlink_nowait),
+        FuseOpcode.FUSE_RMDIR: Operation(Names.rmdir, nowait=Names.rmdir_nowait),
+        FuseOpcode.FUSE_RENAME: Operation(Names.rename, nowait=Names.rename_nowait),
+        FuseOpcode.FUSE_RENAME2: Operation(Names.rename, nowait=Names.rename_nowait),
         FuseOpcode.FUSE_STATFS: Operation(_statfs, changes=False),
         FuseOpcode.FUSE_IOCTL: Operation(_done, nowait=_ioctl_nowait, changes=False),
         FuseOpcode.FUSE_GETXATTR: Operation(Xattrs.getxattr, nowait=Xattrs.known, changes=False),

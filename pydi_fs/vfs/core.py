@@ -8,7 +8,7 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pydi_fs.vfs.background import Background
 from pydi_fs.vfs.behind import FILES_MAX, Behind
 from pydi_fs.vfs.blob_cache import BlobCache
 from pydi_fs.vfs.cache import NameCache
+from pydi_fs.vfs.changes import Changes
 from pydi_fs.vfs.closed_files import ClosedFiles
 from pydi_fs.vfs.delegations import PENDING_MAX, Delegations, when_all
 from pydi_fs.vfs.directories import Directories
@@ -28,14 +29,16 @@ from pydi_fs.vfs.lock_rights import LockRights
 from pydi_fs.vfs.lookahead import Lookahead
 from pydi_fs.vfs.open_file import OpenFile
 from pydi_fs.vfs.pending import PendingCreate
+from pydi_fs.vfs.queued import Change, Queue
 from pydi_fs.vfs.reader import BlobReader
 from pydi_fs.vfs.staging import Lender, StagingArea
 from pydi_fs.vfs.xattrs import Xattrs
-from pydi_node.commands import Command, Commit, Link, PutFile, Rename, SetAttr
+from pydi_node.commands import Batch, Command, Commit, Link, PutFile, Rename, SetAttr
 from pydi_node.errors import FileError, PydiError, errno_of
 from pydi_node.ids import Ino
 from pydi_node.records import EVERY_NAME, Attr, FileVersion, Result, Statfs
 from pydi_node.wire import messages
+from pydi_node.wire.messages import Request
 
 log = logging.getLogger("pydi.vfs")
 
@@ -94,11 +97,20 @@ class VfsCore(Xattrs):
         self._closed = ClosedFiles()
         self._directories = Directories(client, self._cache)
         self._lookahead = Lookahead(self._directories.fetch)
+        self._queue = Queue(
+            client,
+            self._cache,
+            config.journal,
+            run=self._run,
+            on_told=lambda changes: self._delegations.were_told(changes),
+            on_lost=self._change_lost,
+        )
         self._delegations = Delegations(
             client,
             self._cache,
             config.journal,
             clock,
+            self._queue,
             run=self._run,
             list_names=self._directories.first,
             on_end=self._create_ended,
@@ -113,6 +125,15 @@ class VfsCore(Xattrs):
             enabled=config.delegates and config.closes_behind,
         )
         self._locks = LockRights(client, config.journal, enabled=config.delegates)
+        self._changes = Changes(
+            client,
+            self._cache,
+            self._delegations,
+            self._queue,
+            clock,
+            files=self._files,
+            known=self._known,
+        )
         self._background = Background()
         self._saves = Background()  # of files that can't be told
         self._holds = Holds(client, self._background.later)
@@ -129,7 +150,10 @@ class VfsCore(Xattrs):
     def _known(self, parent: Ino, name: bytes) -> Ino | None:
         """As `NameCache.name`, also of what only this mount knows of."""
         create = self._delegations.named(parent, name)
-        return self._cache.name(parent, name) if create is None else create.ino
+        if create is not None:
+            return create.ino
+        ino = self._queue.name(parent, name)
+        return self._cache.name(parent, name) if ino is None else ino
 
     def _file_of(self, version: FileVersion) -> OpenFile:
         return OpenFile(self.client, self._area, self._reader, self._clock, version)
@@ -137,12 +161,30 @@ class VfsCore(Xattrs):
     async def _publish(self, file: OpenFile) -> None:
         if not file.dirty and not file.busy and not file.is_pending:
             return
-        await file.publish()
+        # Of what was done before only what is about the same file or directory must come first.
+        told = self._queue.flushing()
+        try:
+            await file.publish()
+        finally:
+            failure = None if told is None else await _end_of(told)
+        if failure is not None:
+            raise failure
         self._cache.forget((file.ino,), (), content_only=True)
         if not file.stale:
             self._cache.answers(self._cache.moment)
             self._cache.put_attr(file.attr)
         self._cache.note((file.ino,), ())  # whoever asked before this knew less
+
+    def _before(self, request: Request) -> Awaitable[None] | None:
+        """What ``request`` waits for: the cluster must know of what it is about."""
+        told = self._queue.before(request)
+        return self._delegations.before(request) if told is None else self._after(told, request)
+
+    async def _after(self, told: Awaitable[None], request: Request) -> None:
+        await told
+        settled = self._delegations.before(request)
+        if settled is not None:
+            await settled
 
     # --- commands, and what their answers say ---------------------------------------------------
 
@@ -201,6 +243,7 @@ class VfsCore(Xattrs):
         return attr
 
     def _overlay(self, attr: Attr) -> Attr:
+        attr = self._queue.attr(attr.ino) or attr
         file = self._files.get(attr.ino)
         return self._delegations.overlay(attr) if file is None else file.overlay(attr)
 
@@ -281,11 +324,19 @@ class VfsCore(Xattrs):
             self._cache.forget((create.ino,), entries)
             self.on_invalidate((create.ino,), entries, False)  # the kernel shows it still
 
+    def _change_lost(self, change: Change) -> None:
+        """Programs here were told that this is done, and it will never be."""
+        self._cache.forget(change.inos, change.names)
+        self._cache.note(change.inos, change.names)
+        self._delegations.lost(change)
+        self.on_invalidate(change.inos, change.names, False)
+
     def _invalidate(
         self, inos: tuple[Ino, ...], entries: tuple[tuple[Ino, bytes], ...]
     ) -> asyncio.Future[None] | None:
         """Someone else changed these; done when nobody on this machine uses them any more."""
         self._cache.drop(inos, entries)
+        self._queue.touched(inos)
         self._closed.drop(inos)
         for ino in inos:
             file = self._files.get(ino)
@@ -313,6 +364,11 @@ class VfsCore(Xattrs):
 
 def _keeps_content(command: Command) -> bool:
     """Whether files that it touches consist of what they did."""
-    return isinstance(command, (Link, Rename)) or (
+    return isinstance(command, (Link, Rename, Batch)) or (
         isinstance(command, SetAttr) and command.size is None
     )
+
+
+async def _end_of(future: asyncio.Future[None]) -> BaseException | None:
+    await asyncio.wait([future])
+    return future.exception()

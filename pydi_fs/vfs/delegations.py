@@ -36,27 +36,25 @@ from pydi_fs.client import Client
 from pydi_fs.vfs.cache import ABSENT, NameCache
 from pydi_fs.vfs.journal import State
 from pydi_fs.vfs.journalling import Journal
+from pydi_fs.vfs.numbers import Numbers
 from pydi_fs.vfs.pending import PendingCreate, new_attr
 from pydi_fs.vfs.posix import permitted
-from pydi_node import portable
+from pydi_fs.vfs.queued import Change, Queue
 from pydi_node.commands import (
-    INODES_RESERVED,
     INOS_PER_COMMAND_MAX,
-    RESERVATIONS_PER_CLIENT_MAX,
     Caller,
     Command,
     Delegate,
     PutFile,
     RemoveXattr,
     Rename,
-    ReserveInodes,
     Rmdir,
     SetAttr,
     SetXattr,
     Undelegate,
     new_file_gid,
 )
-from pydi_node.errors import DisconnectedError, FileError, PydiError
+from pydi_node.errors import FileError, PydiError
 from pydi_node.ids import Ino, Serial, TimeNs
 from pydi_node.records import DEFAULT_ACL, EVERY_NAME, NAME_MAX_BYTES, Attr, DirEntry
 from pydi_node.wire.messages import Execute, ExecutePut, ReadDir, Request
@@ -74,15 +72,9 @@ AGAIN_WITHIN_S = 2.0  # a second create in one directory within this asks for it
 UNUSED_S = 30.0  # what was not used for so long is given back
 SWEEP_S = 5.0
 RETRY_S = 1.0
-# Reserved numbers go with this client's session in the tree, which may end when it has been silent
-# for an hour (setting session_idle_s): what nobody used by then is not used at all.
-NUMBERS_S = 1800.0
 # Somebody else uses it, too: asking for it would only slow both down. Doubled at each recall.
 RECALLED_MIN_S = 10.0
 RECALLED_MAX_S = 600.0
-# A node of an older version ends the connection at a command that it does not know; and one that
-# has none to give has none a moment later.
-UNKNOWN_THERE_S = 600.0
 REMEMBERED_MAX = 1024  # directories of each of the small memories below
 _NO_NAMES = (b"", b".", b"..")
 # Requests about a directory that show, or change, what is true of all names in it.
@@ -146,6 +138,7 @@ class Delegations:
         cache: NameCache,
         journal: Journal,
         clock: Callable[[], int],
+        queue: Queue,
         *,
         run: RunCommand,
         list_names: Callable[[Ino, int], Awaitable[Sequence[DirEntry]]],
@@ -154,18 +147,24 @@ class Delegations:
         pending_max: int = PENDING_MAX,
     ) -> None:
         self.pending: dict[Ino, PendingCreate] = {}
+        self.numbers = Numbers(
+            client,
+            journal,
+            run=run,
+            untold=lambda: (*self.pending, *queue.made),
+            # Where close does not wait, that many are used in one round trip.
+            left_min=INODES_RESERVED // (2 if pending_max <= PENDING_MAX else 1),
+        )
         self._client = client
         self._cache = cache
         self._journal = journal
         self._clock = clock
+        self._queue = queue
         self._run = run
         self._list_names = list_names
         self._on_end = on_end
         self._enabled = enabled
         self._pending_max = pending_max
-        # With so few left others are reserved: where close does not wait, that many are used in one
-        # round trip.
-        self._numbers_min = INODES_RESERVED // (2 if pending_max <= PENDING_MAX else 1)
         self._pending_in: dict[Ino, dict[bytes, PendingCreate]] = {}
         self._created_ns: dict[Ino, int] = {}  # when the newest of them was made
         self._held: dict[Ino, _Held] = {}
@@ -174,14 +173,9 @@ class Delegations:
         self._fresh: dict[Ino, set[bytes]] = {}  # made here, with the names that it may have got
         self._naming: Counter[tuple[Ino, bytes]] = Counter()  # names in commands that are under way
         self._removing: Counter[Ino] = Counter()  # directories likewise
-        self._numbers: list[range] = []  # reserved inode numbers, the oldest first
-        self._reserved: list[int] = []  # where the last reservations begin
-        self._numbers_until_s = 0.0  # when they are too old, on a clock that goes on in suspension
-        self._reserving: asyncio.Task[None] | None = None
-        self._created_s: dict[Ino, float] = {}  # when a file was last created there
+        self._busy: Counter[Ino] = Counter()  # all inodes likewise
+        self._changed_s: dict[Ino, float] = {}  # when a name was last changed there
         self._not_before: dict[Ino, tuple[float, float]] = {}  # when to ask again, the last wait
-        self._asks_not_before_s = 0.0
-        self._is_known = False  # the node has answered such a command
         self._tasks: set[asyncio.Task[None]] = set()
         self._returning: asyncio.Task[None] | None = None
         # A pending create was settled or lost, or there is more to give back.
@@ -204,10 +198,7 @@ class Delegations:
         self._owed.update(state.delegated)
         for directory in state.delegated:
             self._wait_before(directory)  # what that worker sent may come late: see `_return`
-        for left in state.reserved.values():
-            self._numbers.append(range(left.first, left.end))
-            self._reserved.append(left.end - INODES_RESERVED)
-            self._numbers_until_s = left.until_s
+        self.numbers.restore(state.reserved.values())
 
     def start(self) -> None:
         """Once the client is there: what the worker before this one left is sent and given back."""
@@ -236,7 +227,8 @@ class Delegations:
             if create.timer is not None:
                 create.timer.cancel()
         self._owe(list(self._held))
-        for task in (*self._tasks, self._returning, self._reserving):
+        await self.numbers.stop()
+        for task in (*self._tasks, self._returning):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
@@ -330,13 +322,66 @@ class Delegations:
         held.used_s = time.monotonic()
         return held
 
+    # --- for changes of this mount alone (see `changes`) -----------------------------------------
+
+    def holds(self, directory: Ino) -> bool:
+        """Whether nobody else may change names in there, and no command of this mount does."""
+        held = self._held.get(directory)
+        if held is None or self._busy[directory]:
+            return False
+        held.used_s = time.monotonic()
+        return True
+
+    def is_empty(self, directory: Ino) -> bool:
+        """Whether there is certainly no name in there, nor can be one before we know of it."""
+        held = self._complete(directory)
+        return held is not None and not held.names and self.holds(directory)
+
+    def is_naming(self, parent: Ino, name: bytes) -> bool:
+        return self._naming[parent, name] > 0
+
+    def is_busy(self, ino: Ino) -> bool:
+        """Whether a command is under way that may change it."""
+        return self._busy[ino] > 0
+
+    def gone_here(self, parent: Ino, name: bytes) -> None:
+        """A name was taken away in a directory that this mount `holds`."""
+        self._held[parent].names.discard(name)
+
+    def made_here(self, parent: Ino, name: bytes) -> None:
+        held = self._held[parent]
+        held.names.add(name)
+        if len(held.names) % ENTRIES_MAX == 0:
+            self._bound_names()
+
+    def hold_new(self, attr: Attr) -> None:
+        """It was made here: its command gives it to this mount."""
+        self._journal.delegated(attr.ino)
+        self._hold(attr.ino, _Held(attr, set(), True, time.monotonic()))
+
+    def leave(self, directory: Ino) -> None:
+        """It was removed here; its delegation ends with it."""
+        del self._held[directory]
+
+    def were_told(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            if isinstance(change.command, Rmdir):
+                self.is_removed(change.directories[-1])
+                self._journal.undelegated(change.directories[-1:])
+        self._ended.set()
+
+    def lost(self, change: Change) -> None:
+        """Programs were told of a change that will never be: only the cluster knows what is so."""
+        made = (change.made,) if change.made is not None else ()
+        self._owe((*change.directories, *made))
+
     # --- creating --------------------------------------------------------------------------------
 
     def create(self, caller: Caller, parent: Ino, name: bytes, mode: int) -> PendingCreate | None:
         """A new file that the cluster hears of later; None: it must be asked, as ever."""
         held = self._complete(parent)
         if held is None:
-            self._note_create(parent)
+            self.note_change(parent)
             return None
         if self._client.lease_s() <= 0 or not self._client.is_connected:
             return None
@@ -346,7 +391,7 @@ class Delegations:
             or len(self.pending) >= self._pending_max
         ):
             return None
-        directory = self._cache.attr(parent) or held.attr
+        directory = self._queue.attr(parent) or self._cache.attr(parent) or held.attr
         if directory is None or not directory.nlink or name in _NO_NAMES:
             return None
         # What makes more of a file than permissions of three classes has rules of its own.
@@ -354,7 +399,7 @@ class Delegations:
             return None
         if caller.groups is not None and not permitted(directory, caller, os.W_OK | os.X_OK):
             return None  # the cluster says so
-        number = self._take_number()
+        number = self.numbers.take()
         if number is None:
             return None
         gid = new_file_gid(directory.mode, directory.gid, caller)
@@ -422,35 +467,10 @@ class Delegations:
 
         create.timer = asyncio.get_running_loop().call_later(delay_s, settle)
 
-    def _drop_old_numbers(self) -> None:
-        if portable.uptime_s() >= self._numbers_until_s:
-            self._numbers.clear()
-
-    def _take_number(self) -> Ino | None:
-        self._drop_old_numbers()
-        while self._numbers and not self._numbers[0]:
-            del self._numbers[0]
-        if sum(map(len, self._numbers)) <= self._numbers_min and self._may_reserve():
-            self._reserve()
-        if not self._numbers:
-            return None
-        numbers = self._numbers[0]
-        self._numbers[0] = numbers[1:]
-        return Ino(numbers[0])
-
     async def wait_numbers(self, parent: Ino) -> bool:
         """Whether a create in there failed for want of a number, and there are some now: they come
         sooner than what a file would need that the cluster makes."""
-        if self._complete(parent) is None or any(self._numbers) or self._reserving is None:
-            return False
-        await asyncio.shield(self._reserving)
-        return any(self._numbers)
-
-    def _may_reserve(self) -> bool:
-        """Whether the tree would still know the reservations that all pending creates are from: it
-        remembers the last RESERVATIONS_PER_CLIENT_MAX."""
-        kept = self._reserved[1 - RESERVATIONS_PER_CLIENT_MAX :]
-        return not self.pending or (bool(kept) and min(self.pending) >= kept[0])
+        return self._complete(parent) is not None and await self.numbers.wait_next()
 
     # --- what must come first --------------------------------------------------------------------
 
@@ -543,6 +563,10 @@ class Delegations:
                     names.add(name)
             if isinstance(command, (Rmdir, Rename)):
                 removed.append(self._cache.name(parent, name) or Ino(0))
+        fields = (*_INO_FIELDS, *(field for field, _ in _NAME_FIELDS))
+        values = [getattr(command, field, None) for field in fields]
+        inos = [Ino(value) for value in values if isinstance(value, int)]
+        self._busy.update(inos)
         self._naming.update(keys)
         self._removing.update(removed)
         try:
@@ -557,6 +581,7 @@ class Delegations:
         finally:
             _uncount(self._naming, keys)
             _uncount(self._removing, removed)
+            _uncount(self._busy, inos)
 
     def _doubt(self, directory: Ino, name: bytes) -> None:
         self._cache.forget((), ((directory, name),))
@@ -593,13 +618,14 @@ class Delegations:
         self._fresh[directory] = set()
         self._ask(directory)
 
-    def _note_create(self, directory: Ino) -> None:
+    def note_change(self, directory: Ino) -> None:
+        """The cluster is asked to change a name in there."""
         if not self._enabled or directory in self._held:
             return
         now_s = time.monotonic()
-        before_s = self._created_s.pop(directory, None)
-        _make_room(self._created_s)
-        self._created_s[directory] = now_s
+        before_s = self._changed_s.pop(directory, None)
+        _make_room(self._changed_s)
+        self._changed_s[directory] = now_s
         if before_s is not None and now_s - before_s <= AGAIN_WITHIN_S:
             self._ask(directory)
 
@@ -608,13 +634,14 @@ class Delegations:
         return (
             self._enabled
             and self._client.lease_s() > 0
-            and now_s >= self._asks_not_before_s
+            and now_s >= self.numbers.not_before_s
             and now_s >= self._not_before.get(directory, (0.0, 0.0))[0]
             and directory not in self._asking
             and directory not in self._owed
             and directory not in self._held
             # One whose outcome is unknown must not take effect under a later delegation.
             and directory not in self._pending_in
+            and not self._queue.is_about(directory)
         )
 
     def _ask(self, directory: Ino) -> None:
@@ -624,10 +651,7 @@ class Delegations:
 
     async def _ask_for(self, directory: Ino, asked: _Asked) -> None:
         epoch = self._client.epoch
-        self._drop_old_numbers()
-        if not self._numbers and self._may_reserve():
-            await self._reserve()
-        if not self._numbers or epoch != self._client.epoch:
+        if not await self.numbers.wait_some() or epoch != self._client.epoch:
             del self._asking[directory]
             return
 
@@ -669,7 +693,10 @@ class Delegations:
         under_way = {name for parent, name in self._naming if parent == directory}
         names = (fresh or set()) | under_way
         attr = self._cache.attr(directory)
-        self._held[directory] = _Held(attr, names, fresh is not None, time.monotonic())
+        self._hold(directory, _Held(attr, names, fresh is not None, time.monotonic()))
+
+    def _hold(self, directory: Ino, held: _Held) -> None:
+        self._held[directory] = held
         if len(self._held) > DIRECTORIES_MAX:
             oldest = sorted(self._held, key=lambda ino: self._held[ino].used_s)
             self._owe(oldest[: DIRECTORIES_MAX // 8])
@@ -699,38 +726,6 @@ class Delegations:
         held.names.update(entry.name for entry in entries)
         held.complete = True
         self._bound_names()
-
-    def _reserve(self) -> asyncio.Task[None]:
-        if self._reserving is None or self._reserving.done():
-            self._reserving = asyncio.get_running_loop().create_task(self._reserve_once())
-        return self._reserving
-
-    async def _reserve_once(self) -> None:
-        serial = self._new_serial()
-        until_s = portable.uptime_s() + NUMBERS_S
-
-        def arrived(first: int) -> None:
-            self._is_known = True
-            self._drop_old_numbers()
-            self._numbers_until_s = until_s
-            self._numbers = [*self._numbers[-1:], range(first, first + INODES_RESERVED)]
-            self._reserved = [*self._reserved[2 - RESERVATIONS_PER_CLIENT_MAX :], first]
-            self._journal.reserved(Ino(first), until_s)
-
-        try:
-            # Once a node has answered, the same question is repeated until there is an answer: else
-            # nobody would know of what was reserved.
-            await self._run(ReserveInodes(), arrived, serial=serial, once=not self._is_known)
-        except PydiError as exc:
-            log.debug("no inode numbers: %s", exc)
-            # It may have taken effect.
-            self._reserved = [
-                *self._reserved[2 - RESERVATIONS_PER_CLIENT_MAX :],
-                max(self._reserved, default=0),
-            ]
-            is_unknown = isinstance(exc, DisconnectedError) and not self._is_known
-            pause_s = UNKNOWN_THERE_S if is_unknown or isinstance(exc, FileError) else RETRY_S
-            self._asks_not_before_s = time.monotonic() + pause_s
 
     # --- giving back -----------------------------------------------------------------------------
 
@@ -790,8 +785,10 @@ class Delegations:
             self._owed[directory] = None
             for create in self._pending_in.get(directory, {}).values():
                 create.start()
-                if create.sent is not None and not create.sent.done():
-                    leaving.append(create.sent)
+                if create.sent is None or create.sent.done() or self._queue.is_about(directory):
+                    continue  # the last: it waits for answers, as giving back does
+                leaving.append(create.sent)
+        self._queue.conceal(directories)
         self._give_back()
         if not leaving:
             return None
@@ -805,7 +802,11 @@ class Delegations:
     async def _return_owed(self) -> None:
         while self._owed:
             self._ended.clear()
-            ready = [ino for ino in self._owed if ino not in self._pending_in]
+            ready = [
+                ino
+                for ino in self._owed
+                if ino not in self._pending_in and not self._queue.is_about(ino)
+            ]
             del ready[INOS_PER_COMMAND_MAX:]
             if not ready:
                 await self._ended.wait()

@@ -28,7 +28,7 @@ from pydi_fs.vfs.extents import Segment
 from pydi_node.commands import ROOT_CALLER, Caller
 from pydi_node.ids import Ino, LogIndex, Serial
 
-FORMAT = 5  # of all records together; a worker takes over from one of the same format only
+FORMAT = 6  # of all records together; a worker takes over from one of the same format only
 HEADER = Struct("<Q")
 _FRAME = Struct("<II")
 
@@ -242,7 +242,8 @@ class Created(NamedTuple):
 
 
 class Made(NamedTuple):
-    """The file that a request created, which may be sent again."""
+    """What a request, which may be sent again, has done on this mount only: the inode that it made,
+    or 0."""
 
     unique: int
     ino: int
@@ -281,6 +282,32 @@ class Undelegated(NamedTuple):
     inos: tuple[int, ...]
 
 
+class Queued(NamedTuple):
+    """A change was made on this mount only: the cluster hears of it later. See `vfs.queued`."""
+
+    unique: int
+    number: int
+    command: tuple[Any, ...]  # as `commands.encode` has it
+    directories: tuple[int, ...]
+    inos: tuple[int, ...]
+    names: tuple[tuple[int, bytes], ...]
+    made: int  # an inode, or 0
+    time_ns: int
+
+
+class Telling(NamedTuple):
+    """The cluster is about to hear of these changes, under this serial."""
+
+    serial: int
+    numbers: tuple[int, ...]
+
+
+class Told(NamedTuple):
+    """It has them, or never will."""
+
+    numbers: tuple[int, ...]
+
+
 class Done(NamedTuple):
     """A WRITE that wrote ``length`` bytes, and may be sent again."""
 
@@ -292,7 +319,7 @@ RECORDS: tuple[type[Any], ...] = (
     Agreed, Identity, Opened, Listed, Closed, Locked, Moment, Numbered, Backing, Wrote, Cut,
     Punched, Stamped, Rebased, Staged, Publishing, Committing, Published, Forgotten,
     Frozen, Highest, Done, Unlocked, Unlisted, Created, Made, Creating, Settled, Reserved,
-    Delegated, Undelegated, Right, RightGivenBack,
+    Delegated, Undelegated, Right, RightGivenBack, Queued, Telling, Told,
 )  # fmt: skip
 _KINDS: dict[type[Any], int] = {record: kind for kind, record in enumerate(RECORDS)}
 _packer = msgpack.Packer(use_bin_type=True)  # to make one takes longer than to use it
@@ -381,12 +408,14 @@ class State:
         self.serials: dict[int, list[Numbered]] = {}
         self.written: dict[int, int] = {}
         self.handed: dict[int, int] = {}  # handles whose number may not have been told
-        self.made: dict[int, int] = {}  # files of requests that created them here only
+        self.made: dict[int, int] = {}  # by requests that were done here only: an inode, or 0
         self.pending: dict[Ino, Created] = {}  # files that exist on this mount only
         self.creating: dict[Ino, Serial] = {}  # under which the cluster may have heard of them
         self.reserved: dict[int, Reserved] = {}  # by the end
         self.delegated: dict[Ino, None] = {}
         self.rights: dict[int, Right] = {}  # by inode
+        self.queued: dict[int, Queued] = {}  # by number, in order
+        self.telling: Telling | None = None
 
     @classmethod
     def of(cls, records: Iterable[Any]) -> State:
@@ -431,9 +460,7 @@ class State:
                 self.pending[Ino(record.ino)] = record._replace(unique=0)
                 if record.unique:
                     self.made[record.unique] = record.ino
-                for left in list(self.reserved.values()):
-                    if left.first <= record.ino < left.end:
-                        self.reserved[left.end] = left._replace(first=record.ino + 1)
+                self._use_number(record.ino)
             case Made():
                 self.made[record.unique] = record.ino
             case Creating():
@@ -455,12 +482,35 @@ class State:
                 self.rights[record.ino] = record
             case RightGivenBack():
                 self.rights.pop(record.ino, None)
+            case Queued() | Telling() | Told():
+                self._apply_queued(record)
             case Highest():
                 self.last_fh = max(self.last_fh, record.fh)
                 self.last_serial = max(self.last_serial, record.serial)
                 self.last_source = min(self.last_source, record.source)
             case _:
                 self._apply_content(record)
+
+    def _use_number(self, ino: int) -> None:
+        for left in list(self.reserved.values()):
+            if left.first <= ino < left.end:
+                self.reserved[left.end] = left._replace(first=ino + 1)
+
+    def _apply_queued(self, record: Queued | Telling | Told) -> None:
+        match record:
+            case Queued():
+                self.queued[record.number] = record._replace(unique=0)
+                if record.unique:
+                    self.made[record.unique] = record.made
+                self._use_number(record.made)
+            case Telling():
+                self.telling = record
+                self.last_serial = max(self.last_serial, record.serial)
+            case Told():
+                for number in record.numbers:
+                    self.queued.pop(number, None)
+                if self.telling and not self.queued.keys() & set(self.telling.numbers):
+                    self.telling = None
 
     def _drop_locks(self, is_gone: Callable[[Locked], bool]) -> None:
         for lock in filter(is_gone, list(self.locks)):

@@ -21,8 +21,8 @@ from typing import Any
 from pydi_fs.vfs import journal as records
 from pydi_fs.vfs.journal import HEADER, Right, State
 from pydi_node import portable
-from pydi_node.commands import INODES_RESERVED, Caller, Command
-from pydi_node.ids import Ino, LogIndex, Serial
+from pydi_node.commands import INODES_RESERVED, Caller, Command, encode
+from pydi_node.ids import Ino, LogIndex, Serial, TimeNs
 
 # A snapshot costs a few milliseconds; small content that is written travels through the log.
 COMPACT_BYTES_MIN = 16 << 20
@@ -127,9 +127,22 @@ class Journal:
 
     def delegated(self, ino: Ino) -> None: ...
     def undelegated(self, inos: Iterable[Ino]) -> None: ...
+    def queued(
+        self, number: int, command: Command, directories: Iterable[Ino], inos: Iterable[Ino],
+        names: Iterable[tuple[Ino, bytes]], made: Ino | None, time_ns: TimeNs,
+    ) -> None:  # fmt: skip
+        """The present request makes a change of which the cluster hears later."""
+
+    def telling(self, serial: Serial, numbers: Iterable[int]) -> None: ...
+    def told(self, numbers: Iterable[int]) -> None: ...
     def made_before(self) -> Ino | None:
-        """The file that the present request created when it was sent the first time."""
+        """What the present request did on this mount only when it was sent the first time: the
+        inode that it made, or 0. None: nothing."""
         return None
+
+    def sent_before(self) -> bool:
+        """Whether a command of the present request may have been sent when it came first."""
+        return False
 
     def written_before(self, unique: int) -> int | None:
         """How much this WRITE wrote when it was sent the first time; None: it did not get there."""
@@ -337,6 +350,25 @@ class KeptJournal(Journal):
     def undelegated(self, inos: Iterable[Ino]) -> None:
         self._note(records.Undelegated(tuple(inos)))
 
+    def queued(
+        self, number: int, command: Command, directories: Iterable[Ino], inos: Iterable[Ino],
+        names: Iterable[tuple[Ino, bytes]], made: Ino | None, time_ns: TimeNs,
+    ) -> None:  # fmt: skip
+        record = records.Queued(
+            _request.get(), number, encode(command), tuple(directories), tuple(inos), tuple(names),
+            made or 0, time_ns,
+        )  # fmt: skip
+        self._note(record)
+
+    def telling(self, serial: Serial, numbers: Iterable[int]) -> None:
+        self._note(records.Telling(serial, tuple(numbers)))
+
+    def told(self, numbers: Iterable[int]) -> None:
+        self._note(records.Told(tuple(numbers)))
+
+    def sent_before(self) -> bool:
+        return bool(self._serials.get(_request.get()))
+
     def made_before(self) -> Ino | None:
         made = self._made.get(_request.get())
         return None if made is None else Ino(made)
@@ -433,6 +465,9 @@ def snapshot(state: State) -> Iterable[Any]:
     yield from state.reserved.values()
     yield from map(records.Delegated, state.delegated)
     yield from state.rights.values()
+    yield from state.queued.values()
+    if state.telling is not None:
+        yield state.telling
     for sent in state.serials.values():
         yield from sent
     for unique, length in state.written.items():

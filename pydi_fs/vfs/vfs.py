@@ -16,10 +16,11 @@ from typing import Any
 
 from pydi_fs.client import Client
 from pydi_fs.vfs.cache import ABSENT
-from pydi_fs.vfs.core import VfsConfig, VfsCore
+from pydi_fs.vfs.core import VfsConfig
 from pydi_fs.vfs.file_locks import FileLocks
 from pydi_fs.vfs.journal import Frozen, Opened, Staged, State
 from pydi_fs.vfs.local_blobs import LocalBlob
+from pydi_fs.vfs.names import Names
 from pydi_fs.vfs.open_file import OpenFile
 from pydi_fs.vfs.pending import PendingCreate
 from pydi_fs.vfs.posix import (
@@ -37,16 +38,9 @@ from pydi_node.commands import (
     CloneRange,
     Commit,
     Create,
-    Link,
-    Mkdir,
-    Mknod,
     PutFile,
-    Rename,
-    Rmdir,
     SetAttr,
-    Symlink,
     Tmpfile,
-    Unlink,
 )
 from pydi_node.errors import FileError, PydiError
 from pydi_node.ids import ROOT_INO, Ino, TimeNs
@@ -88,7 +82,7 @@ class _Handle:
         return bool(self.flags & os.O_APPEND)
 
 
-class Vfs(VfsCore, FileLocks):
+class Vfs(Names, FileLocks):
     """One mount's (or one command's) view of the tree."""
 
     def __init__(
@@ -109,12 +103,13 @@ class Vfs(VfsCore, FileLocks):
         self.client.on_reset = self._reset
         self.client.moment = lambda: self._cache.moment
         self.client.on_answer = self._cache.answers
-        self.client.before = self._delegations.before
+        self.client.before = self._before
         await self.client.subscribe(connected)
         self._sweeps = asyncio.get_running_loop().create_task(self._local.run_sweeps())
         self._delegations.start()
         self._behind.start()
         self._locks.start()
+        self._queue.start()
         self._holds.tell_all()
         for file in self._files.values():
             if file.dirty and file.busy:
@@ -128,6 +123,7 @@ class Vfs(VfsCore, FileLocks):
         self._area.begin_after(state.last_source)
         self._delegations.restore(state)
         self._locks.restore(state)
+        self._queue.restore(state)
         for opened in state.handles.values():
             caller = Caller(opened.uid, opened.gid, opened.groups)
             self._restore_handle(state, stage_files, opened, caller)
@@ -182,10 +178,11 @@ class Vfs(VfsCore, FileLocks):
                 raise end
             await file.discard()
         await self._locks.stop()
-        try:
-            await self._delegations.stop()
-        except PydiError as exc:
-            failures.append(exc)
+        for stop in (self._queue.stop, self._delegations.stop):
+            try:
+                await stop()
+            except PydiError as exc:
+                failures.append(exc)
         self._files.clear()
         self._handles.clear()
         await self._background.wait()
@@ -215,7 +212,9 @@ class Vfs(VfsCore, FileLocks):
         """`lookup_nowait` where the cluster has all there is to know, and that is at hand; None
         where anything of it might come from here."""
         attr = self._cache.entry(parent, name)
-        if attr is None or attr.ino in self._files or self._delegations.pending:
+        if attr is None or attr.ino in self._files:
+            return None
+        if self._delegations.pending or not self._queue.is_empty:
             return None
         return self._delegations.overlay(attr) if self.client.lease_s() > 0 else None
 
@@ -248,6 +247,7 @@ class Vfs(VfsCore, FileLocks):
     def getattr_nowait(self, ino: Ino) -> Attr | None:
         attr = (
             self._delegations.shown(ino)
+            or self._queue.attr(ino)
             or self._cache.attr(ino)
             or self._delegations.directory(ino)
         )
@@ -302,81 +302,6 @@ class Vfs(VfsCore, FileLocks):
         target: bytes = await self.client.call(ReadLink(ino))
         return target
 
-    async def mkdir(
-        self, caller: Caller, parent: Ino, name: bytes, mode: int, umask: int = 0
-    ) -> Attr:
-        """umask  what ``mode`` loses where no default list is; 0: it has lost it already."""
-        return await self._make(Mkdir(caller, parent, name, mode & 0o7777, umask))
-
-    async def mknod(
-        self, caller: Caller, parent: Ino, name: bytes, mode: int, rdev: int, umask: int = 0
-    ) -> Attr:
-        return await self._make(Mknod(caller, parent, name, mode, rdev, umask))
-
-    async def symlink(self, caller: Caller, parent: Ino, name: bytes, target: bytes) -> Attr:
-        return await self._make(Symlink(caller, parent, name, target))
-
-    async def link(self, caller: Caller, ino: Ino, new_parent: Ino, new_name: bytes) -> Attr:
-        command = Link(caller, ino, new_parent, new_name)
-        return self._overlay(
-            await self._execute(command, lambda a: self._arrived_entry(new_parent, new_name, a))
-        )
-
-    async def unlink(self, caller: Caller, parent: Ino, name: bytes) -> None:
-        def arrived(answer: Any) -> None:
-            self._arrived_attr(answer)
-            self._cache.put_name(parent, name, ABSENT)
-            self._delegations.is_gone(parent, name)
-
-        await self._before_name_goes(parent, name)
-        await self._execute(Unlink(caller, parent, name), arrived)
-
-    async def rmdir(self, caller: Caller, parent: Ino, name: bytes) -> None:
-        removed = self._cache.name(parent, name)
-
-        def arrived(answer: Any) -> None:
-            self._cache.put_name(parent, name, ABSENT)
-            self._delegations.is_gone(parent, name)
-            self._delegations.is_removed(removed)
-
-        await self._execute(Rmdir(caller, parent, name), arrived)
-
-    async def rename(
-        self,
-        caller: Caller,
-        parent: Ino,
-        name: bytes,
-        new_parent: Ino,
-        new_name: bytes,
-        flags: int,
-    ) -> None:
-        """rename(2), with RENAME_NOREPLACE or RENAME_EXCHANGE."""
-        await self._publish_before_rename(parent, name)
-        await self._before_name_goes(new_parent, new_name)
-
-        def arrived(answer: Any) -> None:
-            moved, other = answer
-            self._arrived_entry(new_parent, new_name, moved)
-            if other is None:
-                self._delegations.is_gone(parent, name)
-            else:
-                gone = self._arrived_attr(other)
-                if not flags and gone.is_dir:
-                    self._delegations.is_removed(gone.ino)
-
-        await self._execute(Rename(caller, parent, name, new_parent, new_name, flags), arrived)
-
-    async def _publish_before_rename(self, parent: Ino, name: bytes) -> None:
-        """Save-by-rename without fsync: the new name must never show content older than the close.
-
-        A file that is being written here is published before it takes another's name, so that a
-        crash leaves either the old file or the new one, never a new name on an empty file.
-        Source: the replace-via-rename heuristic of ext4, auto_da_alloc.
-        """
-        file = self._files.get(self._known(parent, name) or ABSENT)
-        if file is not None and file.dirty:
-            await self._publish(file)
-
     async def statfs(self) -> Statfs:
         totals: Statfs = await self.client.call(messages.Statfs())
         return totals
@@ -414,12 +339,14 @@ class Vfs(VfsCore, FileLocks):
             raise FileError(errno.EBADF)
 
     async def fsyncdir(self, ino: Ino) -> None:
-        """fsync(2) of a directory: the tree is durable before a change is answered, but for files
-        of which only this mount knows. Of the mount's root: all of them."""
+        """fsync(2) of a directory: the tree is durable before a change is answered, but for what
+        only this mount knows of. Of the mount's root: all of it."""
         if ino == ROOT_INO:
             await self.sync()
+        await self._queue.flush()
         await self._delegations.settle_directory(ino)
         await self._saves.wait()
+        self._queue.raise_failure(ino)
         failure = self._behind.take_failure(ino)
         if failure is not None:
             raise failure
@@ -430,8 +357,10 @@ class Vfs(VfsCore, FileLocks):
         failure = await self._behind.tell_all()
         await self._saves.wait()
         failure = self._behind.take_failure(None) or failure
+        await self._queue.flush()
         if failure is not None:
             raise failure
+        self._queue.raise_failure(None)
 
     # --- files ---------------------------------------------------------------------------------
 
@@ -551,9 +480,6 @@ class Vfs(VfsCore, FileLocks):
         create = self._delegations.create(caller, parent, name, mode & 0o7777 & ~umask)
         return None if create is None else (create.attr, self._open_pending(create, flags))
 
-    def _may_make(self, parent: Ino, name: bytes) -> bool:
-        return len(name) <= NAME_MAX_BYTES
-
     def _open_pending(self, create: PendingCreate, flags: int) -> int:
         """A handle of a file that only this mount knows of."""
         self._cache.answers(self._cache.moment)
@@ -657,8 +583,9 @@ class Vfs(VfsCore, FileLocks):
         return self._behind.close_nowait(file)
 
     async def fsync(self, fh: int, datasync: bool = False) -> None:
-        """fsync(2). Metadata is durable when its operation returns, so both kinds are the same."""
+        """fsync(2), of metadata too: the names that the file got may be known here only."""
         await self._publish(self._handle(fh).file)
+        await self._queue.flush()
 
     def stamp(self, fh: int, mtime_ns: int) -> None:
         """What is written and not published yet gets this modification time when it is."""
@@ -850,20 +777,3 @@ class Vfs(VfsCore, FileLocks):
         """A handle of a file that was created just now: its content is known."""
         file = self._files[attr.ino] = self._file_of(FileVersion(attr, (), ()))
         return self._new_handle(file, flags, caller)
-
-    async def _before_name_goes(self, parent: Ino, name: bytes) -> None:
-        ino = self._known(parent, name) if self.lease_s() > 0 else None
-        if ino != ABSENT:
-            await self._holds.before_name_goes(ino)
-
-    async def _make(self, command: Mkdir | Mknod | Symlink) -> Attr:
-        epoch = self.client.epoch
-
-        def arrived(answer: Any) -> Attr:
-            attr = self._arrived_entry(command.parent, command.name, answer)
-            if attr.is_dir and not self.client.is_repeat:
-                self._delegations.is_made(attr.ino, epoch)
-            return attr
-
-        attr: Attr = await self._execute(command, arrived)
-        return attr

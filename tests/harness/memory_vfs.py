@@ -196,6 +196,33 @@ class MemoryVfs:
             raise FileError(errno.EINVAL)
         return inode.target
 
+    def mkdir_nowait(
+        self, caller: Caller, parent: Ino, name: bytes, mode: int, umask: int = 0
+    ) -> Attr | None:
+        return None  # as the real one where it must ask
+
+    def symlink_nowait(
+        self, caller: Caller, parent: Ino, name: bytes, target: bytes
+    ) -> Attr | None:
+        return None
+
+    def unlink_nowait(self, caller: Caller, parent: Ino, name: bytes) -> bool:
+        return False
+
+    def rmdir_nowait(self, caller: Caller, parent: Ino, name: bytes) -> bool:
+        return False
+
+    def rename_nowait(
+        self,
+        caller: Caller,
+        parent: Ino,
+        name: bytes,
+        new_parent: Ino,
+        new_name: bytes,
+        flags: int,
+    ) -> bool:
+        return False
+
     async def mkdir(
         self, caller: Caller, parent: Ino, name: bytes, mode: int, umask: int = 0
     ) -> Attr:

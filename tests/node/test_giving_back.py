@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pydi_fs.vfs import delegations as delegations_module
+from pydi_fs.vfs import numbers as numbers_module
 from pydi_node import portable
 from pydi_node.commands import (
     ROOT_CALLER,
@@ -44,13 +45,13 @@ def test_numbers_of_a_session_that_may_have_ended_are_not_used(
     async def scenario(holder: DelegatingMount, _: DelegatingMount) -> None:
         old, fh = await holder.begin(b"old")
         await holder.end(fh)
-        left = list(holder.vfs._delegations._numbers)
-        now_s = portable.uptime_s() + delegations_module.NUMBERS_S
+        left = list(holder.vfs._delegations.numbers.left)
+        now_s = portable.uptime_s() + numbers_module.NUMBERS_S
         monkeypatch.setattr(portable, "uptime_s", lambda: now_s)
         monkeypatch.setattr(holder.client, "lease_s", lambda: 1.0)
         first, fh = await holder.vfs.create(ROOT_CALLER, holder.at, b"f", 0o644, os.O_WRONLY)
         await holder.end(fh)
-        await eventually(lambda: bool(holder.vfs._delegations._numbers))
+        await eventually(lambda: bool(holder.vfs._delegations.numbers.left))
         second, fh = await holder.begin(b"g")
         await holder.end(fh)
         assert first.ino not in left[0]

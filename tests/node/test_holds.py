@@ -18,7 +18,7 @@ from pydi_fs.vfs.vfs import Vfs
 from pydi_node.commands import RENAME_EXCHANGE, ROOT_CALLER
 from pydi_node.ids import ROOT_INO, ClientId, Ino
 from pydi_node.runtime.housekeeping import ORPHAN_DELAY_S
-from pydi_node.wire.messages import Admin, GetAttr, Lookup, Request, Role
+from pydi_node.wire.messages import Admin, Execute, ExecutePut, GetAttr, Lookup, Request, Role
 from tests.harness.procs import NodeProcess
 from tests.unit.tree.driver import file_error
 
@@ -32,9 +32,12 @@ class WatchedClient(Client):
         endpoint = node_on_this_machine(node.data_dir)
         super().__init__([endpoint], role=Role.MOUNT, identity=identity)
         self.sent: list[str] = []
+        self.commands: list[str] = []  # of them, likewise
 
     async def call(self, request: Request, *arguments: Any, **options: Any) -> Any:
         self.sent.append(type(request).__name__)
+        if isinstance(request, (Execute, ExecutePut)):
+            self.commands.append(type(request.command).__name__)
         return await super().call(request, *arguments, **options)
 
 

@@ -734,7 +734,7 @@ def test_a_successor_tells_what_was_pending_and_gives_back_what_was_delegated(
                 assert await other.content(ino) == name * 10 + b"more"
             assert not worker.vfs._delegations.pending
             # What was reserved and is not used yet is used now.
-            left = worker.vfs._delegations._numbers
+            left = worker.vfs._delegations.numbers.left
             assert sum(map(len, left)) == INODES_RESERVED - 5
 
     asyncio.run(first())

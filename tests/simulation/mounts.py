@@ -1,12 +1,15 @@
-"""Mounts that hold a directory: they answer "create" and "lookup" there by themselves.
+"""Mounts that hold a directory: they answer "create", "unlink" and "lookup" there by themselves.
 
 What a mount has to do so that nobody sees anything but one tree, without files and kernels: it
 creates only under its lease and while it is connected; it acknowledges a push that touches the
 directory when it has stopped to do that and has sent what it had not told; it gives the directory
 back when all that is answered; and a grant counts only on the connection on which it was asked for.
 
-A file that a mount has made and could not tell before the directory was revoked is lost, as content
-that can't be published is: it was seen here only. Such operations are struck from the histories.
+What was unlinked is told in order, many in one Batch, one of them at a time; a file that is made
+under such a name is told when that is answered.
+
+What a mount has done and could not tell before the directory was revoked is lost, as content that
+can't be published is: it was seen here only. Such operations are struck from the histories.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import TYPE_CHECKING
 from pydi_node.commands import (
     INODES_RESERVED,
     ROOT_CALLER,
+    Batch,
     Command,
     Delegate,
     Mkdir,
@@ -26,7 +30,7 @@ from pydi_node.commands import (
     Undelegate,
     Unlink,
 )
-from pydi_node.ids import ROOT_INO, ClientId, Ino
+from pydi_node.ids import ROOT_INO, ClientId, Ino, TimeNs
 from pydi_node.records import Result, Touched
 from pydi_node.tree.machine import Tree
 from tests.simulation.clients import ANSWER_US, Attempted, HeldName, Plan
@@ -61,6 +65,16 @@ class _Pending:
     subject: HeldName
     ino: Ino
     is_sent: bool = False
+    is_due: bool = False  # when its name is free in the cluster
+    seen: list[Attempted] = field(default_factory=list)  # operations here that rely on it
+
+
+@dataclass(slots=True, eq=False)
+class _Unlinked:
+    """A name that was taken away here and is not told, or not answered, yet."""
+
+    attempted: Attempted
+    subject: HeldName
     seen: list[Attempted] = field(default_factory=list)  # operations here that rely on it
 
 
@@ -89,7 +103,10 @@ class Mount(Owner):
         self._busy: set[bytes] = set()  # names with a command of its own under way
         self._numbers: list[Ino] = []
         self._pending: dict[bytes, _Pending] = {}
+        self._unlinked: list[_Unlinked] = []  # in order, with those under way
+        self._telling = 0  # how many of them are under way
         self._rest_until_us = 0
+        self.unlinked = 0  # here, without asking anybody
         self.created = 0  # here, without asking anybody
         self._later(1 * MS, "connects", self._connect)
 
@@ -235,7 +252,7 @@ class Mount(Owner):
     @property
     def busy(self) -> bool:
         """Whether the cluster does not know all yet that was done here."""
-        return bool(self._unanswered or self._pending or self._gives_back)
+        return bool(self._unanswered or self._pending or self._unlinked or self._gives_back)
 
     # --- what the node pushes ---------------------------------------------------------------------
 
@@ -273,6 +290,7 @@ class Mount(Owner):
             self._gives_back = True
             self._asked = False
             self._names = None
+        self._tell_unlinked()
         for name in list(self._pending):
             self._tell(name)
 
@@ -375,8 +393,11 @@ class Mount(Owner):
         elif name not in self._names:
             if self._numbers and len(self._pending) < PENDING_MAX:
                 self._create(subject)
-        elif name not in self._pending and self._dice.percent(50):
-            self._unlink(held, subject)
+        elif name not in self._pending and self._dice.percent(60):
+            if self._dice.percent(80):
+                self._unlink_here(held, subject)
+            elif not self._unlinked:
+                self._unlink(held, subject)
         elif self._dice.percent(2):
             self._stop_holding()
             self._give_back()
@@ -392,6 +413,10 @@ class Mount(Owner):
         subject.history.append(seen)
         if (pending := self._pending.get(subject.name)) is not None:
             pending.seen.append(seen)
+            return
+        for unlinked in self._unlinked:
+            if unlinked.subject is subject:
+                unlinked.seen.append(seen)
 
     def _create(self, subject: HeldName) -> None:
         assert self._names is not None
@@ -414,6 +439,10 @@ class Mount(Owner):
         held = self.simulation.workload.held
         if pending.is_sent or held is None:
             return
+        if any(unlinked.subject is pending.subject for unlinked in self._unlinked):
+            pending.is_due = True
+            self._tell_unlinked()
+            return
         pending.is_sent = True
 
         def answered(result: Result) -> None:
@@ -424,12 +453,53 @@ class Mount(Owner):
         command = PutFile(ROOT_CALLER, held, name, 0o644, 0, (), (), ino=pending.ino)
         pending.attempted.key = self._execute(command, answered)
 
-    def _strike(self, pending: _Pending) -> None:
+    def _strike(self, lost: _Pending | _Unlinked) -> None:
         """It can't be told any more; that happens to nobody who gives back when he is asked."""
         if self.simulation.watch.revoked_max <= self._grant_index:
-            raise Violation("a created file is lost", pending.attempted)
-        for attempted in (pending.attempted, *pending.seen):
-            pending.subject.history.remove(attempted)
+            raise Violation("what a mount did by itself is lost", lost.attempted)
+        for attempted in (lost.attempted, *lost.seen):
+            lost.subject.history.remove(attempted)
+
+    def _unlink_here(self, held: Ino, subject: HeldName) -> None:
+        assert self._names is not None
+        now_us = self._world.now_us
+        command = Unlink(ROOT_CALLER, held, subject.name)
+        plan = Plan(("unlink",), command, lambda result: result.errno)
+        attempted = Attempted(plan, now_us, None, now_us, 0)
+        subject.history.append(attempted)
+        del self._names[subject.name]
+        unlinked = _Unlinked(attempted, subject)
+        self._unlinked.append(unlinked)
+        self.unlinked += 1
+
+        def late() -> None:
+            if unlinked in self._unlinked:
+                self._tell_unlinked()
+
+        self._later(self._dice.below(TELL_US), "tells", late)
+
+    def _tell_unlinked(self) -> None:
+        if self._telling or not self._unlinked:
+            return
+        told = list(self._unlinked)
+        self._telling = len(told)
+
+        def answered(result: Result) -> None:
+            self._telling = 0
+            del self._unlinked[: len(told)]
+            for unlinked, (errno, _) in zip(told, result.value, strict=True):
+                if errno:
+                    self._strike(unlinked)
+            if self._names is None:
+                self._tell_unlinked()
+            for name, pending in list(self._pending.items()):
+                if pending.is_due:
+                    self._tell(name)
+
+        commands = [unlinked.attempted.plan.command for unlinked in told]
+        assert None not in commands
+        batch = Batch(tuple(commands), (TimeNs(0),) * len(told))  # type: ignore[arg-type]  # just looked
+        self._execute(batch, answered)
 
     def _unlink(self, held: Ino, subject: HeldName) -> None:
         assert self._names is not None
@@ -451,7 +521,8 @@ class Mount(Owner):
     def _give_back(self) -> None:
         """When all that was made here is answered."""
         held = self.simulation.workload.held
-        if self._gives_back and held is not None and not self._unanswered and not self._pending:
+        untold = self._unanswered or self._pending or self._unlinked
+        if self._gives_back and held is not None and not untold:
             self._execute(Undelegate((held,)), self._on_given_back)
 
     def _on_given_back(self, result: Result) -> None:

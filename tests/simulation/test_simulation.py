@@ -102,17 +102,19 @@ def test_lives_reach_what_matters() -> None:
 
 
 def test_lives_with_mounts_reach_what_matters() -> None:
-    """Mounts make files without asking anybody, others wait for them, and some lose what they
-    hold."""
-    created = kept_out = revoked = 0
+    """Mounts make and remove files without asking anybody, others wait for them, and some lose what
+    they hold."""
+    created = unlinked = kept_out = revoked = 0
     for name in ("stopped-mounts", "lost-mounts"):
         for seed in range(3):
             simulation = Simulation(seed, forced=LIVES[name])
             simulation.live(20_000)
             created += sum(mount.created for mount in simulation.mounts)
+            unlinked += sum(mount.unlinked for mount in simulation.mounts)
             kept_out += simulation.watch.kept_out
             revoked += simulation.watch.revoked_max > 0
     assert created > 50, created
+    assert unlinked > 50, unlinked
     assert kept_out > 50, kept_out
     assert revoked > 1, revoked
 

@@ -27,6 +27,7 @@ from pydi_node.consensus.types import (
 from pydi_node.effects import PeerMessage
 from pydi_node.ids import LogIndex, Term
 from pydi_node.records import DELEGATED, Result
+from pydi_node.tree import batches
 from pydi_node.tree.machine import Tree
 from tests.simulation.world import Violation
 
@@ -200,10 +201,10 @@ class Watch:
                 continue
             key = (int(envelope.client), int(envelope.serial))
             # A repetition is answered without the directories.
-            outcome = self.outcomes.setdefault(key, Outcome(index, result.kept))
+            outcome = self.outcomes.setdefault(key, Outcome(index, kept(result)))
             if outcome.log_index != index:
                 self.duplicates += 1
-                self.require(outcome.result == result.kept, "executed twice", key, outcome, result)
+                self.require(outcome.result == kept(result), "executed twice", key, outcome, result)
 
     def on_membership(self, index: LogIndex, term: Term, data: bytes) -> None:
         if index and self._apply(index, term, data, None):
@@ -234,7 +235,7 @@ class Watch:
     def on_acknowledged(self, key: Key, result: Result, acknowledged_before: int) -> None:
         """Applied somewhere with this very result, and after all that was acknowledged before the
         command was sent for the first time (``acknowledged_before``: highest such index)."""
-        result = result.kept
+        result = kept(result)
         outcome = self.outcomes.get(key)
         self.require(outcome is not None, "acknowledged, but never applied", key)
         assert outcome is not None
@@ -256,3 +257,11 @@ class Watch:
         for (client, serial), result in self.acknowledged.items():
             found: Any = tree.session_result(client, serial)  # type: ignore[arg-type]  # plain keys
             self.require(found == result, "lost", client, serial, "on", node, found, result)
+
+
+def kept(result: Result) -> Result:
+    """What a repetition gets."""
+    value = result.value
+    if type(value) is tuple and type(value[0]) is tuple:  # of a Batch: records are no plain tuples
+        return Result(0, batches.kept(value))
+    return result.kept
