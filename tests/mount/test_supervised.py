@@ -161,15 +161,17 @@ def test_open_files_go_on(supervised: World, number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("style", ["lockf", "flock"])
 def test_locks_stay_held(supervised: World, tmp_path: Path, style: str) -> None:
-    """While one worker follows the other nobody on another mount gets a lock that is held here; the
-    close of its file gives it back."""
+    """While one worker follows the other nobody on another mount gets a lock that is held here,
+    also one that the worker gave out by itself; the close of its file gives it back."""
     path = supervised.path / "file"
     path.touch()
     second = MountProcess(tmp_path / "second", supervised.node.data_dir, "kernel")
     try:
         second.start()
         with open(path, "r+") as file:
-            getattr(fcntl, style)(file, fcntl.LOCK_EX)
+            for _ in range(10):  # so often that the mount asks for the file
+                getattr(fcntl, style)(file, fcntl.LOCK_UN)
+                getattr(fcntl, style)(file, fcntl.LOCK_EX)
             kill_worker(supervised.mount)
             for _ in range(5):
                 assert locked_by_another(second.path / "file", style)
