@@ -41,6 +41,7 @@ from pydi_fs.vfs.pending import PendingCreate, new_attr
 from pydi_fs.vfs.posix import permitted
 from pydi_fs.vfs.queued import Change, Queue
 from pydi_node.commands import (
+    INODES_RESERVED,
     INOS_PER_COMMAND_MAX,
     Caller,
     Command,
