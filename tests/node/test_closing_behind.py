@@ -86,7 +86,7 @@ def test_a_close_waits_for_nothing(
     monkeypatch.setattr(behind_module, "DELAY_S", 0.05)
 
     async def scenario(mount: ClosingMount, _: DelegatingMount) -> None:
-        mount.vfs._delegations._numbers_min = 0  # nothing else is asked
+        mount.vfs._delegations.numbers._left_min = 0  # nothing else is asked
         inos = [await mount.put(b"%d" % number) for number in range(20)]
         inos.append(await mount.put(b"empty", b""))
         assert not mount.client.sent
@@ -236,7 +236,7 @@ def test_a_create_waits_for_numbers(node: NodeProcess, tmp_path: Path) -> None:
         for number in range(10):
             await mount.put(b"%d" % number)
             if number % 3 == 0:
-                mount.vfs._delegations._numbers.clear()
+                mount.vfs._delegations.numbers.left.clear()
             await mount.vfs.sync()
 
     run(node, tmp_path, scenario)
