@@ -119,8 +119,7 @@ class StagingArea:
         """An empty stage for content of that file; its ``source`` number is negative and never
         reused. copies_as  see `Stage`."""
         self._sources -= 1
-        if self.lender is not None:
-            self.lender.prepare()
+        self.prepare()
         return Stage(self, self._sources, ino, copies_as)
 
     def restored(self, source: int, ino: Ino, size: int, data: bytearray | None, fd: int) -> Stage:
@@ -133,6 +132,12 @@ class StagingArea:
     def begin_after(self, source: int) -> None:
         """Numbers down to this one have been given out."""
         self._sources = min(self._sources, source)
+
+    def prepare(self) -> None:
+        """Soon there is a file for a large stage: also for the first one, which may be large with
+        its first write."""
+        if self.lender is not None:
+            self.lender.prepare()
 
     async def close(self) -> None:
         """No stage is made any more."""

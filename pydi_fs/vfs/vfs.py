@@ -106,6 +106,7 @@ class Vfs(Names, FileLocks):
         self.client.before = self._before
         await self.client.subscribe(connected)
         self._sweeps = asyncio.get_running_loop().create_task(self._local.run_sweeps())
+        self._area.prepare()
         self._delegations.start()
         self._behind.start()
         self._locks.start()

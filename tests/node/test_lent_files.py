@@ -79,13 +79,14 @@ class Beside:
 
 
 def test_what_is_written_beside_a_node_is_not_sent_to_it(node: NodeProcess, tmp_path: Path) -> None:
-    """A large file, in pieces, some of which it writes again: the blob's file is the one that was
-    borrowed, no byte went over the connection, and what is read is what was written last."""
+    """A large file, the first of a mount, in pieces, some of which it writes again: the blob's file
+    is the one that was borrowed, no byte went over the connection, and what is read is what was
+    written last."""
 
     async def test() -> None:
         async with Beside(node, tmp_path / "staging") as mount:
+            await until(lambda: mount.lender._spare is not None)
             fh = await mount.create()
-            await mount.borrowed()
             for at in range(0, len(CONTENT), 300_000):
                 await mount.vfs.write(fh, at, CONTENT[at : at + 300_000])
             await mount.vfs.write(fh, 100, b"again")
