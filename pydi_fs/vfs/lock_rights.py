@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final
 
 from pydi_fs.client import Client
@@ -53,7 +53,7 @@ class _File:
 
     __slots__ = (
         "again_s", "epoch", "is_closed", "is_local", "is_sure", "not_before_s", "questions",
-        "turning", "under_way", "untouched",
+        "turning", "under_way", "unlocks", "untouched",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -65,6 +65,7 @@ class _File:
         self.is_sure = True  # the table has what programs hold
         self.questions = 0  # since the right was given back
         self.under_way = 0  # of them
+        self.unlocks = 0  # while it was turning
         self.not_before_s = 0.0
         self.again_s = 0.0  # the last wait
 
@@ -123,6 +124,11 @@ class LockRights:
         if request.flock or not self._enabled:
             return bool(await self._client.call(request, deadline_s=deadline_s))
         file = self._file(request.ino)
+        if request.kind is LockKind.UNLOCK and (file.is_local or file.turning is not None):
+            # Before any wait: a lock of a program that is gone must not be told to the cluster.
+            self._apply(request)
+            self._note(request.ino)
+            file.unlocks += 1
         await self._settled(request.ino, file)
         done = self.set_nowait(request)
         if done is not None:
@@ -166,9 +172,10 @@ class LockRights:
 
     async def _ask(self, request: SetLock, file: _File, deadline_s: float | None) -> bool:
         def arrived(done: bool) -> bool:
-            # At arrival: of two answers the table has the later one.
-            if done:
-                self._apply(request)
+            # At arrival: of two answers the table has the later one. Where one of them was asked
+            # for again, of another leader, they may come the other way round.
+            if done and not self._apply(request):
+                file.is_sure = False
             return done
 
         file.questions += 1
@@ -240,7 +247,7 @@ class LockRights:
         file.is_local = False
         self._wait_before(file)
         if granted:
-            await self._give_back(ino, file, ())
+            await self._give_back(ino, file)
         else:
             self._journal.gave_right_back(ino)
 
@@ -298,16 +305,15 @@ class LockRights:
         if file.turning is None:
             file.is_local = False
             file.questions = 0
-            locks = self._table.locks_of(ino, False)
-            self._turn(ino, file, lambda: self._give_back(ino, file, locks))
+            self._turn(ino, file, lambda: self._give_back(ino, file))
 
-    async def _give_back(self, ino: Ino, file: _File, locks: Sequence[Lock]) -> None:
-        """The cluster knows of these locks, and gives out others from now on."""
+    async def _give_back(self, ino: Ino, file: _File) -> None:
+        """The cluster knows of all locks that are held, and gives out others from now on."""
         until_s = time.monotonic() + TOLD_WITHIN_S
+        told: set[Lock] = set()
         while True:
             try:
-                locks = await self._tell(ino, file, locks, time.monotonic() >= until_s)
-                if not locks:
+                if await self._tell(ino, file, told, time.monotonic() >= until_s):
                     await self._client.call(_right(ino, LockKind.UNLOCK))
                     self._journal.gave_right_back(ino)
                     return
@@ -318,22 +324,29 @@ class LockRights:
                 log.debug("ino=%d: its locks not given back yet: %s", ino, exc)
             await asyncio.sleep(RETRY_S)
 
-    async def _tell(
-        self, ino: Ino, file: _File, locks: Sequence[Lock], is_last: bool
-    ) -> Sequence[Lock]:
-        """Those that the cluster could not take yet."""
-        left = []
-        for lock in locks:
-            kind, start, end = _described(lock)
-            request = SetLock(ino, lock.owner.owner, kind, start, end, False, False, lock.pid)
-            if await self._client.call(request):
-                continue
-            if not is_last and file.epoch != self._client.epoch:
-                left.append(lock)
-                continue
-            log.warning("ino=%d: a lock of process %d is lost to another machine", ino, lock.pid)
-            self._table.unlock(ino, False, lock.owner, lock.start, lock.end)
-        return left
+    async def _tell(self, ino: Ino, file: _File, told: set[Lock], is_last: bool) -> bool:
+        """Whether the cluster has all that are held; ``told`` has those that it has."""
+        refused: set[Lock] = set()
+        while left := self._table_without(ino, told | refused):
+            unlocks = file.unlocks
+            for lock in left:
+                if file.unlocks != unlocks:
+                    break  # some of these are held no more, or less of them
+                kind, start, end = _described(lock)
+                request = SetLock(ino, lock.owner.owner, kind, start, end, False, False, lock.pid)
+                if await self._client.call(request):
+                    told.add(lock)
+                elif not is_last and file.epoch != self._client.epoch:
+                    refused.add(lock)
+                else:
+                    log.warning(
+                        "ino=%d: a lock of process %d is lost to another machine", ino, lock.pid
+                    )
+                    self._table.unlock(ino, False, lock.owner, lock.start, lock.end)
+        return not refused
+
+    def _table_without(self, ino: Ino, locks: set[Lock]) -> list[Lock]:
+        return [lock for lock in self._table.locks_of(ino, False) if lock not in locks]
 
     def _note(self, ino: Ino) -> None:
         locks = self._table.locks_of(ino, False)

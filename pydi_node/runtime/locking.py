@@ -237,6 +237,11 @@ class Locking:
             if not waiter.done():
                 waiter.set_exception(NotLeaderError(leadership[1]))  # to be asked for again
         self._told.set()
+        # A node that was cut off may find one of its rights given to others, and its mount has a
+        # lease again by then. Under another leader they are asked for anew.
+        for (ino, _), lock in list(self._mirror.held_by(lambda session: True)):
+            if lock.owner.owner == RIGHTS_OWNER:
+                self._recall_here(lock.owner.session[1], ino)
 
     async def _follow(self) -> None:
         replica = self._peers.driver.replica

@@ -13,6 +13,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from pydi_fs.vfs.core import VfsConfig
 from pydi_fs.vfs.journalling import KeptJournal
 from pydi_fs.vfs.vfs import Vfs
 from pydi_node.commands import ROOT_CALLER
-from pydi_node.errors import FileError
+from pydi_node.errors import DeadlineError, DisconnectedError, FileError
 from pydi_node.ids import INT64_MAX, ROOT_INO, ClientId, Ino
 from pydi_node.locks import RIGHTS_OWNER
 from pydi_node.wire.messages import LockKind, Role, SetLock
@@ -246,6 +247,75 @@ def test_against_a_table_of_bytes(
     run(start_cluster(make_node, count), tmp_path, scenario)
     assert turned.count(True) > 50
     assert turned.count(False) > 50
+
+
+def test_what_is_unlocked_while_the_cluster_is_away_is_not_told(
+    node: NodeProcess, tmp_path: Path
+) -> None:
+    """A program ends while nobody answers for longer than its close waits: once there is an answer
+    its lock is nobody's."""
+
+    async def scenario(here: LockingMount, there: LockingMount) -> None:
+        await here.become_local()
+        assert await here.set(1, EXCLUSIVE, 0, 4)
+        assert await here.set(2, EXCLUSIVE, 5, 9)
+        file = here.vfs._locks._files[here.vfs.ino_of(here.fh)]
+        call, lease_s, deadline_s = here.client.call, here.client.lease_s, here.client.deadline_s
+
+        async def nobody(*_: Any, **__: Any) -> Any:
+            raise DisconnectedError("nobody answers")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(here.client, "call", nobody)
+            patch.setattr(here.client, "lease_s", lambda: 0.0)
+            here.client.deadline_s = 0.01
+            with pytest.raises(DeadlineError):
+                await here.set(1, UNLOCK)
+            with pytest.raises(DeadlineError):
+                await here.set(2, UNLOCK, 5, 6)
+        assert (here.client.call, here.client.lease_s) == (call, lease_s)
+        here.client.deadline_s = deadline_s
+        await eventually(lambda: file.turning is None)
+        assert await there.set(1, EXCLUSIVE, 0, 6)
+        assert not await there.set(1, EXCLUSIVE, 7, 7)
+
+    run([node], tmp_path, scenario)
+
+
+def test_answers_that_come_the_other_way_round(node: NodeProcess, tmp_path: Path) -> None:
+    """A lock is heard of before the unlocking that made room for it: it is held nevertheless."""
+
+    async def scenario(here: LockingMount, there: LockingMount) -> None:
+        locked = asyncio.Event()
+        call = here.client.call
+
+        async def late(request: Any, **options: Any) -> Any:
+            arrived = options.pop("arrived", lambda answer: answer)
+            answer = await call(request, **options)
+            if isinstance(request, SetLock) and request.owner == 1:
+                if request.kind is LockKind.UNLOCK:
+                    unlocked.set()
+                    await locked.wait()
+                    return arrived(answer)
+            arrived(answer)
+            if isinstance(request, SetLock) and request.owner == 2:
+                locked.set()
+            return answer
+
+        unlocked = asyncio.Event()
+        assert await here.set(1, EXCLUSIVE, 0, 0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(here.client, "call", late)
+            unlocking = asyncio.create_task(here.set(1, UNLOCK))
+            await unlocked.wait()
+            assert await here.set(2, EXCLUSIVE, 0, 0)
+            assert await unlocking
+        for _ in range(2 * lock_rights.ASK_AFTER):
+            assert await here.set(1, EXCLUSIVE, 1, 1)
+            assert await here.set(1, UNLOCK, 1, 1)
+        assert not await here.set(1, EXCLUSIVE, 0, 0)
+
+    run([node], tmp_path, scenario)
 
 
 def test_a_file_that_is_closed_is_given_back(node: NodeProcess, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Others:
         self.driver = SimpleNamespace(replica=replica, role_changed=asyncio.Event())
         self.asked: asyncio.Queue[tuple[NodeNumber, Admin]] = asyncio.Queue()
 
-    def lead(self, term: int, leader: NodeNumber) -> None:
+    def lead(self, term: int, leader: NodeNumber | None) -> None:
         """Node 1 hears of it."""
         self.driver.replica.raft.term, self.driver.replica.raft.leader = Term(term), leader
         self.driver.replica.is_leader = leader == ONE
@@ -200,5 +200,27 @@ def test_who_waits_for_a_lock_comes_before_a_right() -> None:
         assert not await locking.set_lock(5, RIGHT, until_s, client=77)
         assert await locking.set_lock(5, unlocked(exclusive_range(1)), until_s, client=77)
         assert await waiting
+
+    asyncio.run(scenario())
+
+
+def test_rights_are_given_back_when_leadership_moves() -> None:
+    """The node may have been cut off for so long that its locks were lost, and the file is
+    another's by now: its mount must not go on when it has a lease again."""
+
+    async def scenario() -> None:
+        locking, told = leading()
+        watching = asyncio.create_task(locking._watch_leadership())
+        until_s = asyncio.get_running_loop().time() + DEADLINE_S
+        assert await locking.set_lock(5, RIGHT, until_s, client=77)
+        assert await locking.set_lock(6, exclusive(1), until_s)
+        others = locking._peers
+        assert isinstance(others, Others)
+        others.lead(1, None)
+        async with asyncio.timeout(DEADLINE_S):
+            while not told:
+                await asyncio.sleep(0)
+        assert told == [(5, Ino(7))]
+        watching.cancel()
 
     asyncio.run(scenario())
