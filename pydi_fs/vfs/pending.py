@@ -147,8 +147,9 @@ class PendingCreate:
 
     def start(self) -> asyncio.Task[PydiError | None]:
         """Have it settled, if that is not under way. The task gives the error; None: it is done."""
-        if self.publish is None or self.ended:
+        if self.publish is None:
             return self._start_sending()
+        # Also once it has ended, by an fsync, say: whoever counts it as closed must hear of that.
         if not self._is_publishing:
             self._expect_sent()
             self._publishing = asyncio.get_running_loop().create_task(self._publish(self.publish))

@@ -196,6 +196,23 @@ def test_who_wants_it_on_disk_waits_for_that(node: NodeProcess, tmp_path: Path) 
     run(node, tmp_path, scenario)
 
 
+def test_what_its_fsync_told_is_told(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes no room from those that wait, and nothing of it is kept."""
+    monkeypatch.setattr(behind_module, "DELAY_S", 0.05)
+
+    async def scenario(mount: ClosingMount, _: DelegatingMount) -> None:
+        fh = await mount.vfs.open(ROOT_CALLER, await mount.put(b"f"), os.O_RDONLY)
+        await mount.vfs.fsync(fh)
+        await mount.vfs.release(fh)
+        await eventually(lambda: not mount.vfs._behind._closed)
+        assert mount.vfs._behind._bytes == 0
+        assert not mount.vfs._files
+
+    run(node, tmp_path, scenario)
+
+
 def test_what_is_not_told_is_bounded(
     node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
