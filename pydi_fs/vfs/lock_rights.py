@@ -46,6 +46,7 @@ RETRY_S = 0.5
 TOLD_WITHIN_S = 12.0
 
 _HERE: Final[Session] = (0, 0)  # all owners here are of one session
+_Locks = set[Lock]
 
 
 class _File:
@@ -310,7 +311,7 @@ class LockRights:
     async def _give_back(self, ino: Ino, file: _File) -> None:
         """The cluster knows of all locks that are held, and gives out others from now on."""
         until_s = time.monotonic() + TOLD_WITHIN_S
-        told: set[Lock] = set()
+        told = _Locks()
         while True:
             try:
                 if await self._tell(ino, file, told, time.monotonic() >= until_s):
@@ -324,9 +325,9 @@ class LockRights:
                 log.debug("ino=%d: its locks not given back yet: %s", ino, exc)
             await asyncio.sleep(RETRY_S)
 
-    async def _tell(self, ino: Ino, file: _File, told: set[Lock], is_last: bool) -> bool:
+    async def _tell(self, ino: Ino, file: _File, told: _Locks, is_last: bool) -> bool:
         """Whether the cluster has all that are held; ``told`` has those that it has."""
-        refused: set[Lock] = set()
+        refused = _Locks()
         while left := self._table_without(ino, told | refused):
             unlocks = file.unlocks
             for lock in left:
@@ -345,7 +346,7 @@ class LockRights:
                     self._table.unlock(ino, False, lock.owner, lock.start, lock.end)
         return not refused
 
-    def _table_without(self, ino: Ino, locks: set[Lock]) -> list[Lock]:
+    def _table_without(self, ino: Ino, locks: _Locks) -> list[Lock]:
         return [lock for lock in self._table.locks_of(ino, False) if lock not in locks]
 
     def _note(self, ino: Ino) -> None:

@@ -292,15 +292,12 @@ def test_answers_that_come_the_other_way_round(node: NodeProcess, tmp_path: Path
         async def late(request: Any, **options: Any) -> Any:
             arrived = options.pop("arrived", lambda answer: answer)
             answer = await call(request, **options)
-            if isinstance(request, SetLock) and request.owner == 1:
-                if request.kind is LockKind.UNLOCK:
-                    unlocked.set()
-                    await locked.wait()
-                    return arrived(answer)
-            arrived(answer)
-            if isinstance(request, SetLock) and request.owner == 2:
+            if isinstance(request, SetLock) and request.kind is LockKind.UNLOCK:
+                unlocked.set()
+                await locked.wait()
+            else:
                 locked.set()
-            return answer
+            return arrived(answer)
 
         unlocked = asyncio.Event()
         assert await here.set(1, EXCLUSIVE, 0, 0)

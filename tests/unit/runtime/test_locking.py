@@ -216,10 +216,10 @@ def test_rights_are_given_back_when_leadership_moves() -> None:
         assert await locking.set_lock(6, exclusive(1), until_s)
         others = locking._peers
         assert isinstance(others, Others)
+        heard = asyncio.Event()
+        locking.tell = lambda session, ino: (told.append((session, ino)), heard.set())[0]
         others.lead(1, None)
-        async with asyncio.timeout(DEADLINE_S):
-            while not told:
-                await asyncio.sleep(0)
+        await asyncio.wait_for(heard.wait(), DEADLINE_S)
         assert told == [(5, Ino(7))]
         watching.cancel()
 
