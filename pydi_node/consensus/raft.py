@@ -243,10 +243,11 @@ class Raft:
         """Its program has ended, as it seems: nobody waits a time-out for it, the others try one
         after the other. Should it be there all the same, whoever hears from it elects no other."""
         if self._lead is None and self.leader is not None:
-            others = [voter for voter in self.membership.voters if voter != self.leader]
-            turn = others.index(self.node) if self.node in others else len(others)
-            self._election_elapsed = self.config.election_ticks
-            self._election_timeout = self.config.election_ticks + GONE_TICKS * (turn + 1)
+            turn = sum(v < self.node for v in self.membership.voters if v != self.leader)
+            ticks, wait = self.config.election_ticks, GONE_TICKS * (turn + 1)
+            left = self._election_timeout - self._election_elapsed
+            if self._election_elapsed < ticks or left > wait:  # told again, it postpones nothing
+                self._election_elapsed, self._election_timeout = ticks, ticks + wait
 
     def transfer_leadership(self, to: NodeNumber) -> None:
         """Hand the leadership to ``to`` as soon as its log is complete; given up silently after

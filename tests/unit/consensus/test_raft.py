@@ -682,6 +682,16 @@ def test_a_leader_that_only_seemed_to_be_gone_goes_on() -> None:
     assert raft.leader == 3
 
 
+def test_connections_that_end_again_and_again_postpone_nothing() -> None:
+    """A leader that lets nodes in and is gone again, faster than anybody's turn comes, is succeeded
+    all the same."""
+    raft = following(2)
+    for _ in range(2 * GONE_TICKS):
+        raft.leader_gone()
+        raft.tick()
+    assert asks(drive(raft))
+
+
 def test_who_leads_or_knows_no_leader_is_not_moved_by_an_end() -> None:
     for raft in (leader(1), follower(1)):
         before = raft.status()
