@@ -406,6 +406,15 @@ class Connection(asyncio.BufferedProtocol):
         told = touched if self._session.bounds is None else self._session.bounds.pushed(touched)
         if not self._session.client and any(name == EVERY_NAME for _, name in touched.entries):
             told = None  # a mount of before there were delegations would not understand it
+        return self._push(told)
+
+    def push_wanted(self, ino: Ino) -> None:
+        """To a subscriber that gives out this file's locks: others want some. Also where the file
+        is out of the session's bounds by now: it goes on giving them out until it hears of it."""
+        if not self._has_ended:
+            self._push(Touched((), ((ino, EVERY_NAME),)))
+
+    def _push(self, told: Touched | None) -> int:
         sequence = self._wire.push_sequence + 1
         message = DropAll(sequence) if told is None else Invalidate(sequence, told)
         self._write(self._wire.send_push(message))
@@ -827,7 +836,7 @@ class Server:
         """The mount that holds locks under this number hears that somebody else uses the file."""
         for connection in self._connections:
             if connection.subscribed and connection.holder == holder:
-                connection.push((ClientId(0), Serial(0)), Touched((), ((ino, EVERY_NAME),)))
+                connection.push_wanted(ino)
 
     def has_room(self, limits: MountLimits, host: str | None) -> bool:
         """Whether one more session under this mount token from this address is welcome."""

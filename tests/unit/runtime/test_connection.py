@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, cast
 import pytest
 
 from pydi_node.ids import BlobId, ClientId, Ino, LogIndex, Serial
-from pydi_node.records import Touched
+from pydi_node.records import EVERY_NAME, Touched
+from pydi_node.runtime.bounds import Bounds
 from pydi_node.runtime.server import (
     FRAME_TIMEOUT_S,
     SESSIONS_PER_TOKEN_MAX,
@@ -19,6 +20,7 @@ from pydi_node.runtime.server import (
     Server,
 )
 from pydi_node.runtime.service import Session
+from pydi_node.tree.machine import Tree
 from pydi_node.wire import session as wire
 from pydi_node.wire.events import Hello, WelcomeReceived
 from pydi_node.wire.messages import BlobWrite, Nodes, Role, Subscribe
@@ -241,6 +243,37 @@ class AdmissionByToken(Admission):
         session = super().admit(hello, peer)
         session.limits = self.limits
         return session
+
+
+class AdmissionToDirectory(Admission):
+    """Takes everybody as a mount of a directory with nothing in it."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+
+    def admit(self, hello: Hello, peer: PeerIdentity) -> Session:
+        session = super().admit(hello, peer)
+        session.client = ClientId(9)
+        session.bounds = Bounds(lambda: self.tree, Ino(77), lambda ino: False)
+        return session
+
+
+def test_a_mount_hears_that_others_want_locks_of_a_file_that_left_its_directory(
+    tmp_path: Path,
+) -> None:
+    """It may have the file open, and gives its locks out by itself until it hears of that."""
+
+    async def main() -> None:
+        async with Inner(tmp_path) as inner:
+            admission = AdmissionToDirectory(inner.tree_files.tree)
+            server = Server(inner.service, admission, lambda *_: None, inner.streams)
+            peer = Peer(server)
+            await peer.subscribe()
+            server.tell(peer.connection.holder, Ino(5))
+            (pushed,) = await peer.exchange([])
+            assert pushed.push.touched == Touched((), ((Ino(5), EVERY_NAME),))
+
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 @pytest.mark.expects_log("refused a mount: there are .* sessions under this mount token")
