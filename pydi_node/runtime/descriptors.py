@@ -22,7 +22,6 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 from pydi_node.blobs.store import Writer
 from pydi_node.errors import BlobError, FileError, PydiError
@@ -44,7 +43,6 @@ LOANS_MAX = 8  # of one peer, that it has not adopted; the oldest one ends
 
 # The tree's record of a blob if it is the one asked for, and a verified read-only descriptor.
 OpenFile = Callable[[BlobInfo], Awaitable[int]]
-InPool = Callable[[Callable[[], Any]], Awaitable[Any]]  # Service.in_pool
 
 
 class DescriptorServer:
@@ -54,15 +52,13 @@ class DescriptorServer:
         self,
         blob_info: Callable[[FileRequest], BlobInfo],
         open_file: OpenFile,
-        create: Callable[[], Writer],
-        in_pool: InPool,
+        create: Callable[[], Awaitable[Writer]],
     ) -> None:
         """blob_info  what the tree says of it; FileError when it says nothing.
         open_file  the caller closes the descriptor; BlobError when there is no sound copy here.
-        create  a writer of a new blob; called in the pool.
+        create  a writer of a new blob.
         """
         self.create = create
-        self.in_pool = in_pool
         self._blob_info = blob_info
         self._open_file = open_file
         self._loop = asyncio.get_running_loop()
@@ -194,17 +190,12 @@ class _Peer:
             os.close(fd)
 
     async def _lend(self, request: FileLoan) -> None:
-        server = self._server
-        making = asyncio.ensure_future(server.in_pool(server.create))
         try:
-            writer: Writer = await asyncio.shield(making)
+            writer = await self._server.create()
         except (PydiError, OSError) as exc:
             _log.debug("no file was lent: %s", exc)
             self._send(FileAnswer(request.serial, errno.EIO), [])
             return
-        except asyncio.CancelledError:
-            making.add_done_callback(_end_unwanted)
-            raise
         if request.ticket in self.loans or self._closed:
             writer.abort()
             self._send(FileAnswer(request.serial, errno.EEXIST), [])
@@ -228,8 +219,3 @@ class _Peer:
             # Gone, or it takes no answers: nothing is kept for it.
             _log.info("disconnected who asked for files of blobs: %s", exc.strerror)
             self.close()
-
-
-def _end_unwanted(making: asyncio.Future[Writer]) -> None:
-    if not making.cancelled() and making.exception() is None:
-        making.result().abort()

@@ -313,7 +313,7 @@ class _Node:
         service.locking.tell = server.tell
         descriptors = DescriptorServer(
             lambda request: service.tree.blob(request.blob), service.replication.open_here,
-            store.create, service.in_pool,
+            lambda: service.new_writer(store.create),
         )  # fmt: skip
         service.lent = descriptors.take
         status = Status(service, server, peers)

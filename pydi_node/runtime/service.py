@@ -260,6 +260,15 @@ class Service:
     async def in_pool(self, work: Callable[[], Any]) -> Any:
         return await self._loop.run_in_executor(self._pool, work)
 
+    async def new_writer(self, make: Callable[[], Writer]) -> Writer:
+        """What ``make`` makes in the pool; when nobody waits for it any more, it is aborted."""
+        making = asyncio.ensure_future(self.in_pool(make))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(_abort_unwanted)
+            raise
+
     async def close(self) -> None:
         """Blobs under way are finished or dropped; no handler runs any more."""
         for session in list(self.sessions.values()):
@@ -360,13 +369,14 @@ class Service:
         return int(writer.writer.blob)
 
     async def _blob_adopt(self, request: Request) -> int:
+        _require_place(request.session)
         lent = self.lent(request.message.ticket)
         if lent is None:
             raise FileError(errno.ENOENT, "no file is lent under this ticket")
-        given: Writer = lent
-        writer = await self._begin_writer(request.session, lambda: given)
-        writer.copies = self.replication.copies_of(writer.writer.blob, request.message.ino)
-        return int(writer.writer.blob)
+        # Nothing is waited for meanwhile: a request that is cancelled would leave it to nobody.
+        copies = self.replication.copies_of(lent.blob, request.message.ino)
+        request.session.writers[lent.blob] = _BlobWriter(lent, copies)
+        return int(lent.blob)
 
     async def _replica_create(self, request: Request) -> None:
         blob = request.message.blob
@@ -375,9 +385,8 @@ class Service:
         await self._begin_writer(request.session, lambda: self.store.follow(blob))
 
     async def _begin_writer(self, session: Session, make: Callable[[], Writer]) -> _BlobWriter:
-        if len(session.writers) >= WRITERS_PER_SESSION_MAX:
-            raise FileError(errno.ENFILE)
-        made: Writer = await self.in_pool(make)
+        _require_place(session)
+        made = await self.new_writer(make)
         if session.number not in self.sessions:
             await self.in_pool(made.abort)  # the session ended meanwhile
             raise FileError(errno.EINTR)
@@ -696,6 +705,16 @@ _HANDLERS: dict[type[Any], Handler] = {
     messages.BlobStream: Service._blob_stream,
 }
 assert _HANDLERS.keys() == messages.REQUEST_OF_CLASS.keys()
+
+
+def _require_place(session: Session) -> None:
+    if len(session.writers) >= WRITERS_PER_SESSION_MAX:
+        raise FileError(errno.ENFILE)
+
+
+def _abort_unwanted(making: asyncio.Future[Writer]) -> None:
+    if not making.cancelled() and making.exception() is None:
+        making.result().abort()  # in the loop: it is an empty file
 
 
 def _report(task: asyncio.Task[None]) -> None:
