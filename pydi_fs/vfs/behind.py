@@ -45,6 +45,7 @@ SPACE_MIN_BYTES = 256 << 20
 # History makes room when space runs out, and so may people, until a file that was closed is given
 # up: nobody could remove it meanwhile.
 GIVE_UP_AFTER_S = 60.0
+AGAIN_S = 1.0
 FAILURES_MAX = 1024  # directories with files that were lost, of which nobody has been told
 
 
@@ -240,10 +241,17 @@ class Behind:
         ):
             if is_first:
                 log.warning("ino=%d: closed, and not told yet: %s", closed.file.ino, error)
-            return  # `PendingCreate.timer` tries again
+            if closed.create.ended:
+                # The file is there, and the rest failed; else `PendingCreate.timer` does it.
+                asyncio.get_running_loop().call_later(AGAIN_S, self._tell_again, closed)
+            return
         self._remove(closed)
         self._on_lost(closed.file, closed.create, error)
         closed.create.publish = None
+
+    def _tell_again(self, closed: _Closed) -> None:
+        if self._enabled and self._closed.get(closed.file.ino) is closed:
+            closed.create.start()
 
     # --- what went wrong -------------------------------------------------------------------------
 

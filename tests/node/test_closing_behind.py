@@ -18,6 +18,7 @@ from pydi_fs.vfs import behind as behind_module
 from pydi_fs.vfs.core import VfsConfig
 from pydi_fs.vfs.journalling import STAGE_PREFIX
 from pydi_node.commands import ROOT_CALLER
+from pydi_node.errors import DisconnectedError
 from pydi_node.ids import ROOT_INO, Ino
 from pydi_node.wire.messages import GetAttr, GetFile
 from tests.harness.procs import NodeProcess
@@ -209,6 +210,28 @@ def test_what_its_fsync_told_is_told(
         await eventually(lambda: not mount.vfs._behind._closed)
         assert mount.vfs._behind._bytes == 0
         assert not mount.vfs._files
+
+    run(node, tmp_path, scenario)
+
+
+@pytest.mark.expects_log("closed, and not told yet")
+def test_a_file_that_got_there_without_what_was_before_it(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the changes that it waits for it is not known whether they did: it is looked at again."""
+    monkeypatch.setattr(behind_module, "AGAIN_S", 0.01)
+
+    async def scenario(mount: ClosingMount, _: DelegatingMount) -> None:
+        ino = await mount.put(b"f")
+        unknown = asyncio.get_running_loop().create_future()
+        unknown.set_exception(DisconnectedError("nobody answered"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mount.vfs._queue, "flushing", lambda: unknown)
+            error = await mount.vfs._behind.tell_all()
+        assert error is None, "it is there"
+        await eventually(lambda: not mount.vfs._behind._closed)
+        assert not mount.vfs._files
+        assert (await mount.asker.call(GetFile(ino))).contents[0][1] == b"content"
 
     run(node, tmp_path, scenario)
 
