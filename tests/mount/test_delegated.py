@@ -187,3 +187,50 @@ def test_a_killed_worker_loses_nothing(supervised: World) -> None:
         with (directory / f"{round_}-0").open("ab") as again:
             again.write(b"!")
         assert (directory / f"{round_}-0").read_bytes().endswith(b"!")
+
+
+def change_all(directory: Path, name: str) -> None:
+    """Changes of each kind that a mount makes by itself, each building on those before it."""
+    for number in range(10):
+        (directory / f"{name}-{number}").write_text(f"{number}")
+    for number in range(5):
+        (directory / f"{name}-{number}").rename(directory / f"{name}-{number + 5}")
+    (directory / name).mkdir()
+    (directory / name / "link").symlink_to("..")
+    for number in range(5, 9):
+        (directory / f"{name}-{number}").rename(directory / name / f"{number}")
+    (directory / f"{name}-9").unlink()
+    (directory / name / "short").mkdir()
+    (directory / name / "short").rmdir()
+
+
+def check_all(directory: Path, name: str) -> None:
+    assert sorted(os.listdir(directory / name)) == ["5", "6", "7", "8", "link"]
+    assert [path for path in os.listdir(directory) if path.startswith(f"{name}-")] == []
+    for number in range(5, 9):
+        assert (directory / name / f"{number}").read_text() == f"{number - 5}"
+    assert os.readlink(directory / name / "link") == ".."
+    assert directory.joinpath(name).stat().st_nlink == 2
+
+
+def test_changes_of_names_are_seen_at_once(two: tuple[Path, Path]) -> None:
+    """Made on one mount without asking anybody, shown by the other; and then the other way."""
+    for round_ in range(3):
+        for here, there in (two, two[::-1]):
+            directory = here / f"{round_}-{here == two[0]}"
+            directory.mkdir()
+            wait_delegated(directory)
+            change_all(directory, "d")
+            check_all(there / directory.name, "d")
+            check_all(directory, "d")
+
+
+def test_a_killed_worker_has_told_of_all_changes(supervised: World) -> None:
+    """Its successor does what it had answered, once; programs notice nothing."""
+    directory = supervised.path / "changes"
+    directory.mkdir()
+    wait_delegated(directory)
+    for name in ("first", "second", "third"):
+        change_all(directory, name)
+        kill_worker(supervised.mount)
+        check_all(directory, name)
