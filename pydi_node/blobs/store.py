@@ -6,9 +6,10 @@
     root/quarantine/      found damaged: moved here with the reason, never deleted
 
 The node's runtime calls this from a few worker threads. Concurrency: every method of BlobStore may
-run at any time in any thread, ``recover`` alone and first. One Writer belongs to one thread at a
-time; different Writers are independent. Shared state is a handful of counters under one lock, which
-is not held while content is written, hashed, synced or freed.
+run at any time in any thread, ``recover`` alone and first. One Writer does one thing at a time, for
+whoever asked in vain (a request that was cancelled) leaves a thread in it; different Writers are
+independent. Shared state is a handful of counters under one lock, which is not held while content
+is written, hashed, synced or freed.
 
 It must never: give a name twice, show a blob that is not complete and durable, return from ``seal``
 before content and name are on disk, call fdatasync again after it failed, delete damaged content.
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
 from blake3 import blake3
 
@@ -557,6 +558,24 @@ class BlobStore:
         return BlobCorruptError(f"blob {blob_name(blob)}: unreadable, quarantined")
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _in_turn(
+    method: Callable[Concatenate[Writer, _P], _R],
+) -> Callable[Concatenate[Writer, _P], _R]:
+    """Waits for what another thread does in the writer. Else the descriptor could be closed, and
+    be another file's, between two calls of the system."""
+
+    @functools.wraps(method)
+    def in_turn(self: Writer, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with self._turn:
+            return method(self, *args, **kwargs)
+
+    return in_turn
+
+
 class Writer:
     """One blob being written; ``seal`` it or ``abort`` it (leaving a ``with`` block aborts).
 
@@ -578,6 +597,7 @@ class Writer:
         self._files = files
         self._path = path
         self._fd = fd  # -1 once closed
+        self._turn = threading.RLock()
         self._open = True  # neither sealed nor aborted
         self._expected = expected
         self._received = received  # a copy, which may be here already
@@ -616,6 +636,7 @@ class Writer:
         assert self._open, "writer is closed"
         return self._fd
 
+    @_in_turn
     def write(self, offset: int, data: Data) -> None:
         """``data`` is in the file at ``offset`` (not yet durable).
 
@@ -633,6 +654,7 @@ class Writer:
         if not self._shared:
             self._hash(offset, data)
 
+    @_in_turn
     def grown(self, offset: int, length: int) -> bytes:
         """Bytes that a borrower has put into the file (`lend`); from now on they are as those of
         ``write``.
@@ -679,6 +701,7 @@ class Writer:
                 if len(data) < length:
                     return  # truncated meanwhile
 
+    @_in_turn
     def truncate(self, size: int) -> None:
         """The content ends at ``size``: cut, or extended with a hole. NoSpaceError, OSError."""
         assert self._open, "writer is closed"
@@ -688,6 +711,7 @@ class Writer:
         if size < self._hashed:
             self._forget_hash()
 
+    @_in_turn
     def seal(
         self, expected_size: int | None = None, expected_checksum: bytes | None = None
     ) -> BlobSeal:
@@ -722,6 +746,7 @@ class Writer:
         self._open = False
         return seal
 
+    @_in_turn
     def abort(self) -> None:
         """Nothing of it is left. Does nothing when it is sealed or aborted already."""
         if not self._open:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pydi_node.blobs import store as store_module
-from pydi_node.blobs.files import OsFiles, Space
+from pydi_node.blobs.files import Data, OsFiles, Space
 from pydi_node.blobs.store import NAMES_JUMP, NAMES_STRIDE, BlobSeal, BlobStore
 from pydi_node.errors import (
     BlobCorruptError,
@@ -482,3 +483,41 @@ def test_pieces_that_overtake_each_other_are_hashed_on_their_way(
         reads.clear()
         assert writer.seal() == seal_of(content)
     assert sum(reads) == 0
+
+
+@pytest.mark.parametrize("borrowed", [False, True])
+def test_a_writer_is_not_closed_under_who_still_writes(tmp_path: Path, borrowed: bool) -> None:
+    """A session ends while a thread writes for it: the descriptor, whose number the next file gets,
+    is closed when that thread has done with it."""
+    aborts: list[threading.Thread] = []
+
+    is_writing = False
+
+    class Slow(OsFiles):
+        def pwrite(self, fd: int, data: Data, offset: int) -> None:
+            self._end_meanwhile()
+            super().pwrite(fd, data, offset)
+
+        def pread(self, fd: int, length: int, offset: int) -> bytes:
+            self._end_meanwhile()
+            return super().pread(fd, length, offset)
+
+        def _end_meanwhile(self) -> None:
+            if is_writing and not aborts:
+                aborts.append(threading.Thread(target=writer.abort))
+                aborts[0].start()
+                aborts[0].join(0.05)  # it waits, or has closed the file long before
+                assert writer.is_open
+
+    store = BlobStore(tmp_path / "blobs", NODE, Slow())
+    store.recover()
+    writer = store.create()
+    is_writing = True
+    if borrowed:
+        os.write(writer.lend(), b"content")
+        assert writer.grown(0, 7) == b"content"
+    else:
+        writer.write(0, b"content")
+    aborts[0].join()
+    assert not writer.is_open
+    assert not list((tmp_path / "blobs" / "tmp").iterdir())
