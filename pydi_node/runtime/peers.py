@@ -173,16 +173,20 @@ class Link(asyncio.BufferedProtocol):
         return self._wire.state is wire.State.OPEN and not self.lost.done()
 
     def send(self, messages: Sequence[tuple[Any, ...]]) -> None:
-        """Sent together, or dropped when the link is clogged."""
+        """Sent together, or dropped as far as the link is clogged."""
         assert self._transport is not None
-        if self._transport.get_write_buffer_size() >= WRITE_MAX_BYTES:
-            return
+        room = WRITE_MAX_BYTES - self._transport.get_write_buffer_size()
         frames: list[bytes | bytearray | memoryview] = []
         for message in messages:
+            if room <= 0:
+                break
             try:
-                frames += self._wire.send_peer(message)
+                frame = self._wire.send_peer(message)
             except LocalProtocolError as exc:
                 _log.warning("a message to another node was dropped: %s", exc)
+                continue
+            frames += frame
+            room -= sum(map(len, frame))
         # One buffer is one TLS record and one system call, on both sides.
         self._transport.write(b"".join(frames))
 
