@@ -214,6 +214,9 @@ class Behind:
         self._waiting.pop(closed.file.ino, None)
         try:
             await self._publish(closed.file)
+            while closed.file.dirty and not closed.file.handles:
+                # Pages of a mapping that its program left when the rest was on its way.
+                await self._publish(closed.file)
         except PydiError as exc:
             self._failed(closed, exc)
             raise

@@ -214,6 +214,27 @@ def test_what_its_fsync_told_is_told(
     run(node, tmp_path, scenario)
 
 
+def test_pages_that_are_written_after_the_close(node: NodeProcess, tmp_path: Path) -> None:
+    """A mapping outlives its descriptor; its pages come while the file is on its way, and then the
+    end of it."""
+
+    async def scenario(mount: ClosingMount, _: DelegatingMount) -> None:
+        ino, fh = await mount.begin(b"f")
+        await mount.vfs.write(fh, 0, b"at its close")
+        await mount.vfs.flush(fh)
+        file = mount.vfs._files[ino]
+        telling = asyncio.create_task(mount.vfs._behind.tell_all())
+        await eventually(lambda: file.busy)
+        assert not file.dirty, "it is on its way"
+        await mount.vfs.write(fh, 0, b"afterwards  ")
+        await mount.vfs.release(fh)
+        assert await telling is None
+        await eventually(lambda: not mount.vfs._files)
+        assert (await mount.asker.call(GetFile(ino))).contents[0][1] == b"afterwards  "
+
+    run(node, tmp_path, scenario)
+
+
 @pytest.mark.expects_log("closed, and not told yet")
 def test_a_file_that_got_there_without_what_was_before_it(
     node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
