@@ -342,7 +342,8 @@ class VfsCore(Xattrs):
             file = self._files.get(ino)
             if file is not None:
                 file.changed_elsewhere()
-        self._locks.wanted(parent for parent, name in entries if name == EVERY_NAME)
+        if not inos:  # else these are directories that others take over
+            self._locks.wanted(parent for parent, name in entries if name == EVERY_NAME)
         sent = self._delegations.touched(inos, entries)
         told = self.on_invalidate(inos, entries, False)
         if sent is None or told is None:

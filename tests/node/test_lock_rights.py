@@ -30,6 +30,8 @@ from pydi_node.wire.messages import LockKind, Role, SetLock
 from tests.harness.procs import NodeProcess
 from tests.node.test_cluster import start_cluster
 from tests.node.test_holds import Mount, WatchedClient
+from tests.node.test_pending_creates import DelegatingMount
+from tests.node.test_pending_creates import run as run_delegating
 
 DEADLINE_S = 30.0
 SHARED, EXCLUSIVE, UNLOCK = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
@@ -358,6 +360,19 @@ def test_locks_move_to_another_node_with_their_mount(
                 assert await there.set(1, EXCLUSIVE, 0, 9)
 
     asyncio.run(scenario())
+
+
+def test_directories_that_others_take_over_are_no_locks(node: NodeProcess, tmp_path: Path) -> None:
+    """That is told in the same way, and costs every other mount nothing."""
+
+    async def scenario(mount: DelegatingMount, other: DelegatingMount) -> None:
+        for name in (b"x", b"y"):
+            directory = await mount.vfs.mkdir(ROOT_CALLER, ROOT_INO, name, 0o755)
+            await mount.wait_delegated(directory.ino)
+            await other.vfs.lookup(ROOT_INO, name)
+        assert "SetLock" not in other.client.sent
+
+    run_delegating(node, tmp_path, scenario)
 
 
 def test_a_killed_mount_gives_back_what_it_had(node: NodeProcess, tmp_path: Path) -> None:
