@@ -118,7 +118,7 @@ class VfsCore(Xattrs):
             pending_max=PENDING_MAX + (FILES_MAX if config.closes_behind else 0),
         )
         self._behind = Behind(
-            self._publish,
+            self._publish_alone,
             self._free_bytes,
             on_told=self._told,
             on_lost=self._lost,
@@ -159,16 +159,23 @@ class VfsCore(Xattrs):
         return OpenFile(self.client, self._area, self._reader, self._clock, version)
 
     async def _publish(self, file: OpenFile) -> None:
+        """The cluster has what was written, and what was done before on this mount."""
         if not file.dirty and not file.busy and not file.is_pending:
             return
-        # Of what was done before only what is about the same file or directory must come first.
         told = self._queue.flushing()
         try:
-            await file.publish()
+            await self._publish_alone(file)
         finally:
             failure = None if told is None else await _end_of(told)
         if failure is not None:
             raise failure
+
+    async def _publish_alone(self, file: OpenFile) -> None:
+        """Of what was done before, it has what is about the same file or directory: that must come
+        first (`Queue.before`)."""
+        if not file.dirty and not file.busy and not file.is_pending:
+            return
+        await file.publish()
         self._cache.forget((file.ino,), (), content_only=True)
         if not file.stale:
             self._cache.answers(self._cache.moment)

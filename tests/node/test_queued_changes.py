@@ -243,6 +243,35 @@ def test_what_is_synced_takes_along_what_was_done_before(
     run(node, tmp_path, scenario)
 
 
+def test_a_written_file_is_shown_as_it_is_though_what_came_before_is_not_told(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """close(2) says that the cluster does not answer; the content is there all the same."""
+
+    async def scenario(mount: DelegatingMount, _: DelegatingMount) -> None:
+        await make(mount, b"a")
+        attr, fh = await mount.vfs.create(ROOT_CALLER, ROOT_INO, b"elsewhere", 0o644, os.O_RDWR)
+        execute = mount.client.execute
+
+        async def fails(command: Command, *arguments: Any, **options: Any) -> Any:
+            if isinstance(command, Batch):
+                raise NoQuorumError("too few voters")
+            return await execute(command, *arguments, **options)
+
+        monkeypatch.setattr(mount.client, "execute", fails)
+        await mount.vfs.unlink(ROOT_CALLER, mount.at, b"a")
+        await mount.vfs.write(fh, 0, b"written")
+        with pytest.raises(NoQuorumError):
+            await mount.vfs.flush(fh)
+        assert (await mount.vfs.getattr(attr.ino)).size == 7
+        monkeypatch.setattr(mount.client, "execute", execute)
+        await mount.vfs.release(fh)
+        await mount.vfs.fsyncdir(mount.at)
+        await mount.vfs.unlink(ROOT_CALLER, ROOT_INO, b"elsewhere")
+
+    run(node, tmp_path, scenario)
+
+
 def test_what_is_told_as_ever_comes_after_what_was_done_before(
     node: NodeProcess, tmp_path: Path
 ) -> None:
