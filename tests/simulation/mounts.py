@@ -75,6 +75,7 @@ class _Unlinked:
 
     attempted: Attempted
     subject: HeldName
+    is_due: bool = False  # told as soon as no others are under way
     seen: list[Attempted] = field(default_factory=list)  # operations here that rely on it
 
 
@@ -473,8 +474,8 @@ class Mount(Owner):
         self.unlinked += 1
 
         def late() -> None:
-            if unlinked in self._unlinked:
-                self._tell_unlinked()
+            unlinked.is_due = True
+            self._tell_unlinked()
 
         self._later(self._dice.below(TELL_US), "tells", late)
 
@@ -490,7 +491,7 @@ class Mount(Owner):
             for unlinked, (errno, _) in zip(told, result.value, strict=True):
                 if errno:
                     self._strike(unlinked)
-            if self._names is None:
+            if self._names is None or any(unlinked.is_due for unlinked in self._unlinked):
                 self._tell_unlinked()
             for name, pending in list(self._pending.items()):
                 if pending.is_due:
