@@ -51,6 +51,11 @@ class DelegatingMount(Mount):
     def config(self, staging: Path) -> VfsConfig:
         return VfsConfig(staging, delegates=True)
 
+    async def __aenter__(self) -> DelegatingMount:
+        await super().__aenter__()
+        await eventually(lambda: self.client.lease_s() > 0)  # without one it asks for nothing
+        return self
+
     async def wait_delegated(self, directory: Ino) -> None:
         await eventually(lambda: self.vfs._delegations.is_complete(directory))
         await self.vfs.getattr(directory)  # the kernel asks for it before each create
