@@ -37,8 +37,8 @@ LIMITS_AFTER_WELCOME: Final = FrameLimits(4 * MIB + 64 * KIB, 4 * MIB + 64 * KIB
 
 _LENGTHS: Final = struct.Struct(">II")
 
-# What a parser keeps without content: two TLS records. For a larger frame it makes room, once, and
-# keeps it as long as one of so many frames needs it.
+# What a parser keeps without content: two TLS records. For a larger frame it makes room as that
+# comes, and keeps it as long as one of so many frames needs it.
 _BUFFER_BYTES: Final = 32 * KIB
 _SMALL_FRAMES_MAX: Final = 64
 
@@ -91,12 +91,15 @@ class FrameParser:
 
     def room(self, length: int = 1) -> memoryview:
         """Where to put what comes next: at least ``length`` bytes, and what the frame under way
-        still lacks. Valid until the next call of any method; ``received`` says how much came.
+        still lacks, if as much as a third of that is here. Valid until the next call of any method;
+        ``received`` says how much came.
 
-        So a payload is read with few calls, and copied once, on its way out.
+        So a payload is read with few calls, and copied once, on its way out; and whoever announces
+        much gets no memory for it before it sends it.
         """
-        lacking = sum(self._lengths) - (self._end - self._start) if self._lengths else 0
-        self._make_room(max(length, lacking + _BUFFER_BYTES // 2))
+        held = self._end - self._start
+        lacking = sum(self._lengths) - held if self._lengths else 0
+        self._make_room(max(length, min(lacking, 2 * held + _BUFFER_BYTES) + _BUFFER_BYTES // 2))
         return self._buffer[self._end :]
 
     def received(self, count: int) -> None:

@@ -171,17 +171,36 @@ def test_single_bytes_cost_no_more_than_their_number():
 
 
 def test_room_for_the_rest_of_a_payload():
-    """Once its lengths are here, a payload is read in one piece: there is room for all of it."""
+    """A payload is read in a few pieces, and in one once there was another one as large."""
     payload = bytes(range(256)) * (MIB // 256)
     stream = b"".join(encode_frame((1,), payload, LIMITS_AFTER_WELCOME))
     parser = FrameParser(LIMITS_AFTER_WELCOME)
-    for count in range(3):  # and again, in the same room
+    for pieces_max in (5, 1, 1):
         assert parse_all(parser, [stream[:100]]) == []
-        room = parser.room()
-        assert len(room) >= len(stream) - 100, count
-        room[: len(stream) - 100] = stream[100:]
-        parser.received(len(stream) - 100)
-        assert parser.next_frame() == Frame((1,), payload)
+        at = 100
+        while at < len(stream):
+            room = parser.room()
+            piece = stream[at : at + len(room)]
+            room[: len(piece)] = piece
+            parser.received(len(piece))
+            at += len(piece)
+            pieces_max -= 1
+            frame = parser.next_frame()
+        assert frame == Frame((1,), payload)
+        assert pieces_max >= 0
+
+
+def test_announcing_much_takes_little_memory():
+    """The lengths of the largest frame there is, and no more: that is no reason to make room."""
+    header_max, payload_max = LIMITS_AFTER_WELCOME
+    announced = (header_max).to_bytes(4, "big") + (payload_max).to_bytes(4, "big")
+    tracemalloc.start()
+    parsers = [FrameParser(LIMITS_AFTER_WELCOME) for _ in range(10)]
+    for parser in parsers:
+        assert parse_all(parser, [announced]) == []
+        assert len(parser.room()) > 0
+    assert tracemalloc.get_traced_memory()[0] < MIB
+    tracemalloc.stop()
 
 
 def test_room_of_large_frames_is_given_back():
