@@ -144,6 +144,9 @@ class LockRights:
         file = self._files.get(request.ino)
         if file is not None:
             await self._settled(request.ino, file)
+            while file.is_local and not self._may_answer(file):
+                self._turn_back(request.ino, file)  # the cluster knows only of the right
+                await self._settled(request.ino, file)
             if self._may_answer(file):
                 wanted = Lock(
                     Owner(_HERE, request.owner), request.kind is LockKind.EXCLUSIVE,

@@ -136,9 +136,16 @@ def test_without_a_lease_nothing_is_given_out(node: NodeProcess, tmp_path: Path)
         await here.become_local()
         assert await here.set(1, SHARED, 0, 4)
         here.client.sent.clear()
+        lease_s = here.client.lease_s
         here.client.lease_s = lambda: 0.0  # type: ignore[method-assign]
         assert await here.set(1, SHARED, 5, 9)
         assert here.client.sent == ["SetLock"] * 3
+        here.client.lease_s = lease_s  # type: ignore[method-assign]
+        await here.set(1, UNLOCK)
+        await here.become_local()
+        assert await here.set(1, SHARED, 0, 9)
+        here.client.lease_s = lambda: 0.0  # type: ignore[method-assign]
+        assert await here.vfs.getlk(here.fh, 2, EXCLUSIVE, 0, 9, 0) == (SHARED, 0, 9, PID)
         assert not await there.set(1, EXCLUSIVE, 4, 4)
 
     run([node], tmp_path, scenario)
