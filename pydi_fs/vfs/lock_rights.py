@@ -102,10 +102,11 @@ class LockRights:
     async def stop(self) -> None:
         """Nothing is given out any more; locks end with the session."""
         self._enabled = False
-        for file in self._files.values():
-            if file.turning is not None:
-                file.turning.cancel()
-                await asyncio.wait([file.turning])
+        turning = [file.turning for file in self._files.values() if file.turning is not None]
+        for task in turning:
+            task.cancel()
+        if turning:
+            await asyncio.wait(turning)
 
     # --- what programs want ----------------------------------------------------------------------
 
