@@ -214,45 +214,43 @@ def test_what_its_fsync_told_is_told(
     run(node, tmp_path, scenario)
 
 
-def test_pages_that_are_written_after_the_close(node: NodeProcess, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "answered",
+    [True, pytest.param(False, marks=pytest.mark.expects_log("closed, and not told yet"))],
+)
+def test_pages_that_are_written_after_the_close(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answered: bool
+) -> None:
     """A mapping outlives its descriptor; its pages come while the file is on its way, and then the
-    end of it."""
+    end of it. They are told, too, though the file is there and nobody answers at first."""
+    monkeypatch.setattr(behind_module, "AGAIN_S", 0.01)
 
     async def scenario(mount: ClosingMount, _: DelegatingMount) -> None:
         ino, fh = await mount.begin(b"f")
         await mount.vfs.write(fh, 0, b"at its close")
         await mount.vfs.flush(fh)
         file = mount.vfs._files[ino]
-        telling = asyncio.create_task(mount.vfs._behind.tell_all())
-        await eventually(lambda: file.busy)
-        assert not file.dirty, "it is on its way"
-        await mount.vfs.write(fh, 0, b"afterwards  ")
-        await mount.vfs.release(fh)
-        assert await telling is None
+        publish, count = file.publish, 0
+
+        async def pages_come() -> None:
+            nonlocal count
+            count += 1
+            if count == 2 and not answered:
+                raise DisconnectedError("nobody answered")
+            publishing = asyncio.create_task(publish())
+            if count == 1:
+                await asyncio.sleep(0)
+                assert file.busy
+                assert not file.dirty, "it is on its way"
+                await mount.vfs.write(fh, 0, b"afterwards  ")
+                await mount.vfs.release(fh)
+            await publishing
+
+        monkeypatch.setattr(file, "publish", pages_come)
+        await mount.vfs._behind.tell_all()
         await eventually(lambda: not mount.vfs._files)
+        assert not mount.vfs._behind._closed
         assert (await mount.asker.call(GetFile(ino))).contents[0][1] == b"afterwards  "
-
-    run(node, tmp_path, scenario)
-
-
-@pytest.mark.expects_log("closed, and not told yet")
-def test_a_file_that_got_there_without_what_was_before_it(
-    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of the changes that it waits for it is not known whether they did: it is looked at again."""
-    monkeypatch.setattr(behind_module, "AGAIN_S", 0.01)
-
-    async def scenario(mount: ClosingMount, _: DelegatingMount) -> None:
-        ino = await mount.put(b"f")
-        unknown = asyncio.get_running_loop().create_future()
-        unknown.set_exception(DisconnectedError("nobody answered"))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(mount.vfs._queue, "flushing", lambda: unknown)
-            error = await mount.vfs._behind.tell_all()
-        assert error is None, "it is there"
-        await eventually(lambda: not mount.vfs._behind._closed)
-        assert not mount.vfs._files
-        assert (await mount.asker.call(GetFile(ino))).contents[0][1] == b"content"
 
     run(node, tmp_path, scenario)
 
