@@ -125,9 +125,11 @@ class Changes:
             attrs.append(_without_name(victim, now))
         self._delegations.gone_here(parent, name)
         self._delegations.made_here(new_parent, new_name)
+        # A directory that is somebody else's by then would not move: it is given back later.
+        relied_on = (parent, new_parent, moved.ino) if moved.is_dir else (parent, new_parent)
         self._queue.add(
             Rename(caller, parent, name, new_parent, new_name, flags),
-            tuple(dict.fromkeys((parent, new_parent))),
+            tuple(dict.fromkeys(relied_on)),
             {(parent, name): ABSENT, (new_parent, new_name): moved.ino},
             attrs,
             now,

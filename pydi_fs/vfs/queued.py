@@ -185,8 +185,8 @@ class Queue:
         return self._made
 
     def is_about(self, directory: Ino) -> bool:
-        """Whether the cluster does not know all that was done in there."""
-        return directory in self._directories
+        """Whether the cluster does not know all that was done in there, or of the directory."""
+        return directory in self._directories or directory in self._made
 
     @property
     def is_full(self) -> bool:
@@ -202,6 +202,9 @@ class Queue:
         ]
         for change in concealed:
             self._forget(change, change.number)
+            # Nor what was there before, which the cluster still has.
+            self._cache.forget(change.inos, change.names)
+            self._cache.note(change.inos, change.names)
         if concealed:
             self.start()
 
@@ -407,7 +410,8 @@ class Queue:
                 lost.append((change, code))
                 continue
             done.append(change)
-            if is_first:
+            # A node that has the answer from a snapshot knows no values.
+            if is_first and (value is not None or isinstance(change.command, Rmdir)):
                 self._learn(change, value, last)
             else:
                 self._cache.forget(change.inos, change.names)
