@@ -98,7 +98,7 @@ class Names(VfsCore):
             return
         if not self._journal.sent_before() and self.rmdir_nowait(caller, parent, name):
             return
-        removed = self._cache.name(parent, name)
+        removed = self._known(parent, name)
 
         def arrived(answer: Any) -> None:
             self._cache.put_name(parent, name, ABSENT)

@@ -40,7 +40,8 @@ from pydi_node.tree.store import Delegation, Inode, Store
 # ``touched`` may name on the wire (messages.TOUCHED_MAX): a session that expires ends all of its.
 DELEGATIONS_PER_CLIENT_MAX: Final = 4096
 DELEGATIONS_MAX: Final = 16384
-# Of them, for directories that a holder makes in those that it has: it can't be refused these.
+# Of them, for directories that a holder makes in those that it has: a mount, which holds far less
+# than its share, can't be refused these.
 KEPT_FOR_NEW: Final = 4096
 
 _ALL_USED: Final = (1 << INODES_RESERVED) - 1
@@ -97,8 +98,7 @@ def delegate(store: Store, command: Delegate) -> Result:
         return Result(0, known.client == store.client and not known.recalled)
     if directory.nlink == 0 or len(held) >= DELEGATIONS_MAX - KEPT_FOR_NEW:
         return Result(0, False)
-    own = sum(delegation.client == store.client for delegation in held.values())
-    if own >= DELEGATIONS_PER_CLIENT_MAX:
+    if _has_enough(store):
         return Result(0, False)
     store.set_delegation(command.ino, Delegation(store.client, 0))
     return Result(0, True, Touched((command.ino,), ((command.ino, EVERY_NAME),)))
@@ -106,8 +106,20 @@ def delegate(store: Store, command: Delegate) -> Result:
 
 def require_room(store: Store, ino: Ino | None) -> None:
     """A new directory with this number may be delegated; None: it is not."""
-    if ino is not None and len(store.delegations) >= DELEGATIONS_MAX:
+    if ino is None:
+        return
+    # Who makes directories without end takes the room for them from nobody.
+    if len(store.delegations) >= DELEGATIONS_MAX or _has_enough(store):
         raise FileError(errno.ENOSPC)
+
+
+def _has_enough(store: Store) -> bool:
+    """Whether no more are delegated to the client."""
+    held = store.delegations
+    if len(held) < DELEGATIONS_PER_CLIENT_MAX:
+        return False
+    own = sum(delegation.client == store.client for delegation in held.values())
+    return own >= DELEGATIONS_PER_CLIENT_MAX
 
 
 def undelegate(store: Store, command: Undelegate) -> Result:

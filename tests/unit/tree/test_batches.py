@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pydi_node import commands as c
 from pydi_node.ids import ROOT_INO, Ino, LogIndex, TimeNs
 from pydi_node.records import Result
+from pydi_node.tree import delegations
 from pydi_node.tree.store import Delegation
 from tests.unit.tree.driver import ALICE, EPOCH, EVE, ROOT, Driver, extent, info_in_tree
 
@@ -170,6 +171,23 @@ def test_a_directory_that_somebody_else_holds_stays(fs: Driver) -> None:
     ):
         assert batch(fs, command) == [errno.ESTALE]
     assert names(fs, held).keys() == {b"e", b"f"}
+
+
+def test_who_makes_directories_without_end_gets_no_more_than_its_share(
+    fs: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a mount that does so could take away what others, who were answered, need."""
+    monkeypatch.setattr(delegations, "DELEGATIONS_PER_CLIENT_MAX", 3)
+    held, first = hold(fs, b"d"), reserve(fs)
+    made = [c.Mkdir(c.ROOT_CALLER, held, b"%d" % n, 0o755, ino=Ino(first + n)) for n in range(3)]
+    assert batch(fs, *made) == [0, 0, errno.ENOSPC]
+    assert names(fs, held).keys() == {b"0", b"1"}
+    theirs = hold(fs, b"theirs", OTHER)
+    assert batch(
+        fs,
+        c.Mkdir(c.ROOT_CALLER, theirs, b"a", 0o755, ino=reserve(fs, OTHER)),
+        client=OTHER,
+    ) == [0]
 
 
 def test_it_is_executed_once(fs: Driver) -> None:

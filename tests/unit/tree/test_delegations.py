@@ -204,10 +204,10 @@ def test_too_much_is_refused(fs: Driver, monkeypatch: pytest.MonkeyPatch) -> Non
     inos = [fs.mkdir(b"%d" % number) for number in range(5)]
     assert [ok(fs, HOLDER, c.Delegate(ino)) for ino in inos] == [True, True, False, False, False]
     assert [ok(fs, OTHER, c.Delegate(ino)) for ino in inos] == [False, False, True, False, False]
-    first = Ino(ok(fs, HOLDER, c.ReserveInodes()))
-    new = [c.Mkdir(ROOT, inos[0], b"%d" % n, 0o755, ino=Ino(first + n)) for n in range(2)]
-    assert [by(fs, HOLDER, command).errno for command in new] == [0, errno.ENOSPC]
-    ok(fs, HOLDER, c.Undelegate((first,)))
+    first = Ino(ok(fs, OTHER, c.ReserveInodes()))
+    new = [c.Mkdir(ROOT, inos[2], b"%d" % n, 0o755, ino=Ino(first + n)) for n in range(2)]
+    assert [by(fs, OTHER, command).errno for command in new] == [0, errno.ENOSPC]
+    ok(fs, OTHER, c.Undelegate((first,)))
     ok(fs, HOLDER, c.Undelegate(tuple(inos)))
     assert ok(fs, OTHER, c.Delegate(inos[0])) is True
 
