@@ -11,7 +11,6 @@ Imports nothing of PyDi.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import shutil
 import signal
@@ -349,6 +348,8 @@ def keep_freed_memory() -> None:
     By itself it gives a mebibyte back as soon as it is freed, and each page of the next one is a
     fault: 0.6 ms of processor time for a mebibyte, where copying it takes 0.03.
     """
+    import ctypes
+
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
