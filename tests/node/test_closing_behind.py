@@ -29,6 +29,7 @@ from tests.node.test_pending_creates import (
     _nothing_by_itself,
     eventually,
     logs,
+    run_with,
 )
 from tests.unit.tree.driver import file_error
 
@@ -66,17 +67,7 @@ Scenario = Callable[[ClosingMount, DelegatingMount], Awaitable[None]]
 
 
 def run(node: NodeProcess, tmp_path: Path, scenario: Scenario) -> None:
-    async def main() -> None:
-        async with (
-            ClosingMount(node, tmp_path / "a") as holder,
-            DelegatingMount(node, tmp_path / "b") as other,
-        ):
-            holder.at = (await holder.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"d", 0o755)).ino
-            await holder.wait_delegated(holder.at)
-            other.at = holder.at
-            await scenario(holder, other)
-
-    asyncio.run(main())
+    run_with(ClosingMount, node, tmp_path, scenario)
 
 
 def test_a_close_waits_for_nothing(

@@ -62,7 +62,7 @@ def test_numbers_of_a_session_that_may_have_ended_are_not_used(
 
 
 def test_a_directory_is_given_back_while_another_one_waits(
-    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    node: NodeProcess, tmp_path: Path
 ) -> None:
     """What can't be told of one directory holds up nobody who looks into another one."""
 
@@ -70,22 +70,13 @@ def test_a_directory_is_given_back_while_another_one_waits(
         second = (await holder.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"e", 0o755)).ino
         await holder.wait_delegated(second)
         _, fh = await holder.begin(b"f")
-        execute = holder.client.execute
-        is_full = True
-
-        async def refusing(command: Command, *arguments: Any, **options: Any) -> Any:
-            if is_full and isinstance(command, PutFile):
-                raise NoSpaceError("as if the disk were full")
-            return await execute(command, *arguments, **options)
-
-        monkeypatch.setattr(holder.client, "execute", refusing)
         delegations = holder.vfs._delegations
-        delegations._owe((holder.at,))
-        await eventually(lambda: not delegations._ended.is_set() and bool(delegations._owed))
-        began_s = asyncio.get_running_loop().time()
-        assert await other.names(second) == []
-        assert asyncio.get_running_loop().time() - began_s < 2.0, "nobody gave it back"
-        is_full = False
+        with holder.failing(PutFile, NoSpaceError("as if the disk were full")):
+            delegations._owe((holder.at,))
+            await eventually(lambda: not delegations._ended.is_set() and bool(delegations._owed))
+            began_s = asyncio.get_running_loop().time()
+            assert await other.names(second) == []
+            assert asyncio.get_running_loop().time() - began_s < 2.0, "nobody gave it back"
         await holder.end(fh)
 
     run(node, tmp_path, scenario)
@@ -118,21 +109,14 @@ def test_what_gives_a_directory_back_takes_effect_once(
 
 
 def test_a_directory_is_not_asked_for_while_a_command_in_it_may_come_late(
-    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    node: NodeProcess, tmp_path: Path
 ) -> None:
     """Its name would be taken for absent, and a file made there that the cluster must refuse."""
 
     async def scenario(holder: DelegatingMount, other: DelegatingMount) -> None:
         at = (await other.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"e", 0o755)).ino
-        execute = holder.client.execute
-
-        async def losing(command: Command, *arguments: Any, **options: Any) -> Any:
-            if isinstance(command, Mkdir):
-                raise DeadlineError("as if there were no answer in time")
-            return await execute(command, *arguments, **options)
-
-        monkeypatch.setattr(holder.client, "execute", losing)
-        with pytest.raises(DeadlineError):
+        lost = holder.failing(Mkdir, DeadlineError("as if there were no answer in time"))
+        with lost, pytest.raises(DeadlineError):
             await holder.vfs.mkdir(ROOT_CALLER, at, b"late", 0o755)
         for name in (b"1", b"2", b"3"):
             _, fh = await holder.vfs.create(ROOT_CALLER, at, name, 0o644, os.O_WRONLY)

@@ -11,9 +11,10 @@ import os
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import pytest
 
@@ -31,7 +32,7 @@ from pydi_node.commands import (
     Caller,
     Command,
 )
-from pydi_node.errors import FileError
+from pydi_node.errors import FileError, PydiError
 from pydi_node.ids import ROOT_INO, ClientId, Ino
 from pydi_node.records import Attr, Result
 from pydi_node.wire.messages import GetAttr, GetFile, Lookup
@@ -51,7 +52,7 @@ class DelegatingMount(Mount):
     def config(self, staging: Path) -> VfsConfig:
         return VfsConfig(staging, delegates=True)
 
-    async def __aenter__(self) -> DelegatingMount:
+    async def __aenter__(self) -> Self:
         await super().__aenter__()
         await eventually(lambda: self.client.lease_s() > 0)  # without one it asks for nothing
         return self
@@ -92,6 +93,20 @@ class DelegatingMount(Mount):
     def is_pending(self, ino: Ino) -> bool:
         return ino in self.vfs._delegations.pending
 
+    @contextmanager
+    def failing(self, kind: type[Command], error: PydiError) -> Iterator[None]:
+        """Commands of this kind do not leave, and end with the error."""
+        execute = self.client.execute
+
+        async def fails(command: Command, *arguments: Any, **options: Any) -> Any:
+            if isinstance(command, kind):
+                raise error
+            return await execute(command, *arguments, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.client, "execute", fails)
+            yield
+
 
 async def eventually(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_S):
@@ -106,13 +121,25 @@ def _nothing_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holds, "TELL_AFTER_S", NEVER_S)
 
 
+Holder = TypeVar("Holder", bound=DelegatingMount)
 Scenario = Callable[[DelegatingMount, DelegatingMount], Awaitable[None]]
 
 
 def run(node: NodeProcess, tmp_path: Path, scenario: Scenario) -> None:
+    run_with(DelegatingMount, node, tmp_path, scenario)
+
+
+def run_with(
+    holder_class: type[Holder],
+    node: NodeProcess,
+    tmp_path: Path,
+    scenario: Callable[[Holder, DelegatingMount], Awaitable[None]],
+) -> None:
+    """The first of two mounts is of that class, and has a directory of its own."""
+
     async def main() -> None:
         async with (
-            DelegatingMount(node, tmp_path / "a") as holder,
+            holder_class(node, tmp_path / "a") as holder,
             DelegatingMount(node, tmp_path / "b") as other,
         ):
             holder.at = (await holder.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"d", 0o755)).ino

@@ -27,7 +27,6 @@ from pydi_node.commands import (
     ROOT_CALLER,
     Batch,
     Caller,
-    Command,
 )
 from pydi_node.errors import FileError, NoQuorumError
 from pydi_node.ids import ROOT_INO, Ino
@@ -244,27 +243,19 @@ def test_what_is_synced_takes_along_what_was_done_before(
 
 
 def test_a_written_file_is_shown_as_it_is_though_what_came_before_is_not_told(
-    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    node: NodeProcess, tmp_path: Path
 ) -> None:
     """close(2) says that the cluster does not answer; the content is there all the same."""
 
     async def scenario(mount: DelegatingMount, _: DelegatingMount) -> None:
         await make(mount, b"a")
         attr, fh = await mount.vfs.create(ROOT_CALLER, ROOT_INO, b"elsewhere", 0o644, os.O_RDWR)
-        execute = mount.client.execute
-
-        async def fails(command: Command, *arguments: Any, **options: Any) -> Any:
-            if isinstance(command, Batch):
-                raise NoQuorumError("too few voters")
-            return await execute(command, *arguments, **options)
-
-        monkeypatch.setattr(mount.client, "execute", fails)
-        await mount.vfs.unlink(ROOT_CALLER, mount.at, b"a")
-        await mount.vfs.write(fh, 0, b"written")
-        with pytest.raises(NoQuorumError):
-            await mount.vfs.flush(fh)
-        assert (await mount.vfs.getattr(attr.ino)).size == 7
-        monkeypatch.setattr(mount.client, "execute", execute)
+        with mount.failing(Batch, NoQuorumError("too few voters")):
+            await mount.vfs.unlink(ROOT_CALLER, mount.at, b"a")
+            await mount.vfs.write(fh, 0, b"written")
+            with pytest.raises(NoQuorumError):
+                await mount.vfs.flush(fh)
+            assert (await mount.vfs.getattr(attr.ino)).size == 7
         await mount.vfs.release(fh)
         await mount.vfs.fsyncdir(mount.at)
         await mount.vfs.unlink(ROOT_CALLER, ROOT_INO, b"elsewhere")
@@ -466,21 +457,13 @@ def test_without_an_answer_nothing_more_is_promised(
     async def scenario(mount: DelegatingMount, _: DelegatingMount) -> None:
         await make(mount, b"a")
         await make(mount, b"b")
-        execute = mount.client.execute
-
-        async def fails(command: Command, *arguments: Any, **options: Any) -> Any:
-            if isinstance(command, Batch):
-                raise NoQuorumError("too few voters")
-            return await execute(command, *arguments, **options)
-
-        monkeypatch.setattr(mount.client, "execute", fails)
-        await mount.vfs.unlink(ROOT_CALLER, mount.at, b"a")
-        with pytest.raises(NoQuorumError):
-            await mount.vfs.fsyncdir(mount.at)
-        with pytest.raises(NoQuorumError):
-            await mount.vfs.unlink(ROOT_CALLER, mount.at, b"b")
-        assert queue(mount) == ["Unlink"]
-        monkeypatch.setattr(mount.client, "execute", execute)
+        with mount.failing(Batch, NoQuorumError("too few voters")):
+            await mount.vfs.unlink(ROOT_CALLER, mount.at, b"a")
+            with pytest.raises(NoQuorumError):
+                await mount.vfs.fsyncdir(mount.at)
+            with pytest.raises(NoQuorumError):
+                await mount.vfs.unlink(ROOT_CALLER, mount.at, b"b")
+            assert queue(mount) == ["Unlink"]
         await mount.vfs.unlink(ROOT_CALLER, mount.at, b"b")
         assert not queue(mount)
         assert await in_cluster(mount, mount.at) == {}
