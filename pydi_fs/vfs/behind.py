@@ -238,9 +238,11 @@ class Behind:
         self._room.set()
         now_s = asyncio.get_running_loop().time()
         is_first = closed.failed_s is None
-        closed.failed_s = failed_s = now_s if closed.failed_s is None else closed.failed_s
-        if not isinstance(error, FileError) and (
-            not isinstance(error, NoSpaceError) or now_s - failed_s < GIVE_UP_AFTER_S
+        if closed.failed_s is None:
+            closed.failed_s = now_s
+        has_waited = now_s - closed.failed_s >= GIVE_UP_AFTER_S
+        if not isinstance(error, FileError) and not (
+            isinstance(error, NoSpaceError) and has_waited
         ):
             if is_first:
                 log.warning("ino=%d: closed, and not told yet: %s", closed.file.ino, error)

@@ -160,7 +160,7 @@ class VfsCore(Xattrs):
 
     async def _publish(self, file: OpenFile) -> None:
         """The cluster has what was written, and what was done before on this mount."""
-        if not file.dirty and not file.busy and not file.is_pending:
+        if not file.is_untold:
             return
         told = self._queue.flushing()
         try:
@@ -173,7 +173,7 @@ class VfsCore(Xattrs):
     async def _publish_alone(self, file: OpenFile) -> None:
         """Of what was done before, it has what is about the same file or directory: that must come
         first (`Queue.before`)."""
-        if not file.dirty and not file.busy and not file.is_pending:
+        if not file.is_untold:
             return
         await file.publish()
         self._cache.forget((file.ino,), (), content_only=True)
@@ -262,9 +262,7 @@ class VfsCore(Xattrs):
 
     def _told(self, file: OpenFile) -> None:
         if file.handles == 0 and self._files.get(file.ino) is file:
-            self._forget(file)
-            if file.is_staged:
-                self._background.later(file.discard())
+            self._leave(file)
 
     def _lost(self, file: OpenFile, create: PendingCreate, error: PydiError) -> None:
         """A file that was closed will never be in the cluster, as the one that programs know."""
@@ -301,6 +299,12 @@ class VfsCore(Xattrs):
         except PydiError:
             path = name
         log.error("%s (ino=%d): lost after its close: %s", path, create.ino, error)
+
+    def _leave(self, file: OpenFile) -> None:
+        """`_forget`, and its staging space goes in the background."""
+        self._forget(file)
+        if file.is_staged:
+            self._background.later(file.discard())
 
     def _forget(self, file: OpenFile) -> None:
         """Nobody has it open any more; as long as it is the newest version it may be again."""

@@ -30,7 +30,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from pydi_fs.client import Client
 from pydi_fs.vfs.cache import ABSENT, NameCache
@@ -39,7 +39,7 @@ from pydi_fs.vfs.journalling import Journal
 from pydi_fs.vfs.numbers import Numbers
 from pydi_fs.vfs.pending import PendingCreate, new_attr
 from pydi_fs.vfs.posix import permitted
-from pydi_fs.vfs.queued import Change, Queue
+from pydi_fs.vfs.queued import Change, Queue, uncount
 from pydi_node.commands import (
     INODES_RESERVED,
     INOS_PER_COMMAND_MAX,
@@ -82,9 +82,6 @@ _NO_NAMES = (b"", b".", b"..")
 _OF_ALL_NAMES = (ReadDir, SetAttr, SetXattr, RemoveXattr)
 _INO_FIELDS = ("ino", "source", "target")
 _NAME_FIELDS = (("parent", "name"), ("new_parent", "new_name"))
-
-
-Key = TypeVar("Key")
 
 
 class RunCommand(Protocol):
@@ -580,9 +577,9 @@ class Delegations:
                 self._doubt(parent, name)
             raise
         finally:
-            _uncount(self._naming, keys)
-            _uncount(self._removing, removed)
-            _uncount(self._busy, inos)
+            uncount(self._naming, keys)
+            uncount(self._removing, removed)
+            uncount(self._busy, inos)
 
     def _doubt(self, directory: Ino, name: bytes) -> None:
         self._cache.forget((), ((directory, name),))
@@ -861,13 +858,6 @@ class Delegations:
         task = asyncio.get_running_loop().create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _uncount(counter: Counter[Key], keys: Iterable[Key]) -> None:
-    for key in keys:
-        counter[key] -= 1
-        if not counter[key]:
-            del counter[key]
 
 
 async def when_all(futures: Iterable[asyncio.Future[Any]]) -> None:

@@ -6,6 +6,7 @@ Each operation is done here alone where that may be (`changes`), and else a comm
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from pydi_fs.vfs.cache import ABSENT
@@ -35,14 +36,10 @@ class Names(VfsCore):
         self, caller: Caller, parent: Ino, name: bytes, mode: int, umask: int = 0
     ) -> Attr:
         """umask  what ``mode`` loses where no default list is; 0: it has lost it already."""
-        if made := self._journal.made_before():
-            return await self.getattr(made)
-        if not self._journal.sent_before():
-            attr = self.mkdir_nowait(caller, parent, name, mode, umask)
-            if attr is not None:
-                return attr
-        self._delegations.note_change(parent)
-        return await self._make(Mkdir(caller, parent, name, mode & 0o7777, umask))
+        return await self._make_here(
+            lambda: self.mkdir_nowait(caller, parent, name, mode, umask),
+            Mkdir(caller, parent, name, mode & 0o7777, umask),
+        )
 
     async def mknod(
         self, caller: Caller, parent: Ino, name: bytes, mode: int, rdev: int, umask: int = 0
@@ -57,14 +54,10 @@ class Names(VfsCore):
         return self._changes.symlink(caller, parent, name, target)
 
     async def symlink(self, caller: Caller, parent: Ino, name: bytes, target: bytes) -> Attr:
-        if made := self._journal.made_before():
-            return await self.getattr(made)
-        if not self._journal.sent_before():
-            attr = self.symlink_nowait(caller, parent, name, target)
-            if attr is not None:
-                return attr
-        self._delegations.note_change(parent)
-        return await self._make(Symlink(caller, parent, name, target))
+        return await self._make_here(
+            lambda: self.symlink_nowait(caller, parent, name, target),
+            Symlink(caller, parent, name, target),
+        )
 
     async def link(self, caller: Caller, ino: Ino, new_parent: Ino, new_name: bytes) -> Attr:
         command = Link(caller, ino, new_parent, new_name)
@@ -176,6 +169,15 @@ class Names(VfsCore):
         ino = self._known(parent, name) if self.lease_s() > 0 else None
         if ino != ABSENT:
             await self._holds.before_name_goes(ino)
+
+    async def _make_here(self, nowait: Callable[[], Attr | None], command: Mkdir | Symlink) -> Attr:
+        """What ``nowait`` makes, or else the command."""
+        if made := self._journal.made_before():
+            return await self.getattr(made)
+        if not self._journal.sent_before() and (attr := nowait()) is not None:
+            return attr
+        self._delegations.note_change(command.parent)
+        return await self._make(command)
 
     async def _make(self, command: Mkdir | Mknod | Symlink) -> Attr:
         epoch = self.client.epoch

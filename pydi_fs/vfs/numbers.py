@@ -109,6 +109,10 @@ class Numbers:
         untold = self._untold()
         return not untold or (bool(kept) and min(untold) >= kept[0])
 
+    def _remember(self, first: int) -> None:
+        """Of another reservation."""
+        self._reserved = [*self._reserved[2 - RESERVATIONS_PER_CLIENT_MAX :], first]
+
     def _reserve(self) -> asyncio.Task[None]:
         if self._reserving is None or self._reserving.done():
             self._reserving = asyncio.get_running_loop().create_task(self._reserve_once())
@@ -124,7 +128,7 @@ class Numbers:
             self._drop_old()
             self._until_s = until_s
             self.left = [*self.left[-1:], range(first, first + INODES_RESERVED)]
-            self._reserved = [*self._reserved[2 - RESERVATIONS_PER_CLIENT_MAX :], first]
+            self._remember(first)
             self._journal.reserved(Ino(first), until_s)
 
         try:
@@ -134,10 +138,7 @@ class Numbers:
         except PydiError as exc:
             log.debug("no inode numbers: %s", exc)
             # It may have taken effect.
-            self._reserved = [
-                *self._reserved[2 - RESERVATIONS_PER_CLIENT_MAX :],
-                max(self._reserved, default=0),
-            ]
+            self._remember(max(self._reserved, default=0))
             is_unknown = isinstance(exc, DisconnectedError) and not self._is_known
             pause_s = UNKNOWN_THERE_S if is_unknown or isinstance(exc, FileError) else RETRY_S
             self.not_before_s = time.monotonic() + pause_s

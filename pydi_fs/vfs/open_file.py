@@ -134,6 +134,11 @@ class OpenFile:
         create = self._create
         return create is not None and (not create.ended or create.failure is not None)
 
+    @property
+    def is_untold(self) -> bool:
+        """The cluster may not have all of it, or is being told."""
+        return self.dirty or self.busy or self.is_pending
+
     async def _settle(self) -> None:
         if self._create is not None:
             await self._create.send()

@@ -24,14 +24,13 @@ import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydi_fs.client import Client
 from pydi_fs.vfs.cache import ABSENT, NameCache
 from pydi_fs.vfs.journal import State
 from pydi_fs.vfs.journalling import Journal
 from pydi_node.commands import (
-    MAKES_ROOM,
     Batch,
     Command,
     Commit,
@@ -45,6 +44,7 @@ from pydi_node.commands import (
     Undelegate,
     Unlink,
     decode,
+    makes_room,
 )
 from pydi_node.errors import FileError, NoSpaceError, PydiError
 from pydi_node.ids import Ino, Serial, TimeNs
@@ -70,6 +70,7 @@ RETRY_S = 1.0
 FAILURES_MAX = 1024  # directories whose loss nobody has asked for
 
 Key = tuple[Ino, bytes]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,7 +202,7 @@ class Queue:
             if any(directory in directories for directory in change.directories)
         ]
         for change in concealed:
-            self._forget(change, change.number)
+            self._forget(change)
             # Nor what was there before, which the cluster still has.
             self._cache.forget(change.inos, change.names)
             self._cache.note(change.inos, change.names)
@@ -257,24 +258,24 @@ class Queue:
     def _drop(self, changes: Collection[Change]) -> None:
         """They are decided."""
         for change in changes:
-            _uncount(self._keys, change.names)
-            _uncount(self._inos, change.inos)
-            _uncount(self._directories, change.directories)
+            uncount(self._keys, change.names)
+            uncount(self._inos, change.inos)
+            uncount(self._directories, change.directories)
             if change.made is not None:
                 self._made.discard(change.made)
-            self._forget(change, change.number)
+            self._forget(change)
         gone = {change.number for change in changes}
         self._changes = deque(change for change in self._changes if change.number not in gone)
         if gone:
             self._journal.told(gone)
 
-    def _forget(self, change: Change, number: int) -> None:
+    def _forget(self, change: Change) -> None:
         """What it says is not shown from here any more, unless a later one says it."""
         for key in change.names:
-            if key in self._names and self._names[key][1] <= number:
+            if key in self._names and self._names[key][1] <= change.number:
                 del self._names[key]
         for ino in change.inos:
-            if ino in self._attrs and self._attrs[ino][1] <= number:
+            if ino in self._attrs and self._attrs[ino][1] <= change.number:
                 del self._attrs[ino]
 
     # --- what must come first --------------------------------------------------------------------
@@ -441,7 +442,7 @@ class Queue:
 
     def _lose_what_needs_room(self, attempt: _Attempt) -> None:
         """The cluster's disks are full. What makes room may go there."""
-        needing = [c for c in attempt.changes if not isinstance(c.command, MAKES_ROOM)]
+        needing = [c for c in attempt.changes if not makes_room(c.command)]
         self._lose(needing, FileError(errno.ENOSPC))
 
     def _lose(self, changes: Collection[Change], error: FileError) -> None:
@@ -482,7 +483,8 @@ class Queue:
         self._waiters = waiting
 
 
-def _uncount(counter: Counter[Any], keys: Iterable[Any]) -> None:
+def uncount(counter: Counter[T], keys: Iterable[T]) -> None:
+    """Each of them counts once less; what is at 0 is not kept."""
     for key in keys:
         counter[key] -= 1
         if not counter[key]:

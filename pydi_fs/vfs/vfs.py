@@ -579,7 +579,7 @@ class Vfs(Names, FileLocks):
         if not handle.writable:
             return True
         file = handle.file
-        if not file.dirty and not file.busy and not file.is_pending:
+        if not file.is_untold:
             return True
         return self._behind.close_nowait(file)
 
@@ -618,15 +618,13 @@ class Vfs(Names, FileLocks):
         Who opens the file next, and that may be at once, opens one that nobody writes.
         """
         file = self._handle(fh).file
-        if (file.dirty or file.busy or file.is_pending) and not self._behind.has(file.ino):
+        if file.is_untold and not self._behind.has(file.ino):
             return False
         handle = self._close(fh)
         file.handles -= 1
         file.writers -= handle.writable
         if not file.handles and not self._behind.has(file.ino):
-            self._forget(file)
-            if file.is_staged:
-                self._background.later(file.discard())
+            self._leave(file)
         self._holds.closed(fh)
         return True
 
