@@ -186,7 +186,8 @@ class Client:
 
     def lease_s(self) -> float:
         """How long what caches hold may be used without asking; 0: not at all."""
-        return max(0.0, self._lease_until_s - portable.uptime_s())
+        left_s = self._lease_until_s - portable.uptime_s()
+        return left_s if left_s > 0 else 0.0  # `max` takes half the time of all of this
 
     async def call(
         self,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import logging
 import os
 import re
@@ -77,6 +78,7 @@ class KernelBinding:
         self._journal = journal or Journal()
         self._keep = keep
         self._fd = -1
+        self._read: Callable[[bytearray], int | None] | None = None  # from the device
         self._buffer = bytearray(REQUEST_MAX_BYTES)
         self._view = memoryview(self._buffer)
         self._dispatcher = Dispatcher(
@@ -113,8 +115,9 @@ class KernelBinding:
         self._options.validate()
         # Before the kernel can remember anything.
         self._vfs.on_invalidate = self._on_invalidate
-        self._fd, self._mountpoint = await device.mount(self._mountpoint, self._options)
-        asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
+        fd, self._mountpoint = await device.mount(self._mountpoint, self._options)
+        self._own(fd)
+        asyncio.get_running_loop().add_reader(fd, self._on_readable)
         try:
             await asyncio.wait_for(self._ready.wait(), INIT_TIMEOUT_S)
         except TimeoutError:
@@ -139,7 +142,7 @@ class KernelBinding:
         assert state is not None
         assert state.agreed is not None
         self._vfs.on_invalidate = self._on_invalidate
-        self._fd = fd
+        self._own(fd)
         self._device = device.device_number(self._mountpoint)
         agreed = state.agreed
         self._on_agreed(Negotiated(agreed.minor, InitFlag(agreed.flags), b""))
@@ -156,6 +159,11 @@ class KernelBinding:
                 raise
         asyncio.get_running_loop().add_reader(fd, self._on_readable)
         log.info("took over the mount on %s with %d open files", self._mountpoint, len(nodeids))
+
+    def _own(self, fd: int) -> None:
+        self._fd = fd
+        # Takes less than readv(2) does in Python, and a look in vain is no exception.
+        self._read = io.FileIO(fd, closefd=False).readinto
 
     async def wait_unmounted(self) -> None:
         """Returns when the mount has ended, by whomever, and every change of it has run."""
@@ -203,24 +211,24 @@ class KernelBinding:
     # --- device -----------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
-        fd = self._fd
-        buffers = [self._buffer]
+        assert self._read is not None
+        read, buffer, handle = self._read, self._buffer, self._dispatcher.handle
         for _ in range(DRAIN_MAX):
             try:
-                length = os.readv(fd, buffers)
-            except BlockingIOError:
+                length = read(buffer)
+            except FileNotFoundError:
+                continue  # its program was killed while the request was being read
+            except OSError as exc:
+                self._on_end(exc)
+                return
+            if length is None:  # nothing more is there now
                 if self._resends_come:
                     # They stood before all others.
                     self._resends_come = False
                     if isinstance(self._journal, KeptJournal):
                         self._journal.resends_over(self._dispatcher.running)
                 return
-            except FileNotFoundError:
-                continue  # its program was killed while the request was being read
-            except OSError as exc:
-                self._on_end(exc)
-                return
-            self._dispatcher.handle(self._view[:length])
+            handle(self._view[:length])
 
     def _on_end(self, exc: OSError) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)

@@ -548,8 +548,11 @@ def encode_reply_header(unique: int, error: int, payload_bytes: int) -> bytes:
 
 def encode_reply(unique: int, payload: bytes) -> bytes:
     """struct fuse_out_header of a success, and the payload."""
-    size = abi.fuse_out_header.size + len(payload)
-    return abi.fuse_out_header.pack(size, 0, unique) + payload
+    return _pack_out_header(_OUT_HEADER_BYTES + len(payload), 0, unique) + payload
+
+
+_OUT_HEADER_BYTES = abi.fuse_out_header.size
+_pack_out_header = abi.fuse_out_header.pack
 
 
 def encode_entry(nodeid: int, attr: Attr, timeout: Timeout) -> bytes:

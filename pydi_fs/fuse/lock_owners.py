@@ -15,7 +15,7 @@ class LockOwners:
     """One object per mount."""
 
     def __init__(self) -> None:
-        self._owners: dict[Ino, dict[int, set[int]]] = {}  # inode -> handle -> owners
+        self._owners: dict[int, dict[int, set[int]]] = {}  # inode -> handle -> owners
 
     def locked(self, ino: Ino, fh: int, owner: int) -> None:
         """``owner`` now holds, or waits for, a lock taken through ``fh``."""
@@ -37,7 +37,7 @@ class LockOwners:
             del self._owners[ino]
         return found
 
-    def any_of(self, ino: Ino, fh: int) -> bool:
+    def any_of(self, ino: int, fh: int) -> bool:
         """May somebody hold a lock through this handle?"""
         handles = self._owners.get(ino)
         return handles is not None and fh in handles

@@ -31,9 +31,9 @@ from pydi_fs.fuse.nodeids import SECOND, NodeIds, Verdict
 from pydi_fs.fuse.page_cache import PageCache
 from pydi_fs.fuse.passthrough import Passthrough
 from pydi_fs.fuse.xattrs import Xattrs
+from pydi_fs.vfs.journal import Again, Opened
 from pydi_fs.vfs.journalling import Journal
 from pydi_fs.vfs.local_blobs import LocalBlob
-from pydi_node.commands import Caller
 from pydi_node.errors import FileError
 from pydi_node.ids import Ino
 from pydi_node.records import Attr
@@ -48,7 +48,7 @@ PARKED_MAX = 512  # some 4 KiB each, and a descriptor of those that are passed t
 class _Warm:
     """A handle for reading, and how its OPEN is answered the next time."""
 
-    __slots__ = ("attr", "fh", "flags", "ino", "nodeid", "passing", "payload", "until_s")
+    __slots__ = ("again", "attr", "fh", "flags", "ino", "nodeid", "passing", "payload", "until_s")
 
     def __init__(
         self, nodeid: int, fh: int, flags: int, attr: Attr, passing: bool, payload: bytes,
@@ -62,6 +62,16 @@ class _Warm:
         self.passing = passing
         self.payload = payload
         self.until_s = until_s  # time.monotonic
+        self.again: Again | None = None  # for the journal, from the second OPEN on
+
+    def again_by(self, uid: int, gid: int) -> Again:
+        """For the journal, when this user opens it; mostly the one that did before."""
+        again = self.again
+        if again is None or again.record.uid != uid or again.record.gid != gid:
+            second = bool(self.nodeid & SECOND)
+            record = Opened(0, self.fh, self.ino, self.flags, uid, gid, None, second, self.passing)
+            again = self.again = Again(record)
+        return again
 
 
 class Opens(Xattrs):
@@ -78,7 +88,7 @@ class Opens(Xattrs):
         self._passthrough_after_s = passthrough_after_s
         self._passed: dict[int, LocalBlob] = {}  # must stay open for handles that are passed
         self._warm: dict[int, _Warm] = {}  # by handle, open or parked
-        self._parked: OrderedDict[Ino, _Warm] = OrderedDict()  # one of each file, the oldest first
+        self._parked: OrderedDict[int, _Warm] = OrderedDict()  # one of each file, the oldest first
         self._sweeping: asyncio.TimerHandle | None = None
 
     @abstractmethod
@@ -96,7 +106,7 @@ class Opens(Xattrs):
 
     def open_again(self, unique: int, nodeid: int, uid: int, gid: int, flags: int) -> bytes | None:
         """The answer to an OPEN of what is parked. None: `open_nowait`."""
-        warm = self._parked.pop(Ino(nodeid & ~SECOND), None)
+        warm = self._parked.pop(nodeid & ~SECOND, None)
         if warm is None:
             return None
         if (
@@ -107,9 +117,7 @@ class Opens(Xattrs):
         ):
             self._take_apart(warm)
             return None
-        second = bool(nodeid & SECOND)
-        caller = Caller(uid, gid)
-        self._journal.opened(unique, warm.fh, warm.ino, flags, caller, second, warm.passing)
+        self._journal.opened_again(unique, warm.again_by(uid, gid))
         return warm.payload
 
     def open_nowait(self, header: Header, body: codec.Open) -> bytes | None:
@@ -268,7 +276,7 @@ class Opens(Xattrs):
 
     # --- RELEASE ----------------------------------------------------------------------------------
 
-    def park(self, ino: Ino, fh: int) -> bool:
+    def park(self, ino: int, fh: int) -> bool:
         """RELEASE of a handle through which nobody locked; False: close it."""
         warm = self._warm.get(fh)
         if warm is None or ino in self._parked or not self._vfs.park(fh):
@@ -278,7 +286,10 @@ class Opens(Xattrs):
             self._take_apart(self._parked.popitem(last=False)[1])
         if self._sweeping is None:
             self._sweeping = asyncio.get_running_loop().call_later(WARM_S, self._sweep)
-        self._journal.closed(fh)
+        if warm.again is None:
+            self._journal.closed(fh)
+        else:
+            self._journal.closed_again(warm.again)
         return True
 
     def _closed(self, ino: Ino, fh: int) -> None:
@@ -329,7 +340,7 @@ class Opens(Xattrs):
             self._sweeping.cancel()
             self._sweeping = None
         for ino in list(self._parked):
-            self._unpark(ino)
+            self._unpark(Ino(ino))
 
 
 def _under_its_other_node_id() -> FileError:

@@ -81,7 +81,7 @@ class ShortCuts(Opens):
         if releasing is None:
             return False
         unique, nodeid, fh = releasing
-        ino = Ino(nodeid & ~SECOND)
+        ino = nodeid & ~SECOND
         if unique & RESENT or self._lock_owners.any_of(ino, fh) or not self.park(ino, fh):
             return False
         self._answer(unique, b"")

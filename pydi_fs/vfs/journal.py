@@ -322,13 +322,42 @@ RECORDS: tuple[type[Any], ...] = (
     Delegated, Undelegated, Right, RightGivenBack, Queued, Telling, Told,
 )  # fmt: skip
 _KINDS: dict[type[Any], int] = {record: kind for kind, record in enumerate(RECORDS)}
-_packer = msgpack.Packer(use_bin_type=True)  # to make one takes longer than to use it
+# To make a packer takes longer than to use it.
+_pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
 
 
 def encode(record: Any) -> bytes:
     """One record, framed."""
-    body: bytes = _packer.pack((_KINDS[type(record)], *record))
+    body = _pack((_KINDS[type(record)], *record))
     return _FRAME.pack(len(body), zlib.crc32(body)) + body
+
+
+class Again:
+    """A handle that is handed out again and again: what is told of it each time, made once.
+
+    ``record`` says how it is opened; the number in it is of no request.
+    """
+
+    __slots__ = ("_after", "_before", "closed", "record")
+
+    def __init__(self, record: Opened) -> None:
+        self.record = record
+        self.closed = encode(Closed(record.fh))
+        # An array in msgpack is its length, then one value after the other.
+        kind = _pack(_KINDS[Opened])
+        self._before = bytes([_MSGPACK_ARRAY + 1 + len(record)]) + kind + _MSGPACK_UINT64
+        self._after = b"".join(map(_pack, record[1:]))
+
+    def opened(self, unique: int) -> bytes:
+        """`encode` of the record with this number in it."""
+        body = self._before + _UINT64.pack(unique) + self._after
+        return _FRAME.pack(len(body), zlib.crc32(body)) + body
+
+
+# Of msgpack's format: the first byte of an array of up to 15 values, and of the longest integer.
+_MSGPACK_ARRAY = 0x90
+_MSGPACK_UINT64 = b"\xcf"
+_UINT64 = Struct(">Q")
 
 
 def decode(log: bytes | memoryview) -> Iterator[Any]:

@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from pydi_fs.vfs import journal as records
-from pydi_fs.vfs.journal import HEADER, Right, State
+from pydi_fs.vfs.journal import HEADER, Again, Right, State
 from pydi_node import portable
 from pydi_node.commands import INODES_RESERVED, Caller, Command, encode
 from pydi_node.ids import Ino, LogIndex, Serial, TimeNs
@@ -72,6 +72,9 @@ class Journal:
     ) -> None:  # fmt: skip
         """The kernel is about to hear of a handle."""
 
+    def opened_again(self, unique: int, again: Again) -> None:
+        """As `opened`, of a handle that was closed and of which nothing else has changed."""
+
     def listed(self, ino: Ino) -> None:
         """The kernel is about to hear what a directory contains, and may keep it."""
 
@@ -79,6 +82,9 @@ class Journal:
         """It keeps it no longer."""
 
     def closed(self, fh: int) -> None: ...
+    def closed_again(self, again: Again) -> None:
+        """As `closed`, of a handle through which nobody locked."""
+
     def locked(self, ino: Ino, fh: int, owner: int) -> None: ...
     def unlocked(self, ino: Ino, owner: int) -> None: ...
     def has_right(self, right: Right) -> None: ...
@@ -246,6 +252,11 @@ class KeptJournal(Journal):
         self._mirror.last_fh = max(self._mirror.last_fh, fh)
         self._write(record)
 
+    def opened_again(self, unique: int, again: Again) -> None:
+        # Without its number: before the log is written anew, this request has its answer.
+        self._mirror.handles[again.record.fh] = again.record
+        self._append(again.opened(unique & ~RESENT))
+
     def listed(self, ino: Ino) -> None:
         self._note(records.Listed(ino))
 
@@ -254,6 +265,10 @@ class KeptJournal(Journal):
 
     def closed(self, fh: int) -> None:
         self._note(records.Closed(fh))
+
+    def closed_again(self, again: Again) -> None:
+        self._mirror.handles.pop(again.record.fh, None)
+        self._append(again.closed)
 
     def locked(self, ino: Ino, fh: int, owner: int) -> None:
         self._note(records.Locked(ino, fh, owner))
@@ -380,7 +395,10 @@ class KeptJournal(Journal):
         self._write(record)
 
     def _write(self, record: Any) -> None:
-        self._end.append(records.encode(record))
+        self._append(records.encode(record))
+
+    def _append(self, record: bytes) -> None:
+        self._end.append(record)
         if self._end.at > self._limit and not self._compacting:
             # Not now: what this record belongs to is half done.
             self._compacting = True

@@ -643,15 +643,15 @@ class Vfs(Names, FileLocks):
         attr  what `getattr_nowait` said of the file when it was opened. A change, whoever makes it,
               puts another object into the cache or none.
         """
-        file = self._handle(fh).file
+        file = self._handles[fh].file
         if (
-            self._cache.attr(file.ino) is not attr
+            self._cache.attr(attr.ino) is not attr
             or file.writers
             or not file.is_at_rest
             or self.client.lease_s() <= 0
         ):
             return False
-        self._holds.opened(fh, file.ino)
+        self._holds.opened(fh, attr.ino)
         return True
 
     async def abandon(self, fh: int) -> None:

@@ -246,3 +246,22 @@ def test_a_successor_hears_of_what_is_open_and_not_of_what_is_parked(
             release(kernel, ino, opened.fh)
 
     run(scenario, journal=journal)
+
+
+def test_a_successor_hears_who_opened_it_last(logs: tuple[int, int]) -> None:
+    """Each time by another user, and once more by the same."""
+    journal = KeptJournal(logs, lambda name, fd: None, lambda name: None)
+    journal.begin(lambda: ())
+
+    async def scenario(kernel: Kernel) -> None:
+        ino = await file(kernel)
+        for uid, gid in ((1000, 100), (0, 0), (0, 5), (7, 5), (7, 5)):
+            kernel.uid, kernel.gid = uid, gid
+            opened = open_(kernel, ino)
+            assert kernel.vfs.open_handles == 1, "the same handle"
+            (handle,) = read_logs(logs)[2].handles.values()
+            assert (handle.uid, handle.gid) == (uid, gid)
+            assert read_logs(logs)[2].handed[kernel.answers[-1].unique] == opened.fh
+            release(kernel, ino, opened.fh)
+
+    run(scenario, journal=journal)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pydi_fs.vfs.content import Content, FrozenContent
 from pydi_fs.vfs.journal import (
     HEADER,
+    Again,
     Closed,
     Committing,
     Cut,
@@ -332,6 +333,36 @@ def test_a_write_and_an_open_are_known_when_they_come_again(logs: tuple[int, int
     second.resends_over([20 | RESENT])
     assert second.written_before(20 | RESENT) == 3, "it is still under way"
     assert second.handed_before(22 | RESENT) is None, "the kernel had that answer"
+
+
+handles = st.builds(
+    Opened, st.just(0), st.integers(1, 1 << 63), st.integers(1, 1 << 63),
+    st.integers(0, 1 << 31), st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 32) - 1),
+    st.none(), st.booleans(), st.booleans(),
+)  # fmt: skip
+
+
+@given(handles, st.integers(0, (1 << 64) - 1))
+def test_a_handle_that_is_opened_again_is_written_as_any_other(opened: Opened, unique: int) -> None:
+    again = Again(opened)
+    assert list(decode(again.opened(unique))) == [opened._replace(unique=unique)]
+    assert list(decode(again.closed)) == [Closed(opened.fh)]
+
+
+def test_an_open_again_is_known_when_it_comes_again(logs: tuple[int, int]) -> None:
+    """Its answer is lost with the worker. What was answered counts no more, nor does a new log."""
+    first = journal(logs)
+    again = Again(Opened(0, 1, INO, os.O_RDONLY, 1000, 1000, None, False, True))
+    for unique in (20, 22):
+        first.opened_again(unique, again)
+        first.compact()  # that request has its answer
+        assert [*read_logs(logs)[2].handles] == [1]
+        first.closed_again(again)
+        assert not read_logs(logs)[2].handles
+    first.opened_again(24, again)
+    assert read_logs(logs)[2].handles == {1: again.record._replace(unique=24)}
+    second = journal(logs)
+    assert second.handed_before(24 | RESENT) == 1
 
 
 def test_a_log_that_grows_is_replaced(logs: tuple[int, int]) -> None:
