@@ -404,11 +404,14 @@ def _read_refuse(sender: NodeNumber, to: NodeNumber, rest: Sequence[Any]) -> Ref
 
 
 def _read_renew(sender: NodeNumber, to: NodeNumber, rest: Sequence[Any]) -> Renew:
-    term, session, asked_us, heard_us, dropped = (_integer(f, INT64_MAX, 0) for f in rest[:5])
-    if type(rest[5]) is not bool:
+    term, session, asked_us, heard_us, followed_us, dropped = (
+        _integer(field, INT64_MAX, 0) for field in rest[:6]
+    )
+    if type(rest[6]) is not bool:
         raise RemoteProtocolError("replica: not a boolean")
     return Renew(
-        sender, to, Term(term), session, asked_us, heard_us, LogIndex(dropped), rest[5]
+        sender, to, Term(term), session, asked_us, heard_us, followed_us, LogIndex(dropped),
+        rest[6],
     )  # fmt: skip
 
 
@@ -428,7 +431,7 @@ _OWN: dict[int, tuple[Callable[[NodeNumber, NodeNumber, Sequence[Any]], PeerMess
     _REFUSE: (_read_refuse, 5),
     _ENLIST: (lambda sender, to, rest: Enlist(sender, to), 3),
     _RESIGN: (lambda sender, to, rest: Resign(sender, to), 3),
-    _RENEW: (_read_renew, 9),
+    _RENEW: (_read_renew, 10),
     _GRANT: (_read_grant, 9),
 }
 

@@ -20,7 +20,9 @@ Why a lease ends at its holder before it ends at the leader:
 * A grant is never worth more than the leader's own certainty: it ends HOLDER_S after the last
   moment at which a majority certainly followed this leader (it echoes the leader's stamps). A
   successor was elected after that moment, and takes each member for a holder until it has heard
-  from it, or GRANTER_S have passed.
+  from it, or GRANTER_S have passed. Once a majority has told when it last heard from an earlier
+  leader, GRANTER_S count from the latest of these moments: somebody in there was of the majority
+  that the earlier leader was certain of.
 """
 
 from __future__ import annotations
@@ -66,6 +68,7 @@ class Renew(NamedTuple):
     session: int  # random, one for each run of the sender
     asked_us: int  # the sender's clock
     heard_us: int  # newest Grant.stamp_us of this leader; 0: none yet
+    followed_us: int  # the sender's clock: a leader of an earlier term was last heard before this
     dropped: LogIndex  # nothing here is answered out of a state older than this any more
     wanted: bool  # False: the sender holds no lease and wants none
 
@@ -106,10 +109,16 @@ class Granter:
     """A leader's book of leases; a new one for each term that it leads."""
 
     def __init__(
-        self, raft: Raft, floor: LogIndex, presumed: Iterable[NodeNumber], now_s: float
+        self,
+        raft: Raft,
+        floor: LogIndex,
+        presumed: Iterable[NodeNumber],
+        followed_s: float,
+        now_s: float,
     ) -> None:
         """floor  at least this leader's first entry: everything released before is below it.
-        presumed  who may still hold a lease of an earlier leader."""
+        presumed  who may still hold a lease of an earlier leader.
+        followed_s  when this node last heard from one."""
         self._raft = raft
         self.term = raft.term
         self.floor = floor
@@ -118,6 +127,11 @@ class Granter:
         }
         # By voter: a moment at or after which it was in this term.
         self._followed_s: dict[NodeNumber, float] = {}
+        # Of those who could elect this leader, not of later ones: when each that has come to this
+        # term last heard from an earlier leader, or led.
+        self._electors = raft.membership.voters
+        self._earlier_s: dict[NodeNumber, float] = {raft.node: followed_s}
+        self._forget_earlier()
 
     def confirmed_s(self, now_s: float) -> float:
         """The latest moment at which a majority certainly followed this leader."""
@@ -136,6 +150,8 @@ class Granter:
         RemoteProtocolError  it says what it can't know.
         """
         raft, node = self._raft, message.sender
+        if message.followed_us > message.asked_us:
+            raise RemoteProtocolError(f"lease: node {node} heard from a leader of the future")
         if message.dropped > raft.last_index:
             raise RemoteProtocolError(
                 f"lease: node {node} dropped {message.dropped}, the log ends at {raft.last_index}"
@@ -143,6 +159,9 @@ class Granter:
         followed_s = min(message.heard_us / _US, now_s)
         if message.heard_us:
             self._followed_s[node] = max(self._followed_s.get(node, -inf), followed_s)
+        if node not in self._earlier_s:
+            self._earlier_s[node] = now_s - (message.asked_us - message.followed_us) / _US
+            self._forget_earlier()
         presumed = self._holders.pop((node, 0), None)
         key = (node, message.session)
         holder = self._holders.get(key)
@@ -170,6 +189,21 @@ class Granter:
             return 0.0
         holder.until_s = max(holder.until_s, now_s + GRANTER_S)
         return valid_s
+
+    def _forget_earlier(self) -> None:
+        """Leases of earlier leaders end GRANTER_S after a majority followed one for the last time.
+
+        Such a leader was certain of a majority up to some moment. Any majority of now has one in
+        common with it, or with the one by which the next leader's voters were committed: a node
+        that heard from a leader, or led, at that moment or later, and does not any more.
+        """
+        moments = sorted(s for number, s in self._earlier_s.items() if number in self._electors)
+        needed = majority(len(self._electors))
+        if len(moments) < needed:
+            return
+        for (_, session), holder in self._holders.items():
+            if not session:
+                holder.until_s = min(holder.until_s, moments[needed - 1] + GRANTER_S)
 
     def _is_overdue(self, holder: _Holder, goal: LogIndex, now_s: float) -> bool:
         if holder.dropped >= holder.goal:
@@ -207,6 +241,10 @@ class Leases:
         self._wanted_until_s = -inf
         self._heard: tuple[Term, int] = (Term(0), 0)  # newest stamp of the leader of a term
         self._given_up_us = 0  # a grant for a Renew before this came too late
+        # The newest term with a leader that was heard from (or was this node), and until when; and
+        # the same of all before it. An earlier run may have heard from one until now.
+        self._followed: tuple[Term, float] = (Term(0), now_s)
+        self._earlier_s = now_s
         # By the last Renew; no index: a lease is not wanted.
         self._reported: tuple[Term, NodeNumber, LogIndex | None] | None = None
         self._next_s = -inf
@@ -240,21 +278,41 @@ class Leases:
 
     def role_changed(self, now_s: float) -> None:
         """This node leads, or another one, or nobody."""
-        raft = self._raft
+        raft, granter = self._raft, self._granter
         self._next_s = -inf
+        if granter is not None and (raft.leader != raft.node or granter.term != raft.term):
+            self._follow(granter.term, now_s)
+            self._granter = None
         if raft.leader != raft.node:
             # A lease of an earlier leader goes on: its successors wait for its end.
-            self._granter = None
             self._answers.clear()
             return
-        if self._granter is None or self._granter.term != raft.term:
+        if self._granter is None:
             left = {n for n, left_s in self._left_s.items() if now_s - left_s < GRANTER_S}
             self._until_s = self._attend_s = -inf
             self._answers.clear()
             self._attentive_s.clear()
             self._granter = Granter(
-                raft, raft.last_index, sorted((self._members | left) - {raft.node}), now_s
-            )
+                raft, raft.last_index, sorted((self._members | left) - {raft.node}),
+                self._followed_before(raft.term), now_s,
+            )  # fmt: skip
+
+    def heard_from_leader(self, now_s: float) -> None:
+        """Something came from the leader of this term."""
+        self._follow(self._raft.term, now_s)
+
+    def _follow(self, term: Term, now_s: float) -> None:
+        newest, until_s = self._followed
+        if term < newest:
+            self._earlier_s = max(self._earlier_s, now_s)
+            return
+        if term > newest:
+            self._earlier_s = max(self._earlier_s, until_s)
+        self._followed = (term, now_s)
+
+    def _followed_before(self, term: Term) -> float:
+        newest, until_s = self._followed
+        return max(self._earlier_s, until_s) if newest < term else self._earlier_s
 
     def members_changed(self, membership: Membership, now_s: float) -> None:
         """The newest membership in the log."""
@@ -332,7 +390,8 @@ class Leases:
         return [
             Renew(
                 self._raft.node, leader, self._raft.term, self._session, asked_us,
-                heard_us if term == self._raft.term else 0, self.dropped, wanted,
+                heard_us if term == self._raft.term else 0,
+                int(self._followed_before(self._raft.term) * _US), self.dropped, wanted,
             )
         ]  # fmt: skip
 

@@ -260,6 +260,7 @@ class Replica:
                 self._on_forward(message)
             case Grant():
                 self.leases.on_grant(message)
+                self._hear(message.sender)
             case Refuse():
                 self._on_refuse(message)
             case Enlist():
@@ -272,10 +273,15 @@ class Replica:
                         self.leases.on_renew(message, self._now.uptime_s)
                         return
                     self.raft.step(message)
+                    self._hear(message.sender)
                     if isinstance(message, ReadRequest) and self.is_leader:
                         self.leases.heard(message.sender, self._now.uptime_s)
                 except RemoteProtocolError as exc:
                     self._effects.append(PeerBroke(message.sender, exc))
+
+    def _hear(self, sender: NodeNumber) -> None:
+        if sender == self.raft.leader:
+            self.leases.heard_from_leader(self._now.uptime_s)
 
     # --- commands ---------------------------------------------------------------------------------
 

@@ -177,7 +177,7 @@ PEER_MESSAGES: list[PeerMessage] = [
     Forward(_ONE, _TWO, ((ClientId(3), Serial(4), PurgeOrphans((Ino(5),))),)),
     Refuse(_ONE, _TWO, RefuseReason.NO_SPACE, ((ClientId(3), Serial(4)),)),
     Enlist(_ONE, _TWO),
-    Renew(_ONE, _TWO, _TERM, 9, 10, 11, _AT, True),
+    Renew(_ONE, _TWO, _TERM, 9, 10, 11, 8, _AT, True),
     Grant(_ONE, _TWO, _TERM, 9, 10, 11, 12, _AT),
 ]  # fmt: skip
 TARGETS = {

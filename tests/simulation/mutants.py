@@ -103,6 +103,14 @@ class IgnoresOldLeases(Process):
     _EFFECTS: ClassVar[dict[type[Any], Any]] = Process._EFFECTS | {RoleChanged: _on_role}
 
 
+class ForgetsWhomItFollowed(Process):
+    """A node tells a new leader that it has not heard from an earlier one for ever."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine)
+        self.replica.leases._followed_before = lambda term: 0.0  # type: ignore[method-assign]
+
+
 class CountsFromArrival(Process):
     """A holder counts its lease from when the grant came in, not from when it asked."""
 
@@ -388,6 +396,7 @@ MUTANTS = [
     Mutant("answers-unreleased", {"process_class": AnswersUnreleased}, _READERS, 0),
     Mutant("shows-unreleased", {"process_class": ShowsUnreleased}, _READERS, 0),
     Mutant("ignores-old-leases", {"process_class": IgnoresOldLeases}, _READERS, 13),
+    Mutant("forgets-whom-it-followed", {"process_class": ForgetsWhomItFollowed}, _MANY_READERS, 3),
     Mutant(
         "counts-leases-from-arrival", {"process_class": CountsFromArrival}, _LATE_READERS, 19, 6000
     ),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pydi_node.consensus.types import AppendRequest
+from pydi_node.consensus.types import AppendRequest, HeartbeatRequest, TimeoutNow
 from pydi_node.effects import Dropped, FromPeer, PeerMessage, RemoveMember, Settle
 from pydi_node.errors import RemoteProtocolError
 from pydi_node.ids import LogIndex, NodeNumber, Term
@@ -255,6 +255,54 @@ def test_a_new_leader_waits_for_leases_that_it_knows_nothing_of(make: MakeCluste
     assert not has_lease(cluster, leader)
 
 
+def test_leases_of_a_leader_that_hangs_are_counted_from_its_last_word(make: MakeCluster) -> None:
+    """The time that the election took counts too: a command waits GRANTER_S from when the others
+    last heard from the leader, and no less, for the leader can't know of them."""
+    cluster = make(3)
+    leader = cluster.elect()
+    give_leases(cluster, leader, *others_of(cluster, leader))
+    cluster.cut = lambda sender, to: leader in (sender, to)
+    cut_s = cluster.now.uptime_s
+    cluster.until(lambda: cluster.leader() not in (None, leader))
+    successor = cluster.leader()
+    assert successor is not None
+    assert cluster.now.uptime_s - cut_s < GRANTER_S  # else there would be nothing to see
+    request = cluster.propose(successor, 9, 1, create("a"))
+    while request not in cluster.members[successor].replies:
+        cluster.tick()
+    assert not has_lease(cluster, leader)
+    assert cluster.now.uptime_s - cut_s <= GRANTER_S + 2 * TICK_S
+
+
+@pytest.mark.parametrize("which", ["led", "was started"])
+def test_whoever_may_have_followed_an_earlier_leader_counts(make: MakeCluster, which: str) -> None:
+    """The successor has long heard nothing from the leader, only the node that elects it has: it
+    led itself, or can't know what it heard before it was started."""
+    cluster = make(3)
+    leader = cluster.elect()
+    (successor, other) = others_of(cluster, leader)
+    holder = other if which == "led" else leader
+    from_leader = (AppendRequest, HeartbeatRequest, Grant)
+    cluster.lose = lambda message: message.to == successor and isinstance(message, from_leader)
+    cluster.tick(ticks(GRANTER_S))
+    give_leases(cluster, holder)
+    cluster.cut = lambda sender, to: holder in (sender, to)
+    if which == "was started":
+        cluster.kill(other)
+        cluster.start(other)
+    began_s = cluster.now.uptime_s
+    term = cluster.replica(successor).raft.term
+    hand_over = TimeoutNow(NodeNumber(leader), NodeNumber(successor), term)
+    cluster.step(successor, FromPeer(hand_over))
+    cluster.until(lambda: cluster.leader() == successor)
+    assert has_lease(cluster, holder)  # else there would be nothing to see
+    request = cluster.propose(successor, 9, 1, create("a"))
+    while request not in cluster.members[successor].replies:
+        cluster.tick()
+    assert not has_lease(cluster, holder)
+    assert cluster.now.uptime_s - began_s <= GRANTER_S + 2 * TICK_S
+
+
 def test_a_leader_without_a_majority_gives_no_leases(make: MakeCluster) -> None:
     """It can't know of a successor: what it grants ends with its own certainty."""
     cluster = make(5)
@@ -275,7 +323,21 @@ def test_what_a_node_can_not_know_breaks_its_connection(make: MakeCluster) -> No
     (liar, _) = others_of(cluster, leader)
     replica = cluster.replica(leader)
     message = Renew(
-        NodeNumber(liar), NodeNumber(leader), replica.raft.term, 7, 1, 0, LogIndex(10**6), True
+        NodeNumber(liar), NodeNumber(leader), replica.raft.term, 7, 1, 0, 0, LogIndex(10**6), True
+    )
+    cluster.step(leader, FromPeer(message))
+    (broke,) = cluster.members[leader].others[-1:]
+    assert isinstance(broke.error, RemoteProtocolError)  # type: ignore[union-attr]
+
+
+def test_who_heard_from_a_leader_of_the_future_lies(make: MakeCluster) -> None:
+    """Its leases would end never, or before they began."""
+    cluster = make(3)
+    leader = cluster.elect()
+    (liar, _) = others_of(cluster, leader)
+    term = cluster.replica(leader).raft.term
+    message = Renew(
+        NodeNumber(liar), NodeNumber(leader), term, 7, 10, 0, 11, LogIndex(0), wanted=True
     )
     cluster.step(leader, FromPeer(message))
     (broke,) = cluster.members[leader].others[-1:]
@@ -314,7 +376,15 @@ def test_a_late_word_that_no_lease_is_wanted_ends_none(make: MakeCluster) -> Non
     leases = cluster.replica(holder).leases
     term = cluster.replica(leader).raft.term
     late = Renew(
-        NodeNumber(holder), NodeNumber(leader), term, leases._session, 1, 0, leases.dropped, False
+        NodeNumber(holder),
+        NodeNumber(leader),
+        term,
+        leases._session,
+        1,
+        0,
+        0,
+        leases.dropped,
+        False,
     )
     cluster.step(leader, FromPeer(late))
     cluster.cut = lambda sender, to: holder in (sender, to)
