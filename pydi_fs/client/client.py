@@ -131,6 +131,7 @@ class Client:
         self._endpoints = list(endpoints)  # in the order in which they are tried
         self._members: set[tuple[str, int]] = set()  # addresses among the endpoints
         self._not_found = ""  # why the last search by multicast found nobody
+        self._replacer: asyncio.Task[None] | None = None
         self._minder: asyncio.Task[None] | None = None
         self._renewer: asyncio.Task[None] | None = None
         self._lease_until_s = 0.0
@@ -163,7 +164,7 @@ class Client:
     async def close(self) -> None:
         """End the session. Nothing is waiting any more."""
         self._closed = True
-        for task in (self._connecting, self._minder, self._renewer):
+        for task in (self._connecting, self._replacer, self._minder, self._renewer):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
@@ -388,19 +389,24 @@ class Client:
         return self._add(addresses)
 
     async def _connect_to_any(self) -> Connection:
-        """The first to say welcome. Each is asked a little after the one before, or at once when
-        that one failed: a node that hangs takes connections and says nothing, and one node may be
-        there under several endpoints."""
+        return await self._race(self._endpoints, self._use)
+
+    async def _race(
+        self, endpoints: Sequence[Endpoint], use: Callable[[Connection], Awaitable[Connection]]
+    ) -> Connection:
+        """The first to say welcome and to be of use. Each is asked a little after the one before,
+        or at once when that one failed: a node that hangs takes connections and says nothing, and
+        one node may be there under several endpoints."""
         loop = asyncio.get_running_loop()
-        unasked = len(self._endpoints)
+        unasked = list(endpoints)
         attempts: dict[asyncio.Task[Connection], Endpoint] = {}
         failure: PydiError | None = None
         try:
             while unasked or attempts:
                 if unasked:
-                    unasked -= 1
                     # Whoever is asked goes to the end: next time the others come first ...
-                    endpoint = self._endpoints.pop(0)
+                    endpoint = unasked.pop(0)
+                    self._endpoints.remove(endpoint)
                     self._endpoints.append(endpoint)
                     attempts[loop.create_task(self._open_to(endpoint))] = endpoint
                 done, _ = await asyncio.wait(
@@ -411,7 +417,7 @@ class Client:
                 for attempt in done:
                     endpoint = attempts.pop(attempt)
                     try:
-                        connection = await self._use(attempt.result())
+                        connection = await use(attempt.result())
                     except (UnavailableError, UserError) as exc:
                         failure = exc
                     else:
@@ -427,9 +433,25 @@ class Client:
                     late.close()
         raise failure or DisconnectedError("no node is known")
 
+    async def _replace(self, silent: Connection) -> None:
+        """Be connected to another node, if one welcomes while this one is still silent."""
+
+        async def use(connection: Connection) -> Connection:
+            if silent is self._connection and silent.is_silent:
+                log.warning("%s is silent, another node is asked now", silent.endpoint)
+                return await self._use(connection)
+            connection.close()
+            raise DisconnectedError("nothing needs to be replaced")
+
+        others = [endpoint for endpoint in self._endpoints if endpoint is not silent.endpoint]
+        try:
+            await self._race(others, use)
+        except (UnavailableError, UserError) as exc:
+            log.debug("%s stays: %s", silent.endpoint, exc)
+
     async def _open_to(self, endpoint: Endpoint) -> Connection:
         return await open_connection(
-            endpoint, self._hello, self._on_push, self._on_doubt, self._on_lost
+            endpoint, self._hello, self._on_push, self._on_suspect, self._on_doubt, self._on_lost
         )
 
     async def _use(self, connection: Connection) -> Connection:
@@ -515,6 +537,10 @@ class Client:
             await self._use(await self._open_to(nearest))
         except (UnavailableError, UserError):
             pass  # it is still away
+
+    def _on_suspect(self, connection: Connection) -> None:
+        if connection is self._connection and (self._replacer is None or self._replacer.done()):
+            self._replacer = asyncio.get_running_loop().create_task(self._replace(connection))
 
     def _on_doubt(self, connection: Connection) -> None:
         """What the node pushes may not arrive: nothing cached can be trusted."""

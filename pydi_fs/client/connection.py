@@ -50,7 +50,8 @@ log = logging.getLogger("pydi.client")
 
 CONNECT_TIMEOUT_S = 3.0  # a live node answers a hello within milliseconds, a loaded one within 1 s
 # Nothing heard for so long, while requests wait or caches rely on its invalidations:
-SILENCE_PING_S = 1.0  # ask whether it lives
+SILENCE_PING_S = 0.5  # ask whether it lives
+SILENCE_SUSPECT_S = 1.0  # look for another node that does
 # Names and attributes are under a lease, which has ended before. What is open is read anew, too.
 SILENCE_DOUBT_S = 1.75
 SILENCE_DEAD_S = 3.0  # it hangs, or its machine is gone; another node can do better
@@ -91,6 +92,7 @@ class Connection(asyncio.BufferedProtocol):
         endpoint: Endpoint,
         hello: Hello,
         on_push: Callable[[Connection, Push], None],
+        on_suspect: Callable[[Connection], None],
         on_doubt: Callable[[Connection], None],
         on_lost: Callable[[Connection], None],
     ) -> None:
@@ -99,6 +101,7 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._session = Session.connecting(hello)
         self._on_push = on_push
+        self._on_suspect = on_suspect
         self._on_doubt = on_doubt
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
@@ -112,7 +115,7 @@ class Connection(asyncio.BufferedProtocol):
         self._slot.set()
         self._heard_at = self._loop.time()
         self._pinged_at: float | None = None  # since it was last heard
-        self._doubted = False  # likewise
+        self._suspected = self._doubted = False  # likewise
         self._relied_on = False  # its silence matters also while nobody waits
         self._watchdog: asyncio.TimerHandle | None = None
         self.leaving = False  # the node said goodbye: ask another one from now on
@@ -350,7 +353,12 @@ class Connection(asyncio.BufferedProtocol):
     def _hear(self) -> None:
         self._heard_at = self._loop.time()
         self._pinged_at = None
-        self._doubted = False
+        self._suspected = self._doubted = False
+
+    @property
+    def is_silent(self) -> bool:
+        """It was asked whether it lives, and has not said a word since."""
+        return self._pinged_at is not None
 
     def _watch(self) -> None:
         """A node that hangs keeps its sockets open, and one whose machine vanished too: only its
@@ -373,13 +381,19 @@ class Connection(asyncio.BufferedProtocol):
         else:
             # Counted from the ping: after a pause of this process (SIGSTOP, a lid that was closed)
             # the node still has to be asked.
-            next_s = self._pinged_at + SILENCE_DEAD_S - SILENCE_PING_S - now_s
+            unanswered_s = SILENCE_PING_S + now_s - self._pinged_at
+            if unanswered_s >= SILENCE_SUSPECT_S and not self._suspected:
+                self._suspected = True
+                self._on_suspect(self)
+            next_s = SILENCE_DEAD_S - unanswered_s
             if next_s <= 0:
                 log.warning(
                     "%s has not answered for %.1f s, connection dropped", self.endpoint, silence_s
                 )
                 self.close()
                 return
+            if not self._suspected:
+                next_s = min(next_s, SILENCE_SUSPECT_S - unanswered_s)
             if not self._doubted:
                 next_s = min(next_s, SILENCE_DOUBT_S - silence_s)
         self._watchdog = self._loop.call_later(next_s, self._watch)
@@ -389,6 +403,7 @@ async def open_connection(
     endpoint: Endpoint,
     hello: Hello,
     on_push: Callable[[Connection, Push], None],
+    on_suspect: Callable[[Connection], None],
     on_doubt: Callable[[Connection], None],
     on_lost: Callable[[Connection], None],
 ) -> Connection:
@@ -400,7 +415,7 @@ async def open_connection(
     loop = asyncio.get_running_loop()
 
     def make() -> Connection:
-        return Connection(endpoint, hello, on_push, on_doubt, on_lost)
+        return Connection(endpoint, hello, on_push, on_suspect, on_doubt, on_lost)
 
     connection: Connection | None = None
     try:

@@ -25,7 +25,7 @@ def test_an_attempt_that_was_given_up_says_nothing() -> None:
         hello = Hello(PROTOCOL_VERSIONS, Role.CLIENT, "", 0, "test", {})
         connection = Connection(
             UnixEndpoint(Path("/nowhere")), hello,
-            lambda *_: None, lambda _: None, lambda _: None,
+            lambda *_: None, lambda _: None, lambda _: None, lambda _: None,
         )  # fmt: skip
         connection.connection_lost(None)
         assert connection.welcome.done()

@@ -44,7 +44,7 @@ async def settle() -> None:
 def connect(transport: Transport) -> Connection:
     client = Connection(
         UnixEndpoint(Path("node")), Hello(PROTOCOL_VERSIONS, Role.MOUNT, "", 0, "host", {}),
-        lambda *_: None, lambda *_: None, lambda *_: None,
+        lambda *_: None, lambda *_: None, lambda *_: None, lambda *_: None,
     )  # fmt: skip
     client.connection_made(cast(asyncio.Transport, transport))
     return client

@@ -9,13 +9,17 @@ import pytest
 
 from pydi_fs.client import Client, connection
 from pydi_node.wire.events import PingReceived, RequestReceived
-from tests.unit.client.stand_ins import Node, run, says_welcome, serving
+from pydi_node.wire.messages import Nodes
+from tests.unit.client.stand_ins import Node, hangs, run, says_welcome, serving
 
 NEVER_S = 3600.0
 
 
-def set_times(monkeypatch: pytest.MonkeyPatch, doubt_s: float, dead_s: float) -> None:
+def set_times(
+    monkeypatch: pytest.MonkeyPatch, doubt_s: float, dead_s: float, suspect_s: float = NEVER_S
+) -> None:
     monkeypatch.setattr(connection, "SILENCE_PING_S", 0.05)
+    monkeypatch.setattr(connection, "SILENCE_SUSPECT_S", suspect_s)
     monkeypatch.setattr(connection, "SILENCE_DOUBT_S", doubt_s)
     monkeypatch.setattr(connection, "SILENCE_DEAD_S", dead_s)
 
@@ -67,6 +71,63 @@ def test_idle_mount_leaves_a_node_that_stays_silent(
             await first.left.wait()
             await client.close()
             await second.left.wait()
+
+    run(test())
+
+
+@pytest.mark.expects_log("is silent, another node is asked now")
+def test_a_silent_node_is_left_as_soon_as_another_one_welcomes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before it is given up: a request that waits there is answered by the other one. A third
+    node, which hangs as well, is no reason to wait."""
+    set_times(monkeypatch, NEVER_S, NEVER_S, suspect_s=0.3)
+
+    async def test() -> None:
+        async with (
+            serving(tmp_path / "a", says_welcome, answer_of) as first,
+            serving(tmp_path / "b", hangs, answer_of) as second,
+            serving(tmp_path / "c", says_welcome, answer_of) as third,
+        ):
+            client = Client([first.endpoint, second.endpoint, third.endpoint])
+            await client.connect()
+            await client.subscribe()
+            first.hangs = True
+            assert not await client.call(Nodes())
+            assert third.connected.is_set()
+            await first.left.wait()
+            await second.left.wait()
+            await client.close()
+            await third.left.wait()
+
+    run(test())
+
+
+def test_a_silent_node_that_speaks_again_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers before the other node welcomes: nothing is dropped, and the other one is left."""
+    set_times(monkeypatch, NEVER_S, NEVER_S, suspect_s=0.3)
+
+    async def test() -> None:
+        async with serving(tmp_path / "a", says_welcome, answer_of) as first:
+
+            def welcomes_late(other: Node) -> list[bytes]:
+                client._connection._hear()  # type: ignore[union-attr]
+                return says_welcome(other)
+
+            async with serving(tmp_path / "b", welcomes_late, answer_of) as second:
+                client = Client([first.endpoint, second.endpoint])
+                await client.connect()
+                await client.subscribe()
+                dropped = asyncio.Event()
+                client.on_reset = dropped.set
+                first.hangs = True
+                await second.left.wait()
+                assert not first.left.is_set()
+                assert not dropped.is_set()
+                await client.close()
+                await first.left.wait()
 
     run(test())
 
