@@ -333,6 +333,19 @@ def _user_dir(
     return home / (f"Library/{library}" if system == "darwin" else beside_home) / "pydi"
 
 
+# --- sockets --------------------------------------------------------------------------------------
+
+_SIOCOUTQ: Final = 0x5411  # Linux's number, of ioctl(2)
+
+
+def unacknowledged(sock: Any) -> int:
+    """Bytes of a TCP connection that the other machine has not confirmed; 0 where nobody knows."""
+    if fcntl is None or sys.platform != "linux":
+        return 0
+    left = fcntl.ioctl(sock.fileno(), _SIOCOUTQ, bytes(4))
+    return int.from_bytes(left, sys.byteorder)
+
+
 # --- memory ---------------------------------------------------------------------------------------
 
 # Above it a piece of memory is a mapping of its own, given back when it is freed: nothing that

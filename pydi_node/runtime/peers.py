@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from pydi_node import portable
 from pydi_node.commands import SetNode
 from pydi_node.config import Address, parse_address
 from pydi_node.consensus.types import Membership
@@ -54,6 +55,7 @@ from pydi_node.wire.events import (
     GoodbyeReceived,
     Hello,
     PingReceived,
+    PongReceived,
     Refusal,
     RefuseReceived,
     WelcomeReceived,
@@ -107,6 +109,8 @@ class Link(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._sent_bytes = 0  # content of requests
+        self.heard_s = self._loop.time()  # when anything came last
+        self._pinged = False  # and no pong yet
         self._retired = False
         self.was_ended = False  # by the other side's machine
         self.generation = 0  # of the secret that it is under
@@ -127,6 +131,7 @@ class Link(asyncio.BufferedProtocol):
         return self._wire.room()
 
     def buffer_updated(self, nbytes: int) -> None:
+        self.heard_s = self._loop.time()
         try:
             self._wire.receive(nbytes)
             for event in self._wire.events():
@@ -163,6 +168,8 @@ class Link(asyncio.BufferedProtocol):
                 self._end(UserError(sentence))
             case PingReceived(token):
                 self._transport.writelines(self._wire.send_pong(token))
+            case PongReceived():
+                self._pinged = False
             case GoodbyeReceived() | ConnectionEnded():
                 self._end(DisconnectedError("the node is about to stop"))
             case _:
@@ -239,8 +246,18 @@ class Link(asyncio.BufferedProtocol):
     @property
     def taken_bytes(self) -> int:
         """Content that the other side's machine has taken so far, or is about to."""
-        assert self._transport is not None
-        return self._sent_bytes - self._transport.get_write_buffer_size()
+        transport = self._transport
+        assert transport is not None
+        sock = transport.get_extra_info("socket")
+        held = transport.get_write_buffer_size() + (portable.unacknowledged(sock) if sock else 0)
+        return self._sent_bytes - held
+
+    def ping(self) -> None:
+        """Has the other program say something, which ``heard_s`` tells of."""
+        if self.is_open and not self._pinged:
+            assert self._transport is not None
+            self._pinged = True
+            self._transport.writelines(self._wire.send_ping(1))
 
     @property
     def is_idle(self) -> bool:

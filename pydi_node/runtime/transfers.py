@@ -49,6 +49,8 @@ from pydi_node.wire.messages import Request as Message
 _log = logging.getLogger(__name__)
 
 STALL_S = 2.0  # the longest that a slow node holds up a writer
+# One that does not answer a ping is not slow, its program hangs: after twice so long.
+HANGS_S = 0.5
 AVOID_S = 10.0  # who stalled gets no new copies for so long
 REPORT_PERIOD_S = 2.0
 REPORT_TIMEOUT_S = 2.0
@@ -177,16 +179,24 @@ class Transfers:
     ) -> Any:
         """The answer, however long it takes as long as there is progress.
 
-        DeadlineError  no byte went out for ``stall_s``: the node is avoided for a while.
+        DeadlineError  no byte went out for ``stall_s``, or for half a second and then a ping got no
+                       answer: the node is avoided for a while.
         The node's own errors; DisconnectedError.
         """
         link = self.link(number)
         while not answer.done():
-            taken_bytes = link.taken_bytes
-            await asyncio.wait([answer], timeout=stall_s)
+            taken_bytes, asked_s = link.taken_bytes, self._loop.time()
+            await asyncio.wait([answer], timeout=HANGS_S)
+            if answer.done() or link.taken_bytes != taken_bytes:
+                continue
+            link.ping()
+            await asyncio.wait([answer], timeout=HANGS_S)
+            if link.heard_s >= asked_s:
+                await asyncio.wait([answer], timeout=stall_s - 2 * HANGS_S)
             if not answer.done() and link.taken_bytes == taken_bytes:
                 self._avoid(number)
-                raise DeadlineError(f"node {number} made no progress for {stall_s:.1f} s")
+                waited_s = self._loop.time() - asked_s
+                raise DeadlineError(f"node {number} made no progress for {waited_s:.1f} s")
         return answer.result()
 
     async def request(self, number: NodeNumber, request: Message, deadline_s: float) -> Any:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from pydi_node import portable
 from pydi_node.wire import errnos
+from tests.harness.procs import wait_until
 
 
 @pytest.mark.parametrize(
@@ -85,3 +88,20 @@ def test_numbers_of_errors_on_the_wire_are_those_of_linux() -> None:
     assert macos[116] == 70
     assert macos[61] == 5
     assert 2 not in macos
+
+
+def test_what_the_other_side_has_not_taken_is_counted() -> None:
+    """Nobody reads: all that its machine has no room for stays here. Then it is read, and gone."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = socket.create_connection(server.getsockname())
+        reader, _ = server.accept()
+    with sender, reader:
+        sender.setblocking(False)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent += sender.send(bytes(1 << 20))
+        assert 0 < portable.unacknowledged(sender) < sent
+        while sent:
+            sent -= len(reader.recv(1 << 20))
+        wait_until(lambda: portable.unacknowledged(sender) == 0, "all is confirmed")
