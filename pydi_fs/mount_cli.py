@@ -112,6 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE", help="read options from this file")
     parser.add_argument("--report-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--resume", help=argparse.SUPPRESS)
+    parser.add_argument("--directory", help=argparse.SUPPRESS)
     parser.add_argument(
         "--upgrade", action="store_true",
         help="let the mount at MOUNTPOINT go on with the version installed now; programs with open"
@@ -139,8 +140,9 @@ class Start(NamedTuple):
     """How this process was started, beside what the mount is told."""
 
     report_fd: int | None  # where somebody waits for the outcome
-    resume: str | None  # what a supervisor before exec(2) held
+    resume: dict[str, Any] | None  # what a supervisor before exec(2) held
     upgrade: bool
+    directory: str  # in which paths are meant. Not entered: by now the mount may cover it
 
 
 def parse_config(arguments: Sequence[str]) -> tuple[MountConfig, Start]:
@@ -150,7 +152,10 @@ def parse_config(arguments: Sequence[str]) -> tuple[MountConfig, Start]:
     """
     values = vars(build_parser().parse_args(arguments))
     config_file = values.pop("config") or os.environ.get("PYDI_CONFIG")
-    start = Start(values.pop("report_fd"), values.pop("resume"), values.pop("upgrade"))
+    directory = values.pop("directory") or os.getcwd()
+    held = values.pop("resume")
+    resume = None if held is None else json.loads(held)
+    start = Start(values.pop("report_fd"), resume, values.pop("upgrade"), directory)
     mountpoint: str = values.pop("mountpoint")
     flags = {
         name: ",".join(value) if isinstance(value, list) else value
@@ -162,10 +167,17 @@ def parse_config(arguments: Sequence[str]) -> tuple[MountConfig, Start]:
     near = mount_config.pick(flags, os.environ, {}, "")
     data_dir = near["data-dir"][1] if "data-dir" in near else None
     default = os.path.join(data_dir or portable.data_dir(os.environ, uid), CONFIG_FILE_NAME)
-    in_file = _read_config_file(config_file, default)
+    path = os.path.normpath(os.path.join(directory, config_file or default))
+    if resume is not None and Path(path).is_relative_to(resume["mountpoint"]):
+        in_file = {}  # was none, see below; who looked now would wait for an answer of its own
+    else:
+        in_file = _read_config_file(path, named=config_file is not None)
+    if in_file and not start.upgrade:
+        place = os.path.normpath(os.path.join(directory, mountpoint))
+        _check_not_below(place, "configuration", path, "move it")
     given = mount_config.pick(flags, os.environ, in_file, config_file or default)
     config = mount_config.build(mountpoint, given, os.environ, uid)
-    return _with_absolute_paths(config), start
+    return _with_absolute_paths(config, directory), start
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -181,11 +193,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, start = parse_config(arguments)
         if start.upgrade:
             return ask_for_upgrade(config.mountpoint)
-        handed = None if start.resume is None else json.loads(start.resume)
-        report = Report(start.report_fd if handed is None else None)
+        report = Report(start.report_fd if start.resume is None else None)
         if not config.foreground:
             return start_in_background(config, arguments)
-        code = serve(config, report, arguments, handed)
+        code = serve(config, report, start, arguments)
     except UserError as exc:
         report.failed(str(exc), exc.exit_code)
         return exc.exit_code
@@ -303,14 +314,14 @@ def _open_log(path: Path) -> int:
 def serve(
     config: MountConfig,
     report: Report,
-    arguments: Sequence[str] = (),
-    handed: dict[str, Any] | None = None,
+    start: Start,
+    arguments: Sequence[str],
 ) -> int:
     """Mounts and serves until unmounted or told to stop; the exit code. UserError if it can't.
 
     arguments  of the command line, for an upgrade.
-    handed     what the supervisor before an upgrade held.
     """
+    handed = start.resume
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     _allow_many_descriptors()
@@ -321,15 +332,14 @@ def serve(
         config = replace(config, mountpoint=handed["mountpoint"])
     binding_class = load_driver(config.driver)
     config = replace(config, driver=driver_name(config.driver), options=with_allow_other(config))
-    directory = os.getcwd()
     os.chdir("/")  # keeps no file system busy that someone may want to unmount
     work = functools.partial(_work, config, binding_class, report, _loop_factory())
     if config.driver != "kernel" or not is_possible():
         if config.driver == "kernel":
             log.info("restart under open files: off (it needs Linux 6.9)")
         return work(None)
-    supervisor = Supervisor(config.mountpoint, _without_resume(arguments), directory, work,
-                            forked=report.close)  # fmt: skip
+    again = ["--directory", start.directory, *_of_the_person(arguments)]
+    supervisor = Supervisor(config.mountpoint, again, work, forked=report.close)
     if handed is not None:
         supervisor.resume(handed)
     return supervisor.run()
@@ -344,12 +354,13 @@ def _format_for(config: MountConfig) -> int:
     return FORMAT
 
 
-def _without_resume(arguments: Sequence[str]) -> list[str]:
-    """What an upgrade put in front of the last exec(2) is of no use for the next one."""
+def _of_the_person(arguments: Sequence[str]) -> list[str]:
+    """Without what an upgrade put there, which is of no use for the next one."""
     kept = list(arguments)
-    if "--resume" in kept:
-        at = kept.index("--resume")
-        del kept[at : at + 2]
+    for flag in ("--resume", "--directory"):
+        if flag in kept:
+            at = kept.index(flag)
+            del kept[at : at + 2]
     return kept
 
 
@@ -495,7 +506,7 @@ async def _connect(
 
 def _node_files(config: MountConfig) -> DescriptorClient | None:
     """Files from and to a node of this machine; called in the loop."""
-    if config.node is not None:
+    if config.node is not None or Path(config.data_dir).is_relative_to(config.mountpoint):
         return None
     return DescriptorClient(Path(config.data_dir) / SOCKET_NAME)
 
@@ -610,15 +621,26 @@ def check_mountpoint(config: MountConfig) -> MountConfig:
     resolved = os.path.realpath(path)
     if resolved != path:
         return check_mountpoint(replace(config, mountpoint=resolved))
-    if Path(config.cache_dir).is_relative_to(path):
-        raise UserError(
-            f"the cache directory {config.cache_dir} lies below the mount point {path}: name"
-            " another one with --cache-dir",
-            EXIT_USAGE,
-        )
+    _check_not_below(path, "cache directory", config.cache_dir,
+                     "name another one with --cache-dir")  # fmt: skip
+    if config.token_file is not None:
+        _check_not_below(path, "token file", config.token_file, "move it")
+    elif config.node is None and not config.has_token:
+        _check_not_below(path, "data directory", config.data_dir, "mount somewhere else")
     if os.geteuid() != 0 and not os.access(path, os.W_OK):
         raise UserError(f"{path}: no permission: mount on a directory that you may write")
     return replace(config, mountpoint=path)
+
+
+def _check_not_below(mountpoint: str, what: str, path: str, advice: str) -> None:
+    """UserError if the mount would hide what it needs. It would wait for itself at best; at worst
+    its processes would hold files of their own mount, and could not even be killed: close(2) at
+    their end waits for an answer, and their open device lets the kernel hope for one."""
+    above, name = os.path.split(mountpoint)
+    if Path(os.path.realpath(path)).is_relative_to(os.path.join(os.path.realpath(above), name)):
+        raise UserError(
+            f"the {what} {path} lies below the mount point {mountpoint}: {advice}", EXIT_USAGE
+        )
 
 
 def _remove_if_dead(path: str, mounted: Mounted) -> None:
@@ -627,7 +649,7 @@ def _remove_if_dead(path: str, mounted: Mounted) -> None:
         raise UserError(f"{path}: already a mount point ({mounted.fstype} of {mounted.source})")
     alive = _answers(path)
     if alive is None:
-        raise UserError(f"{path}: mounted, and its daemon does not answer: umount -l {path}")
+        raise UserError(f"{path}: mounted, and its daemon does not answer: umount -f -l {path}")
     if alive:
         what = "PyDi is" if mounted.fstype == "fuse.pydi" else f"a {mounted.fstype} is"
         raise UserError(f"{path}: {what} already mounted there: umount {path} first")
@@ -680,29 +702,32 @@ def _users_may_allow_other() -> bool:
 # --- small things ---------------------------------------------------------------------------------
 
 
-def _with_absolute_paths(config: MountConfig) -> MountConfig:
+def _with_absolute_paths(config: MountConfig, directory: str) -> MountConfig:
+    def absolute(path: str) -> str:
+        return os.path.normpath(os.path.join(directory, path))
+
     return replace(
         config,
-        mountpoint=os.path.abspath(config.mountpoint),
-        data_dir=os.path.abspath(config.data_dir),
-        cache_dir=os.path.abspath(config.cache_dir),
-        token_file=os.path.abspath(config.token_file) if config.token_file else None,
+        mountpoint=absolute(config.mountpoint),
+        data_dir=absolute(config.data_dir),
+        cache_dir=absolute(config.cache_dir),
+        token_file=absolute(config.token_file) if config.token_file else None,
     )
 
 
-def _read_config_file(named: str | None, default: str) -> dict[str, str]:
-    path = named or default
+def _read_config_file(path: str, named: bool) -> dict[str, str]:
+    """named  by a person: it has to be there."""
     try:
         with open(path, "rb") as file:
             table = tomllib.load(file)
     except FileNotFoundError as exc:
-        if named is None:
+        if not named:
             return {}
         raise UserError(f"--config {path}: no such file", EXIT_USAGE) from exc
     except tomllib.TOMLDecodeError as exc:
         raise UserError(f"{path}: not a TOML file: {exc}", EXIT_USAGE) from exc
     except PermissionError as exc:
-        if named is None:
+        if not named:
             return {}  # another user's data directory: its node may still be reachable
         raise UserError(f"{path}: {exc.strerror}", EXIT_USAGE) from exc
     except OSError as exc:

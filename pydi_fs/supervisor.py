@@ -67,13 +67,13 @@ _UCRED = struct.Struct("3i")
 class _Check:
     """The installed code is asked whether it can go on with a mount, while that is served."""
 
-    def __init__(self, arguments: Sequence[str], directory: str, asker: socket.socket) -> None:
+    def __init__(self, arguments: Sequence[str], asker: socket.socket) -> None:
         """OSError if it can't be run."""
         self.asker = asker
         self._end_s = time.monotonic() + CHECK_TIMEOUT_S
         self._said = [os.fdopen(os.memfd_create("pydi-check"), "rb") for _ in range(2)]
         self._process = subprocess.Popen(
-            [*_INSTALLED, "--journal-format", *arguments], cwd=directory,
+            [*_INSTALLED, "--journal-format", *arguments],
             stdin=subprocess.DEVNULL, stdout=self._said[0], stderr=self._said[1],
         )  # fmt: skip
         self.pidfd = os.pidfd_open(self._process.pid)
@@ -179,8 +179,8 @@ Work = Callable[[Link], int]  # runs in the worker's process; its exit code
 class Supervisor:
     """Of one mount.
 
-    arguments  of the command line, to start the same again by.
-    directory  working directory in which they were meant.
+    arguments  of the command line, to start the same again by from any directory: the one in which
+               a person started it may be covered by the mount.
     forked     called in this process after the first worker was started.
     """
 
@@ -188,13 +188,11 @@ class Supervisor:
         self,
         mountpoint: str,
         arguments: Sequence[str],
-        directory: str,
         work: Work,
         forked: Callable[[], None] = lambda: None,
     ) -> None:
         self._mountpoint = mountpoint
         self._arguments = list(arguments)
-        self._directory = directory
         self._work = work
         self._forked = forked
         self._policy = RestartPolicy()
@@ -432,7 +430,7 @@ class Supervisor:
             return
         try:
             # Not waited for here: the worker must be heard, or its programs get errors.
-            self._check = _Check(self._arguments, self._directory, asker)
+            self._check = _Check(self._arguments, asker)
         except OSError as exc:
             self._on_checked(asker, f"the installed pydi-mount can't be run: {exc}")
 
@@ -468,7 +466,6 @@ class Supervisor:
             os.set_inheritable(fd, True)
         command = [*_INSTALLED, *self._arguments]
         try:
-            os.chdir(self._directory)
             sys.stderr.flush()
             os.execv(sys.executable, [*command, "--resume", json.dumps(handed)])
         except OSError as exc:
@@ -478,7 +475,6 @@ class Supervisor:
                 os.set_inheritable(fd, False)
             _answer(asker, f"the installed version could not be started: {exc}")
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        os.chdir("/")
 
 
 def is_possible() -> bool:

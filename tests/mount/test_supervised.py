@@ -19,10 +19,17 @@ from pathlib import Path
 
 import pytest
 
+from pydi_fs.mountpoints import mounted_at
 from pydi_fs.restart_policy import HEALTHY_S, SHORT_LIVES_MAX
 from pydi_fs.supervisor import is_possible
 from tests.harness.mounts import COMMAND_DEADLINE_S, MountProcess, World, pydi_mount
-from tests.harness.procs import ROOT, START_DEADLINE_S, wait_until
+from tests.harness.procs import (
+    ROOT,
+    START_DEADLINE_S,
+    STOP_DEADLINE_S,
+    environment,
+    wait_until,
+)
 
 LOAD = Path(__file__).with_name("load_of_everything.py")
 PIDFD_GETFD = 438  # of pidfd_getfd(2), on every machine
@@ -317,6 +324,61 @@ def test_a_killed_supervisor_takes_its_worker_along(supervised: World) -> None:
     assert supervised.mount.pids() == []
     supervised.mount.start()
     assert supervised.mount.worker is not None
+
+
+def held_of(pid: int, device: int) -> list[str]:
+    """What the process has of the file system with that st_dev: descriptors, working directory,
+    mappings. The files themselves are not asked: their daemon may be the one that is looked at."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    rows = [row.split() for row in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+    (point,) = [row[4] for row in rows if row[2] == number]
+    mounts = {f"mnt_id:\t{row[0]}" for row in rows if row[2] == number}
+    infos = Path(f"/proc/{pid}/fdinfo").iterdir()
+    held = [str(info) for info in infos if mounts & set(info.read_text().splitlines())]
+    if os.readlink(f"/proc/{pid}/cwd").startswith(point):
+        held.append("cwd")
+    mapped = f" {os.major(device):02x}:{os.minor(device):02x} "
+    return held + [
+        row for row in Path(f"/proc/{pid}/maps").read_text().splitlines() if mapped in row
+    ]
+
+
+def test_daemons_hold_nothing_of_their_own_mount(supervised: World, tmp_path: Path) -> None:
+    """It is mounted over the directory in which it is started, where its paths are relative to,
+    standard output goes, and a file is open; then upgraded. A close(2) at the end of a process that
+    holds a file of its own mount would wait for ever, and kill -9 would end nothing."""
+    folder = tmp_path / "mnt"
+    folder.mkdir()
+    mount = MountProcess(tmp_path, None, "kernel")
+    data_dir = os.path.relpath(supervised.node.data_dir, folder)
+    with open(folder / "output", "wb") as output:
+        daemon = subprocess.Popen(
+            [sys.executable, "-m", "pydi_fs", "--foreground", folder, "--report-fd",
+             str(output.fileno()), "--data-dir", data_dir, "--cache-dir", "../cache"],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[output.fileno()],
+            cwd=folder, env={**environment(), "TMPDIR": os.fspath(folder)},
+        )  # fmt: skip
+    try:
+        wait_until(lambda: mount.is_mounted() and mount.worker is not None, "it is mounted")
+        mounted = mounted_at(os.fsencode(folder))
+        assert mounted is not None
+        (folder / "large").write_bytes(random.randbytes(1 << 20))
+        for _ in range(2):
+            done = pydi_mount(["--upgrade", str(folder)])
+            assert (done.returncode, done.stderr) == (0, "")
+            with open(folder / "larger", "wb") as file:
+                file.write((folder / "large").read_bytes())
+                for pid in mount.pids():
+                    assert held_of(pid, mounted.device) == []
+        worker = mount.worker
+        assert worker is not None
+        os.kill(daemon.pid, signal.SIGKILL)
+        os.kill(worker, signal.SIGKILL)
+        daemon.wait(STOP_DEADLINE_S)
+        wait_until(lambda: not mount.pids(), "both end")
+    finally:
+        mount.close()
+        daemon.wait(STOP_DEADLINE_S)
 
 
 def test_upgrade(supervised: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -158,10 +159,56 @@ def test_mountpoint_must_be_a_directory(tmp_path: Path) -> None:
     assert resolved.mountpoint == os.path.realpath(tmp_path / "directory")
 
 
-def test_cache_below_the_mountpoint_is_refused(tmp_path: Path) -> None:
-    """A mount that stored its content in itself would wait for itself."""
-    with pytest.raises(UserError, match="--cache-dir"):
-        check_mountpoint(config_for(tmp_path, str(tmp_path / "cache")))
+@pytest.mark.parametrize(
+    ("place", "where"),
+    [("cache_dir", "real"), ("cache_dir", "alias"), ("data_dir", "real"), ("data_dir", "alias"),
+     ("token_file", "real"), ("token_file", "alias")],
+)  # fmt: skip
+def test_what_the_mount_would_hide_is_refused(tmp_path: Path, place: str, where: str) -> None:
+    """A mount that kept its content in itself, or got it from a node that does, would wait for
+    itself. Links do not hide it."""
+    (tmp_path / "real/below").mkdir(parents=True)
+    (tmp_path / "alias").symlink_to("real")
+    (tmp_path / "mnt").symlink_to("real")
+    config = config_for(tmp_path / "mnt")
+    more = {place: str(tmp_path / where / "below")}
+    with pytest.raises(UserError, match="lies below the mount point") as caught:
+        check_mountpoint(replace(config, **more))
+    assert caught.value.exit_code == EXIT_USAGE
+    assert more[place] in str(caught.value)
+
+
+def test_the_data_directory_of_no_node_may_be_hidden(tmp_path: Path) -> None:
+    """Who mounts over a home directory, from a node elsewhere, has the usual one below it."""
+    config = replace(config_for(tmp_path), data_dir=str(tmp_path / ".local"))
+    for more in ({"node": "far:1"}, {"token": "T"}):
+        assert check_mountpoint(replace(config, **more)).data_dir == config.data_dir
+    assert mount_cli._node_files(replace(config, token="T")) is None
+
+
+def test_a_configuration_that_the_mount_would_hide_is_refused(tmp_path: Path) -> None:
+    """After an upgrade its file would be looked for in the mount, which waits for just that."""
+    (tmp_path / "mount.toml").write_text("deadline = 4\n")
+    arguments = [str(tmp_path), "--data-dir", str(tmp_path)]
+    with pytest.raises(UserError, match="configuration"):
+        parse_config(arguments)
+    resume = json.dumps({"mountpoint": str(tmp_path)})
+    assert parse_config([*arguments, "--resume", resume])[0].deadline_s != 4
+
+
+def test_paths_are_meant_in_the_directory_of_the_first_start(tmp_path: Path) -> None:
+    """An upgrade names it, and does not go there: it may be covered by the mount."""
+    (tmp_path / "other.toml").write_text("deadline = 4\n")
+    arguments = ["mnt", "--directory", str(tmp_path), "--config", "other.toml", "--data-dir", "d"]
+    config, start = parse_config(arguments)
+    assert config.mountpoint == str(tmp_path / "mnt")
+    assert config.data_dir == str(tmp_path / "d")
+    assert config.deadline_s == 4
+    assert start.directory == str(tmp_path)
+    resume = json.dumps({"mountpoint": str(tmp_path / "mnt")})
+    for_the_next = ["--directory", str(tmp_path / "mnt"), "--resume", resume]
+    above, _ = parse_config([".", *for_the_next, "--config", "../other.toml"])
+    assert above.deadline_s == 4, "a path out of the mount does not lie in it"
 
 
 def test_another_file_system_in_the_way_is_named() -> None:

@@ -50,7 +50,7 @@ def work(link):
         print("kept", flush=True)
     return 0
 
-sys.exit(Supervisor(mountpoint, [mountpoint], os.getcwd(), work).run())
+sys.exit(Supervisor(mountpoint, [mountpoint], work).run())
 """
 
 
