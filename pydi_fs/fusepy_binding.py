@@ -32,6 +32,7 @@ import functools
 import logging
 import os
 import signal
+import stat
 import struct
 import sys
 import tempfile
@@ -47,7 +48,7 @@ from pydi_fs.mountpoints import mounted_at, unmount
 from pydi_fs.vfs import acls
 from pydi_fs.vfs.callers import groups_of
 from pydi_fs.vfs.vfs import Vfs
-from pydi_node.commands import TIME_NOW, Caller
+from pydi_node.commands import ROOT_CALLER, TIME_NOW, Caller
 from pydi_node.errors import PydiError, UserError, errno_of
 from pydi_node.ids import INT64_MAX, ROOT_INO, Ino
 from pydi_node.records import NAME_MAX_BYTES, ST_MODE_BITS, Attr, DirEntry
@@ -504,7 +505,17 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
         self._hidden.hide(hidden, ino)
 
     def chmod(self, path: bytes, mode: int) -> None:
-        self._await(self._vfs.setattr(self._caller(), self._ino(path), mode=mode & 0o7777))
+        self._await(self._chmod(self._caller(), self._ino(path), mode & 0o7777))
+
+    async def _chmod(self, caller: Caller, ino: Ino, mode: int) -> None:
+        """Also a write takes set-id bits away. libfuse 2 can't leave that to us, so the kernel asks
+        for it, in the name of who writes, who need not be the owner. Where the kernel checks what
+        people ask for, nobody else could."""
+        if not self._checks_permissions:
+            before = (await self._vfs.getattr(ino)).mode & 0o7777
+            if mode & before == mode and before & ~mode & ~(stat.S_ISUID | stat.S_ISGID) == 0:
+                caller = ROOT_CALLER
+        await self._vfs.setattr(caller, ino, mode=mode)
 
     def chown(self, path: bytes, uid: int, gid: int) -> None:
         self._await(

@@ -610,6 +610,27 @@ def test_modes_and_owners(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_write_by_another_user_takes_set_id_bits_away(folder: Path) -> None:
+    """write(2): those of an executable file, and by a user who may not change its mode."""
+    path = folder / "tool"
+    for mode in (0o4777, 0o2777, 0o6777, 0o2767):
+        path.write_bytes(b"")
+        path.chmod(mode)
+        left = 0o2767 if mode == 0o2767 else 0o777  # no group execution: no privilege
+        code = f"""
+with open("tool", "ab", 0) as file:
+    file.write(b"x")
+    assert os.fstat(file.fileno()).st_mode & 0o7777 == {left}
+try: os.chmod("tool", 0o700)
+except PermissionError: pass
+else: raise AssertionError("a stranger changed the mode")
+"""
+        run_as_another_user(folder, code)
+        assert stat.S_IMODE(path.stat().st_mode) == left
+        assert path.read_bytes() == b"x"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_permissions_of_another_user(folder: Path) -> None:
     """A user without rights is refused with EACCES, with rights admitted."""
     folder.chmod(0o755)
