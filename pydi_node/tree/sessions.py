@@ -53,7 +53,7 @@ class Sessions:
         """The first Result of this command; None when it was not applied or is forgotten."""
         pending = self._results.get((client, serial))
         if pending is not None:
-            return pending[1]
+            return pending[1].kept
         row = self._connection.execute(
             "SELECT code, result FROM session_result WHERE client = ? AND slot = ? AND serial = ?",
             (client, serial % SESSION_WINDOW, serial),
@@ -67,10 +67,9 @@ class Sessions:
         if serial > self._highest_of(client):
             self._highest[client] = serial
         self._used[client] = max(envelope.time_ns, self._used.get(client, envelope.time_ns))
-        kept = result.kept
         if isinstance(envelope.command, Batch) and not result.errno:
-            kept = Result(0, batches.kept(result.value))
-        self._results[client, serial] = (COMMAND_CODES[type(envelope.command)], kept)
+            result = Result(0, batches.kept(result.value))
+        self._results[client, serial] = (COMMAND_CODES[type(envelope.command)], result)
 
     def flush(self) -> None:
         """Everything remembered is in SQLite."""
@@ -82,16 +81,13 @@ class Sessions:
             [(client, self._highest[client], used) for client, used in self._used.items()],
         )
         # A result that left the window within one batch shares its slot with a later serial.
-        rows = sorted(
-            (client, serial, code, result)
-            for (client, serial), (code, result) in self._results.items()
-        )
+        rows = [(key, *self._results[key]) for key in sorted(self._results)]
         self._connection.executemany(
             "REPLACE INTO session_result (client, slot, serial, code, result)"
             " VALUES (?, ?, ?, ?, ?)",
             [
                 (client, serial % SESSION_WINDOW, serial, code, pack_result(result))
-                for client, serial, code, result in rows
+                for (client, serial), code, result in rows
             ],
         )
         self._used = {}

@@ -5,9 +5,10 @@ transaction of a batch. It decides nothing about POSIX.
 
 Inodes and blobs are written back: a command changes the cached row, and ``flush`` writes what is
 dirty once: when a query asks, or with a commit. 64 files created in one directory so cost one write
-of the directory, not 64. Entries, extents and xattrs are written at once. Hence the one rule: until
-then, inode and blob are read through ``inode()`` and ``blob()`` only, and whoever runs SQL over
-these tables or over history calls ``flush`` first. A rollback drops every cache.
+of the directory, not 64. New entries are written with them, or when a command asks of entries what
+``entry()`` does not answer (``_write_entries``). Extents and xattrs are written at once. Hence the
+one rule: until then, inode and blob are read through ``inode()`` and ``blob()`` only, and whoever
+runs SQL over these tables or over history calls ``flush`` first. A rollback drops every cache.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from __future__ import annotations
 import errno
 import sqlite3
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from pydi_node.errors import FileError
 from pydi_node.ids import (
@@ -38,6 +39,9 @@ from pydi_node.tree.settings import SETTINGS
 # Rows kept between batches; ~700 bytes each, so about 3 MB and 1 MB at most.
 INODES_CACHED_MAX: Final = 4096
 BLOBS_CACHED_MAX: Final = 2048
+# Directories that were made here, and names in them: ~400 and ~120 bytes each, so 6 MB at most.
+DIRECTORIES_KNOWN_MAX: Final = 4096
+NAMES_KNOWN_MAX: Final = 32_768
 
 INODE_COLUMNS: Final = (
     "ino, mode, uid, gid, nlink, rdev, size, allocated, atime_ns, mtime_ns, ctime_ns, btime_ns,"
@@ -46,6 +50,7 @@ INODE_COLUMNS: Final = (
 _INODE_MARKS: Final = ", ".join("?" * 17)
 _SELECT_INODE: Final = f"SELECT {INODE_COLUMNS} FROM inode WHERE ino = ?"
 _WRITE_INODE: Final = f"REPLACE INTO inode ({INODE_COLUMNS}) VALUES ({_INODE_MARKS})"
+_INSERT_ENTRY: Final = "INSERT INTO entry (cookie, parent, name, ino, since) VALUES (?, ?, ?, ?, ?)"
 _KEEP_INODE: Final = (
     f"INSERT INTO inode_history ({INODE_COLUMNS}, until) VALUES ({_INODE_MARKS}, ?)"
 )
@@ -178,6 +183,8 @@ class Blob:
         return BlobInfo(self.blob, self.size, self.checksum, self.holders)
 
 
+_Row = TypeVar("_Row")
+
 _Move = tuple[_Group | None, _Group | None, int]  # before, after, bytes
 
 
@@ -222,6 +229,10 @@ class Store:
         self._dirty_blobs: dict[int, Blob] = {}
         self._inode_history: list[tuple[object, ...]] = []
         self._entry_history: list[tuple[object, ...]] = []
+        self._new_entries: dict[tuple[int, bytes], Entry] = {}  # not in SQLite yet
+        # All names of some directories: those that were made since the last ``forget``.
+        self._names: dict[int, set[bytes]] = {}
+        self._names_known = 0
         rows = self._execute(f"SELECT ino, value FROM xattr WHERE name = {FACTOR_LITERAL}")
         self.factors: dict[int, int] = {ino: int(value) for ino, value in rows.fetchall()}
         row = self._execute("SELECT 1 FROM refactor LIMIT 1").fetchone()
@@ -242,9 +253,10 @@ class Store:
         if self._entry_history:
             many(_KEEP_ENTRY, self._entry_history)
             self._entry_history = []
-        if self._dirty_inodes:
-            many(_WRITE_INODE, [inode.row() for inode in self._dirty_inodes.values()])
-            self._dirty_inodes = {}
+        self._write_entries()
+        dirty_inodes, self._dirty_inodes = self._dirty_inodes, {}
+        if dirty_inodes:
+            many(_WRITE_INODE, [inode.row() for inode in dirty_inodes.values()])
         if self._dirty_blobs:
             self._flush_blobs()
         meta = self.meta
@@ -255,8 +267,10 @@ class Store:
                 meta.next_ino, meta.next_cookie, meta.history_floor, meta.files, meta.bytes,
             ),
         )  # fmt: skip
-        _shrink(self._inodes, INODES_CACHED_MAX)
-        _shrink(self._blobs, BLOBS_CACHED_MAX)
+        _shrink(self._inodes, INODES_CACHED_MAX, dirty_inodes)
+        _shrink(self._blobs, BLOBS_CACHED_MAX, {})
+        while self._names_known > NAMES_KNOWN_MAX or len(self._names) > DIRECTORIES_KNOWN_MAX:
+            self._forget_names(next(iter(self._names)))  # what was made first
 
     # --- inodes ---------------------------------------------------------------------------------
 
@@ -299,6 +313,8 @@ class Store:
         )  # fmt: skip
         self._inodes[ino] = inode
         self._dirty_inodes[ino] = inode
+        if parent:
+            self._names[ino] = set()
         self.writes += 1
         return inode
 
@@ -334,6 +350,7 @@ class Store:
         for name in self.xattr_names(ino):
             self.remove_xattr(ino, name)
         self.factors.pop(ino, None)
+        self._forget_names(ino)
         self._inodes.pop(ino, None)
         self._dirty_inodes.pop(ino, None)
         self._execute("DELETE FROM inode WHERE ino = ?", (ino,))
@@ -377,6 +394,12 @@ class Store:
     # --- entries --------------------------------------------------------------------------------
 
     def entry(self, parent: Ino, name: bytes) -> Entry | None:
+        entry = self._new_entries.get((parent, name))
+        if entry is not None:
+            return entry
+        names = self._names.get(parent)
+        if names is not None and name not in names:
+            return None  # most names that are looked for are free; SQLite takes 5 us to say so
         row = self._execute(
             "SELECT cookie, parent, name, ino, since FROM entry WHERE parent = ? AND name = ?",
             (parent, name),
@@ -384,29 +407,38 @@ class Store:
         return None if row is None else Entry(*row)
 
     def is_empty(self, directory: Ino) -> bool:
+        self._write_entries()
         row = self._execute(
             "SELECT 1 FROM entry WHERE parent = ? ORDER BY cookie LIMIT 1", (directory,)
         ).fetchone()
         return row is None
 
     def add_entry(self, parent: Ino, name: bytes, ino: Ino) -> None:
+        """A name that ``entry`` did not find."""
         meta = self.meta
         cookie = meta.next_cookie
         meta.next_cookie = cookie + 1
-        self._execute(
-            "INSERT INTO entry (cookie, parent, name, ino, since) VALUES (?, ?, ?, ?, ?)",
-            (cookie, parent, name, ino, self.index),
-        )
+        self._new_entries[parent, name] = Entry(cookie, parent, name, ino, self.index)
+        names = self._names.get(parent)
+        if names is not None:
+            names.add(name)
+            self._names_known += 1
         self.writes += 1
 
     def remove_entry(self, entry: Entry) -> None:
         self._keep_entry(entry)
-        self._execute("DELETE FROM entry WHERE cookie = ?", (entry.cookie,))
+        if self._new_entries.pop(entry[1:3], None) is None:
+            self._execute("DELETE FROM entry WHERE cookie = ?", (entry.cookie,))
+        names = self._names.get(entry.parent)
+        if names is not None:
+            names.discard(entry.name)
+            self._names_known -= 1
         self.writes += 1
 
     def retarget_entry(self, entry: Entry, ino: Ino) -> None:
         """The name now leads to ``ino``; its cookie stays, so readdir shows the name once."""
         self._keep_entry(entry)
+        self._write_entries()
         self._execute(
             "UPDATE entry SET ino = ?, since = ? WHERE cookie = ?", (ino, self.index, entry.cookie)
         )
@@ -414,10 +446,20 @@ class Store:
 
     def parents(self, ino: Ino) -> list[Ino]:
         """Directories that have a name for it."""
+        self._write_entries()
         rows = self._execute(
             "SELECT DISTINCT parent FROM entry WHERE ino = ? ORDER BY parent", (ino,)
         )
         return [parent for (parent,) in rows.fetchall()]
+
+    def _write_entries(self) -> None:
+        """Every entry is in SQLite."""
+        if self._new_entries:
+            self.connection.executemany(_INSERT_ENTRY, self._new_entries.values())
+            self._new_entries = {}
+
+    def _forget_names(self, directory: int) -> None:
+        self._names_known -= len(self._names.pop(directory, ()))
 
     def _keep_entry(self, entry: Entry) -> None:
         if entry.since < self.index:  # else it was made by this very log entry
@@ -486,6 +528,7 @@ class Store:
                 return 0
             parent: int = above.parent
             if not parent:
+                self._write_entries()
                 row = self._execute(
                     "SELECT parent FROM entry WHERE ino = ? ORDER BY cookie LIMIT 1", (above.ino,)
                 ).fetchone()
@@ -534,6 +577,7 @@ class Store:
 
     def children(self, directory: Ino, after: int, limit: int) -> list[tuple[int, Ino]]:
         """(cookie, inode) of the next entries of a directory."""
+        self._write_entries()
         rows = self._execute(
             "SELECT cookie, ino FROM entry WHERE parent = ? AND cookie > ? ORDER BY cookie LIMIT ?",
             (directory, after, limit),
@@ -687,9 +731,12 @@ class Store:
             self._execute("DELETE FROM tally WHERE blobs = 0")
 
 
-def _shrink(cache: dict[int, Inode] | dict[int, Blob], size_max: int) -> None:
-    """The oldest of a cache go until a quarter is free. By age, not by use: keeping the order of
-    use costs every access, reading a busy row again costs 4 us once in thousands of commands."""
+def _shrink(cache: dict[int, _Row], size_max: int, busy: Mapping[int, _Row]) -> None:
+    """The oldest of a cache go until a quarter is free; those that are busy become its newest. By
+    age, not by use: keeping the order of use costs every access. But a directory in which names
+    come and go is there before all that is made in it."""
     if len(cache) > size_max:
         for key in list(cache)[: len(cache) - size_max * 3 // 4]:
-            del cache[key]
+            row = cache.pop(key)
+            if key in busy:
+                cache[key] = row

@@ -230,15 +230,18 @@ def test_command_caught_by_a_full_log_is_no_space_at_its_deadline(make: MakeClus
 
 
 def test_full_tree_stalls_and_goes_on(make: MakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite without room: applying waits, then goes on where it stopped, in order."""
+    """SQLite without room, which the commit after the first batch finds: applying waits, then goes
+    on where it stopped, in order."""
     cluster = make(1)
     cluster.elect()
     cluster.deliver()
     member = cluster.members[1]
     pages = member.connection.execute("PRAGMA page_count").fetchone()[0]
     member.connection.execute(f"PRAGMA max_page_count = {pages}").fetchone()
+    count = member.replica.config.apply_batch_max + 50
     requests = [
-        cluster.propose(1, 1, serial, create("x" * 200 + str(serial))) for serial in range(1, 200)
+        cluster.propose(1, 1, serial, create("x" * 200 + str(serial)))
+        for serial in range(1, count + 1)
     ]
     cluster.deliver()
     assert TreeStalled(True) in member.others

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import sqlite3
 import subprocess
@@ -17,7 +18,7 @@ from pydi_node import commands as c
 from pydi_node.errors import NoSpaceError
 from pydi_node.ids import ROOT_INO, ClientId, Ino, LogIndex, NodeNumber, Serial, Term, TimeNs
 from pydi_node.records import FACTOR_XATTR, Result
-from pydi_node.tree import SESSION_WINDOW, Tree, schema
+from pydi_node.tree import SESSION_WINDOW, Tree, schema, store
 from pydi_node.tree.check import check
 from tests.unit.tree.driver import (
     ROOT,
@@ -36,6 +37,33 @@ def creates(first: int, last: int) -> list[Entry]:
         entry(i, c.Create(ROOT, ROOT_INO, b"%d" % i, 0o644, True), client=5, serial=i)
         for i in range(first, last + 1)
     ]
+
+
+def names_in_motion(seed: int, count: int) -> list[Entry]:
+    """Random commands on few names in few directories, so that they meet each other's."""
+    rng = random.Random(seed)
+    commands: list[c.Command] = [c.Mkdir(ROOT, ROOT_INO, b"%d" % i, 0o755) for i in range(3)]
+    while len(commands) < count:
+        parent, other = Ino(rng.choice((1, 2, 3, 4, 9))), Ino(rng.choice((1, 2, 3, 4)))
+        name, second = b"%d" % rng.randrange(6), b"%d" % rng.randrange(6)
+        commands.append(
+            rng.choice(
+                (
+                    c.Create(ROOT, parent, name, 0o644, True),
+                    c.Create(ROOT, parent, name, 0o644, False),
+                    c.Mkdir(ROOT, parent, name, 0o755),
+                    c.Link(ROOT, Ino(rng.randrange(2, 30)), other, name),
+                    c.Unlink(ROOT, parent, name),
+                    c.Unlink(ROOT, other, second),
+                    c.Rmdir(ROOT, parent, name),
+                    c.Rename(ROOT, parent, name, other, second, rng.choice((0, 0, 1, 2))),
+                    c.PurgeOrphans(tuple(Ino(i) for i in range(2, 30))),
+                    c.SetXattr(ROOT, parent, FACTOR_XATTR, b"3", 0),
+                    c.SpreadFactors(5),
+                )
+            )
+        )
+    return [entry(i, command, client=5, serial=i) for i, command in enumerate(commands, 1)]
 
 
 def everything() -> list[Entry]:
@@ -501,3 +529,82 @@ def test_a_tree_in_the_same_state_is_equal_whatever_its_batches(fs: Driver) -> N
     assert Tree(connection).digest() == fs.tree.digest()
     assert list(connection.iterdump()) == list(fs.connection.iterdump())
     connection.close()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_names_that_are_not_written_yet_count_as_written(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random changes of the same few names: committed one by one by a tree that never knows a
+    directory's names without looking, and in long batches by one that knows some of them. The same
+    results and rows."""
+    log = names_in_motion(seed, 150)
+    connection, tree = open_tree()
+    one_by_one = []
+    for item in log:
+        one_by_one += tree.apply_batch([item])
+        tree._store.forget()
+    other_connection, other = open_tree()
+    monkeypatch.setattr(store, "DIRECTORIES_KNOWN_MAX", 2)
+    together = []
+    for start in range(0, len(log), 50):
+        together += other.apply_batch(log[start : start + 50])
+    assert together == one_by_one
+    assert list(other_connection.iterdump()) == list(connection.iterdump())
+    assert check(other_connection) == []
+    assert sum(result.errno == 0 for result in together) > 40, "most changes are refused"
+    connection.close()
+    other_connection.close()
+
+
+def test_who_asks_where_an_inode_is_finds_a_name_that_is_not_written_yet(fs: Driver) -> None:
+    """The copies that its directory asks for, and whether that is delegated, in one batch with the
+    command that gave it the name."""
+    log = [
+        c.Mkdir(ROOT, ROOT_INO, b"d", 0o755),
+        c.SetXattr(ROOT, Ino(2), FACTOR_XATTR, b"3", 0),
+        c.Delegate(Ino(2)),
+        c.Create(ROOT, Ino(2), b"f", 0o644, True),
+        c.Batch((c.SetAttr(ROOT, Ino(3), mode=0o600),), (TimeNs(3),)),
+        c.Create(ROOT, Ino(2), b"g", 0o644, True),
+        c.Commit(ROOT, Ino(4), None, None, 30, False, (extent(0, 30, 1),), (blob_info(1),)),
+    ]
+    entries = [entry(i, command, client=5, serial=i) for i, command in enumerate(log, 1)]
+    *_, batch, _, _ = fs.tree.apply_batch(entries)
+    assert [code for code, _ in batch.value] == [0]
+    known = fs.tree._store.blob(blob(1))
+    assert known is not None
+    assert known.factor == 3
+
+
+@pytest.mark.parametrize(("limit", "value"), [("DIRECTORIES_KNOWN_MAX", 5), ("NAMES_KNOWN_MAX", 9)])
+def test_the_names_that_a_tree_knows_are_bounded(
+    fs: Driver, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    """Directories without end, with two names in each, two of them removed; what is counted is what
+    is kept."""
+    monkeypatch.setattr(store, limit, value)
+    rows = fs.tree._store
+    for number in range(30):
+        made = fs.ok(c.Mkdir(ROOT, ROOT_INO, b"%d" % number, 0o755)).ino
+        fs.ok(c.Create(ROOT, made, b"a", 0o644, True))
+        fs.ok(c.Create(ROOT, made, b"b", 0o644, True))
+        if number % 2:
+            fs.ok(c.Unlink(ROOT, made, b"a"))
+        assert rows._names_known == sum(map(len, rows._names.values()))
+        assert len(rows._names) <= 7
+    fs.ok(c.Rename(ROOT, ROOT_INO, b"29", ROOT_INO, b"moved", 0))
+    assert made in rows._names
+
+
+def test_a_directory_stays_at_hand_while_names_come_into_it(
+    fs: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there before all that is made in it, and is asked for with each of them: goal is that
+    its row is not read again and again when the oldest rows go."""
+    monkeypatch.setattr(store, "INODES_CACHED_MAX", 8)
+    directory = fs.ok(c.Mkdir(ROOT, ROOT_INO, b"d", 0o755)).ino
+    for number in range(40):
+        fs.ok(c.Create(ROOT, directory, b"%d" % number, 0o644, True))
+        assert directory in fs.tree._store._inodes
+    assert len(fs.tree._store._inodes) <= 9
