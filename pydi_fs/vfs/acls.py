@@ -9,6 +9,8 @@ grants no more than they do.
 from __future__ import annotations
 
 import errno
+import struct
+from typing import Final
 
 from pydi_node.errors import FileError
 from pydi_node.records import (
@@ -20,6 +22,10 @@ from pydi_node.records import (
     Attr,
     acl_mode,
 )
+
+# Of linux/posix_acl_xattr.h: a version, then (tag, permissions, id) of owner, group, others.
+_PLAIN: Final = struct.Struct("<I HHI HHI HHI")
+_PLAIN_TAGS: Final = (2, 1, 4, 32)
 
 
 def shown(attr: Attr, obeyed: bool) -> Attr:
@@ -49,3 +55,14 @@ def require_known(name: bytes, attr: Attr | None, obeyed: bool) -> None:
 def seen(names: list[bytes], obeyed: bool) -> list[bytes]:
     """Of an inode's extended attributes those that the mount shows."""
     return names if obeyed else [name for name in names if name not in ACL_XATTRS]
+
+
+def plain_bits(value: bytes) -> int | None:
+    """The nine mode bits that are all that an access list says; None: it says more, or nothing
+    that is a list."""
+    if len(value) != _PLAIN.size:
+        return None
+    version, owner_tag, owner, _, group_tag, group, _, others_tag, others, _ = _PLAIN.unpack(value)
+    if (version, owner_tag, group_tag, others_tag) != _PLAIN_TAGS or max(owner, group, others) > 7:
+        return None
+    return int(owner << 6 | group << 3 | others)

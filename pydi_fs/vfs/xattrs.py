@@ -7,14 +7,17 @@ security.capability before the first write to each file, and hardly any file has
 from __future__ import annotations
 
 import errno
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from pydi_fs.client import Client
+from pydi_fs.vfs import acls
 from pydi_fs.vfs.cache import NameCache
 from pydi_node.commands import Caller, Command, RemoveXattr, SetXattr
 from pydi_node.errors import FileError
 from pydi_node.ids import Ino
+from pydi_node.records import ACCESS_ACL_XATTR
 from pydi_node.wire.messages import GetXattr, ListXattr
 
 # A kernel without SELinux asks the file system for this one. ls(1) wants it of each file, unless it
@@ -27,12 +30,16 @@ def no_attribute(name: bytes) -> FileError:
     return FileError(errno.EOPNOTSUPP if name == SELINUX else errno.ENODATA)
 
 
-class Xattrs:
+class Xattrs(ABC):
     """What it needs of Vfs, and the four calls."""
 
     client: Client
     _cache: NameCache
     _execute: Callable[[Command], Awaitable[Any]]
+
+    @abstractmethod
+    def _chmod_nowait(self, caller: Caller, ino: Ino, bits: int) -> bool:
+        """Whether these nine mode bits could be set here, where the inode has no access list."""
 
     def lacks_xattr(self, ino: Ino, name: bytes) -> bool:
         """Whether it is known, without a question, that there is no such attribute."""
@@ -65,7 +72,10 @@ class Xattrs:
     async def setxattr(
         self, caller: Caller, ino: Ino, name: bytes, value: bytes, flags: int
     ) -> None:
-        await self._execute(SetXattr(caller, ino, name, value, flags))
+        # cp -a sets the access list of each file that it makes, which is nearly always its mode.
+        bits = acls.plain_bits(value) if name == ACCESS_ACL_XATTR else None
+        if bits is None or not self._chmod_nowait(caller, ino, bits):
+            await self._execute(SetXattr(caller, ino, name, value, flags))
 
     async def removexattr(self, caller: Caller, ino: Ino, name: bytes) -> None:
         await self._execute(RemoveXattr(caller, ino, name))

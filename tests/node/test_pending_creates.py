@@ -34,8 +34,9 @@ from pydi_node.commands import (
 )
 from pydi_node.errors import FileError, PydiError
 from pydi_node.ids import ROOT_INO, ClientId, Ino
-from pydi_node.records import Attr, Result
-from pydi_node.wire.messages import GetAttr, GetFile, Lookup
+from pydi_node.records import ACCESS_ACL_XATTR, Attr, Result
+from pydi_node.tree import acl
+from pydi_node.wire.messages import GetAttr, GetFile, GetXattr, Lookup
 from tests.harness.procs import NodeProcess
 from tests.node.test_holds import Mount, WatchedClient
 from tests.unit.tree.driver import file_error
@@ -232,6 +233,41 @@ def test_mode_and_times_are_part_of_the_one_command(node: NodeProcess, tmp_path:
         assert (kept.atime_ns, kept.mtime_ns) == (54321, 12345)
         assert (kept.mode & 0o7777, kept.size) == (0o600, 7)
         assert (await mount.asker.call(GetAttr(touched))).mtime_ns == shown.mtime_ns
+
+    run(node, tmp_path, scenario)
+
+
+def test_an_access_list_that_is_a_mode_is_part_of_the_one_command(
+    node: NodeProcess, tmp_path: Path
+) -> None:
+    """cp -a: a list of owner, group and others for each file. One that says more is a list."""
+
+    async def scenario(mount: DelegatingMount, _: DelegatingMount) -> None:
+        plain = acl.pack(tuple(acl.AclEntry(*entry, 0) for entry in ((1, 7), (4, 4), (32, 1))))
+        named = acl.pack(
+            tuple(acl.AclEntry(*entry) for entry in (
+                (1, 7, 0), (2, 6, 1000), (4, 4, 0), (16, 6, 0), (32, 1, 0)
+            ))
+        )  # fmt: skip
+        ino, fh = await mount.begin(b"plain")
+        await mount.vfs.write(fh, 0, b"content")
+        with file_error(errno.EPERM):
+            await mount.vfs.setxattr(Caller(1000, 1000, ()), ino, ACCESS_ACL_XATTR, plain, 0)
+        assert not mount.is_pending(ino)  # the cluster says so
+        await mount.end(fh)
+        mount.client.sent.clear()
+        ino, fh = await mount.begin(b"copy", mode=0o600)
+        await mount.vfs.write(fh, 0, b"content")
+        await mount.vfs.setxattr(ROOT_CALLER, ino, ACCESS_ACL_XATTR, plain, 0)
+        assert (await mount.vfs.getattr(ino)).mode & 0o7777 == 0o741
+        assert await mount.vfs.listxattr(ROOT_CALLER, ino) == []
+        await mount.end(fh)
+        assert Counter(mount.client.sent) == {"ExecutePut": 1}
+        assert (await mount.asker.call(GetAttr(ino))).mode & 0o7777 == 0o741
+        ino, fh = await mount.begin(b"list")
+        await mount.vfs.setxattr(ROOT_CALLER, ino, ACCESS_ACL_XATTR, named, 0)
+        await mount.end(fh)
+        assert await mount.asker.call(GetXattr(ino, ACCESS_ACL_XATTR)) == named
 
     run(node, tmp_path, scenario)
 
