@@ -24,10 +24,12 @@ from pydi_fs.vfs.posix import permitted
 from pydi_fs.vfs.queued import Queue
 from pydi_node.commands import (
     RENAME_NOREPLACE,
+    TIME_NOW,
     Caller,
     Mkdir,
     Rename,
     Rmdir,
+    SetAttr,
     Symlink,
     Unlink,
     new_file_gid,
@@ -41,6 +43,7 @@ from pydi_node.records import (
     Attr,
 )
 
+_SET_ID = stat.S_ISUID | stat.S_ISGID
 SUBDIRECTORIES_MAX = 1 << 30  # half of what the tree allows
 
 
@@ -79,6 +82,7 @@ class Changes:
             return False
         now = self._now(directory, victim)
         self._delegations.gone_here(parent, name)
+        self._delegations.own.forget(victim.ino)
         self._queue.add(
             Unlink(caller, parent, name),
             (parent,),
@@ -123,8 +127,10 @@ class Changes:
             attrs.append(_changed(new_directory, now))
         if victim is not None:
             attrs.append(_without_name(victim, now))
+            self._delegations.own.forget(victim.ino)
         self._delegations.gone_here(parent, name)
         self._delegations.made_here(new_parent, new_name)
+        self._delegations.own.moved(new_parent, moved.ino)
         # A directory that is somebody else's by then would not move: it is given back later.
         relied_on = (parent, new_parent, moved.ino) if moved.is_dir else (parent, new_parent)
         self._queue.add(
@@ -147,6 +153,7 @@ class Changes:
         mode = stat.S_IFDIR | mode & ~umask | directory.mode & stat.S_ISGID
         attr = self._new(ino, mode, 2, caller, directory)
         self._delegations.made_here(parent, name)
+        self._delegations.own.note(parent, ino)
         self._delegations.hold_new(attr)
         self._queue.add(
             Mkdir(caller, parent, name, stat.S_IMODE(mode), ino=ino),
@@ -167,6 +174,7 @@ class Changes:
             return None
         attr = self._new(ino, stat.S_IFLNK | 0o777, 1, caller, directory, len(target))
         self._delegations.made_here(parent, name)
+        self._delegations.own.note(parent, ino)
         self._queue.add(
             Symlink(caller, parent, name, target, ino),
             (parent,),
@@ -189,6 +197,7 @@ class Changes:
         now = self._now(directory, victim)
         self._delegations.gone_here(parent, name)
         self._delegations.leave(victim.ino)
+        self._delegations.own.forget(victim.ino)
         self._queue.add(
             Rmdir(caller, parent, name),
             (parent, victim.ino),
@@ -198,13 +207,51 @@ class Changes:
         )
         return True
 
+    def setattr(
+        self,
+        caller: Caller,
+        ino: Ino,
+        *,
+        mode: int | None,
+        uid: int | None,
+        gid: int | None,
+        atime_ns: int | None,
+        mtime_ns: int | None,
+    ) -> bool:
+        """chmod(2), chown(2), utimensat(2) of what nobody else can know of."""
+        parent = self._delegations.own.parent_of(ino)
+        if parent is None or not self._may_tell_later(parent) or not self._is_settled(ino):
+            return False
+        attr = self._shown(ino)
+        # The same mode bits again are no question of what the caller may, nor set-id bits that go.
+        if attr is None or not attr.nlink or attr.mode & ACCESS_ACL or attr.mode & _SET_ID:
+            return False
+        if caller.uid not in (0, attr.uid) or (mode is not None and mode & _SET_ID):
+            return False
+        if caller.uid and (uid not in (None, attr.uid) or gid not in (None, attr.gid)):
+            return False
+        if mode is not None and attr.is_symlink:
+            return False
+        now = self._now(attr)
+        changed = attr._replace(
+            mode=attr.mode if mode is None else attr.mode & ~0o7777 | mode,
+            uid=attr.uid if uid is None else uid,
+            gid=attr.gid if gid is None else gid,
+            atime_ns=_time(atime_ns, attr.atime_ns, now),
+            mtime_ns=_time(mtime_ns, attr.mtime_ns, now),
+            ctime_ns=now,
+        )
+        command = SetAttr(caller, ino, mode, uid, gid, None, atime_ns, mtime_ns)
+        # Its directory must be this mount's then; it is nobody else's, if it is one itself.
+        relied_on = (parent, ino) if attr.is_dir else (parent,)
+        self._queue.add(command, relied_on, {}, (changed,), now)
+        return True
+
     # --- what must be so -------------------------------------------------------------------------
 
     def _directory(self, caller: Caller, ino: Ino) -> Attr | None:
         """A directory whose names the caller may change, and this mount by itself."""
-        if not self._delegations.holds(ino) or self._queue.is_full:
-            return None
-        if self._client.lease_s() <= 0 or not self._client.is_connected:
+        if not self._may_tell_later(ino):
             return None
         attr = self._shown(ino)
         if attr is None or not attr.nlink:
@@ -214,6 +261,19 @@ class Changes:
         if attr.mode & ACCESS_ACL or not permitted(attr, caller, os.W_OK | os.X_OK):
             return None
         return attr
+
+    def _may_tell_later(self, directory: Ino) -> bool:
+        """What is done there."""
+        if not self._delegations.holds(directory) or self._queue.is_full:
+            return False
+        return self._client.lease_s() > 0 and self._client.is_connected
+
+    def _is_settled(self, ino: Ino) -> bool:
+        """No command, and no content, is on its way or will be that its attributes are part of."""
+        if ino in self._delegations.pending or self._delegations.is_busy(ino):
+            return False
+        file = self._files.get(ino)
+        return file is None or not (file.is_untold or file.busy)
 
     def _directory_for(self, caller: Caller, ino: Ino, name: bytes) -> Attr | None:
         """Likewise, for a new name that is not there; what is new there gets no list of its own."""
@@ -277,3 +337,9 @@ def _changed(directory: Attr, now: TimeNs, subdirectories: int = 0) -> Attr:
 
 def _without_name(victim: Attr, now: TimeNs) -> Attr:
     return victim._replace(nlink=victim.nlink - 1, ctime_ns=now)
+
+
+def _time(given_ns: int | None, before_ns: TimeNs, now: TimeNs) -> TimeNs:
+    if given_ns is None:
+        return before_ns
+    return now if given_ns == TIME_NOW else TimeNs(given_ns)

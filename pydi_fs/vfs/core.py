@@ -102,7 +102,7 @@ class VfsCore(Xattrs):
             self._cache,
             config.journal,
             run=self._run,
-            on_told=lambda changes: self._delegations.were_told(changes),
+            on_told=lambda changes, attrs: self._delegations.were_told(changes, attrs),
             on_lost=self._change_lost,
         )
         self._delegations = Delegations(

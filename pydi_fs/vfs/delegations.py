@@ -28,7 +28,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -36,6 +36,7 @@ from pydi_fs.client import Client
 from pydi_fs.vfs.cache import ABSENT, NameCache
 from pydi_fs.vfs.journal import State
 from pydi_fs.vfs.journalling import Journal
+from pydi_fs.vfs.made_here import MadeHere
 from pydi_fs.vfs.numbers import Numbers
 from pydi_fs.vfs.pending import PendingCreate, new_attr
 from pydi_fs.vfs.posix import permitted
@@ -46,6 +47,7 @@ from pydi_node.commands import (
     Caller,
     Command,
     Delegate,
+    Link,
     PutFile,
     RemoveXattr,
     Rename,
@@ -53,6 +55,7 @@ from pydi_node.commands import (
     SetAttr,
     SetXattr,
     Undelegate,
+    Unlink,
     new_file_gid,
 )
 from pydi_node.errors import FileError, PydiError
@@ -169,6 +172,7 @@ class Delegations:
         self._asking: dict[Ino, _Asked] = {}
         self._owed: dict[Ino, None] = {}  # not used any more, and the cluster has to hear of it
         self._fresh: dict[Ino, set[bytes]] = {}  # made here, with the names that it may have got
+        self.own = MadeHere()
         self._naming: Counter[tuple[Ino, bytes]] = Counter()  # names in commands that are under way
         self._removing: Counter[Ino] = Counter()  # directories likewise
         self._busy: Counter[Ino] = Counter()  # all inodes likewise
@@ -303,11 +307,14 @@ class Delegations:
 
     def has_changed(self, command: Command, inos: Iterable[Ino]) -> None:
         """A command of this mount has changed these; `learn` follows where it says how."""
-        for ino in inos:
-            held = self._held.get(ino)
-            if held is not None and isinstance(command, (SetXattr, RemoveXattr)):
-                # It may have changed permissions, and answers from before may come later.
-                held.attr, held.learns = None, False
+        for ino in inos if isinstance(command, (SetXattr, RemoveXattr)) else ():
+            self._is_unsure(ino)
+
+    def _is_unsure(self, directory: Ino) -> None:
+        """Its permissions may have changed, and answers from before may come later."""
+        held = self._held.get(directory)
+        if held is not None:
+            held.attr, held.learns = None, False
 
     def is_complete(self, directory: Ino) -> bool:
         """Whether all names in there are known, and nobody else may change them."""
@@ -343,13 +350,12 @@ class Delegations:
         return self._busy[ino] > 0
 
     def gone_here(self, parent: Ino, name: bytes) -> None:
-        """A name was taken away in a directory that this mount `holds`."""
         self._held[parent].names.discard(name)
 
     def made_here(self, parent: Ino, name: bytes) -> None:
-        held = self._held[parent]
-        held.names.add(name)
-        if len(held.names) % ENTRIES_MAX == 0:
+        names = self._held[parent].names
+        names.add(name)
+        if len(names) % ENTRIES_MAX == 0:
             self._bound_names()
 
     def hold_new(self, attr: Attr) -> None:
@@ -359,13 +365,19 @@ class Delegations:
 
     def leave(self, directory: Ino) -> None:
         """It was removed here; its delegation ends with it."""
-        del self._held[directory]
+        self._unhold(directory)
 
-    def were_told(self, changes: Iterable[Change]) -> None:
+    def were_told(self, changes: Iterable[Change], attrs: Mapping[Ino, Attr]) -> None:
+        """attrs  of what a SetAttr changed, by the answer."""
         for change in changes:
-            if isinstance(change.command, Rmdir):
+            command = change.command
+            if isinstance(command, Rmdir):
                 self.is_removed(change.directories[-1])
                 self._journal.undelegated(change.directories[-1:])
+            elif isinstance(command, SetAttr) and command.ino in attrs:
+                self.learn(attrs[command.ino])
+            elif isinstance(command, SetAttr):
+                self._is_unsure(command.ino)
         self._ended.set()
 
     def lost(self, change: Change) -> None:
@@ -403,9 +415,8 @@ class Delegations:
         gid = new_file_gid(directory.mode, directory.gid, caller)
         attr = new_attr(number, mode, caller.uid, gid, self._clock())
         create = self._new_pending(attr, parent, name, caller)
-        held.names.add(name)
-        if len(held.names) % ENTRIES_MAX == 0:
-            self._bound_names()
+        self.own.note(parent, number)
+        self.made_here(parent, name)
         self._journal.created(number, parent, name, caller, mode, attr.mtime_ns)
         self._settle_in(create, SETTLE_AFTER_S)
         return create
@@ -561,9 +572,13 @@ class Delegations:
                     names.add(name)
             if isinstance(command, (Rmdir, Rename)):
                 removed.append(self._cache.name(parent, name) or Ino(0))
+            if isinstance(command, (Rmdir, Rename, Unlink)):
+                self._may_move(parent, name)
         fields = (*_INO_FIELDS, *(field for field, _ in _NAME_FIELDS))
         values = [getattr(command, field, None) for field in fields]
         inos = [Ino(value) for value in values if isinstance(value, int)]
+        if isinstance(command, Link):
+            self.own.forget(command.ino)
         self._busy.update(inos)
         self._naming.update(keys)
         self._removing.update(removed)
@@ -580,6 +595,12 @@ class Delegations:
             uncount(self._naming, keys)
             uncount(self._removing, removed)
             uncount(self._busy, inos)
+
+    def _may_move(self, parent: Ino, name: bytes) -> None:
+        """A command takes this name from what has it."""
+        create = self._pending_in.get(parent, {}).get(name)
+        known = self._queue.name(parent, name) or self._cache.name(parent, name)
+        self.own.forget_named(parent, known if create is None else create.ino)
 
     def _doubt(self, directory: Ino, name: bytes) -> None:
         self._cache.forget((), ((directory, name),))
@@ -601,7 +622,7 @@ class Delegations:
         """A command has removed this directory, and its delegation with it. Likewise."""
         if directory is None:
             return
-        if self._held.pop(directory, None) is not None:
+        if self._unhold(directory):
             self._journal.undelegated((directory,))
         self._fresh.pop(directory, None)
 
@@ -699,6 +720,11 @@ class Delegations:
             oldest = sorted(self._held, key=lambda ino: self._held[ino].used_s)
             self._owe(oldest[: DIRECTORIES_MAX // 8])
 
+    def _unhold(self, directory: Ino) -> bool:
+        """Nothing is answered from it any more. Whether anything was."""
+        self.own.forget_in(directory)
+        return self._held.pop(directory, None) is not None
+
     def _bound_names(self) -> None:
         """Those that were not used for the longest time go."""
         left = sum(len(held.names) for held in self._held.values()) - NAMES_MAX
@@ -750,6 +776,7 @@ class Delegations:
 
     def _overtake(self, inos: Iterable[Ino], entries: Iterable[tuple[Ino, bytes]]) -> None:
         for ino in inos:
+            self.own.forget(ino)
             if ino in self.pending:
                 self.pending[ino].overtaken = True
         for parent, name in entries:
@@ -779,7 +806,7 @@ class Delegations:
         pending there has left; None: nothing is."""
         leaving = []
         for directory in directories:
-            self._held.pop(directory, None)
+            self._unhold(directory)
             self._owed[directory] = None
             for create in self._pending_in.get(directory, {}).values():
                 create.start()

@@ -40,6 +40,7 @@ from pydi_node.commands import (
     Rename,
     ReserveInodes,
     Rmdir,
+    SetAttr,
     Symlink,
     Undelegate,
     Unlink,
@@ -99,7 +100,7 @@ class Queue:
     """See the module. Everything here runs in the loop.
 
     run      runs a command past `before`; what it touched leaves the caches first.
-    on_told  some changes were told or lost.
+    on_told  some changes were told or lost; and what the answer says of what a SetAttr changed.
     on_lost  these inodes and names are not as programs were told, these directories neither.
     """
 
@@ -110,7 +111,7 @@ class Queue:
         journal: Journal,
         *,
         run: Callable[..., Awaitable[Any]],
-        on_told: Callable[[Sequence[Change]], None],
+        on_told: Callable[[Sequence[Change], Mapping[Ino, Attr]], None],
         on_lost: Callable[[Change], None],
     ) -> None:
         self._client = client
@@ -294,7 +295,7 @@ class Queue:
                 case Delegate(ino=ino) | Commit(ino=ino):
                     waits = ino in self._inos
                 case PutFile(ino=int(), parent=parent):
-                    waits = parent in self._inos
+                    waits = parent in self._inos or parent in self._directories
                 case _:
                     waits = True
         elif getattr(request, "at", None) is not None:
@@ -404,6 +405,7 @@ class Queue:
         self._attempt = None
         lost = []
         done = []
+        known: dict[Ino, Attr] = {}
         # What comes with a change is how an inode was after it, and not after later ones.
         last = {ino: change for change in attempt.changes for ino in change.inos}
         for change, (code, value) in zip(attempt.changes, outcomes, strict=True):
@@ -414,13 +416,15 @@ class Queue:
             # A node that has the answer from a snapshot knows no values.
             if is_first and (value is not None or isinstance(change.command, Rmdir)):
                 self._learn(change, value, last)
+                if isinstance(change.command, SetAttr):
+                    known[change.command.ino] = value
             else:
                 self._cache.forget(change.inos, change.names)
                 self._cache.note(change.inos, change.names)
         self._drop(done)
         if lost:
             self._lose([change for change, _ in lost], FileError(lost[0][1]))
-        self._on_told(done)
+        self._on_told(done, known)
 
     def _learn(self, change: Change, value: Any, last: Mapping[Ino, Change]) -> None:
         """The cluster has done it."""

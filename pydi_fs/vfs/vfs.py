@@ -45,6 +45,7 @@ from pydi_node.commands import (
 from pydi_node.errors import FileError, PydiError
 from pydi_node.ids import ROOT_INO, Ino, TimeNs
 from pydi_node.records import (
+    ACCESS_ACL,
     FILE_SIZE_MAX,
     NAME_MAX_BYTES,
     ST_MODE_BITS,
@@ -285,8 +286,10 @@ class Vfs(Names, FileLocks):
             file.set_mtime(self._clock() if mtime_ns == TIME_NOW else mtime_ns)
         if (mode, uid, gid, size, atime_ns, mtime_ns) == (None,) * 6:
             return await self.getattr(ino)
-        if size is None and self._delegations.shape(
-            caller, ino, mode, uid, gid, atime_ns, mtime_ns
+        if (
+            size is None
+            and not self._journal.sent_before()
+            and self._setattr_nowait(caller, ino, mode, uid, gid, atime_ns, mtime_ns)
         ):
             return await self.getattr(ino)
         command = SetAttr(caller, ino, mode, uid, gid, size, atime_ns, mtime_ns)
@@ -294,8 +297,27 @@ class Vfs(Names, FileLocks):
         return self._overlay(await self._execute(command, arrived))
 
     def _chmod_nowait(self, caller: Caller, ino: Ino, bits: int) -> bool:
-        # What only this mount knows of has no set-id bits that would have to stay.
-        return self._delegations.shape(caller, ino, bits, None, None, None, None)
+        attr = self.getattr_nowait(ino)
+        if attr is None or attr.mode & ACCESS_ACL:
+            return False
+        return self._setattr_nowait(caller, ino, attr.mode & 0o7000 | bits)
+
+    def _setattr_nowait(
+        self,
+        caller: Caller,
+        ino: Ino,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+    ) -> bool:
+        """Whether this could be done here: nobody else knows of the inode."""
+        if self._delegations.shape(caller, ino, mode, uid, gid, atime_ns, mtime_ns):
+            return True
+        return self._changes.setattr(
+            caller, ino, mode=mode, uid=uid, gid=gid, atime_ns=atime_ns, mtime_ns=mtime_ns
+        )
 
     async def access(self, caller: Caller, ino: Ino, mask: int) -> None:
         """access(2) for bindings whose kernel does not check permissions. EACCES."""

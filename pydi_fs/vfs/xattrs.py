@@ -17,7 +17,7 @@ from pydi_fs.vfs.cache import NameCache
 from pydi_node.commands import Caller, Command, RemoveXattr, SetXattr
 from pydi_node.errors import FileError
 from pydi_node.ids import Ino
-from pydi_node.records import ACCESS_ACL_XATTR
+from pydi_node.records import ACCESS_ACL, ACCESS_ACL_XATTR, ACL_XATTRS, DEFAULT_ACL, Attr
 from pydi_node.wire.messages import GetXattr, ListXattr
 
 # A kernel without SELinux asks the file system for this one. ls(1) wants it of each file, unless it
@@ -36,6 +36,10 @@ class Xattrs(ABC):
     client: Client
     _cache: NameCache
     _execute: Callable[[Command], Awaitable[Any]]
+
+    @abstractmethod
+    def getattr_nowait(self, ino: Ino) -> Attr | None:
+        """As programs here must see it; None: that is not known for certain."""
 
     @abstractmethod
     def _chmod_nowait(self, caller: Caller, ino: Ino, bits: int) -> bool:
@@ -78,4 +82,12 @@ class Xattrs(ABC):
             await self._execute(SetXattr(caller, ino, name, value, flags))
 
     async def removexattr(self, caller: Caller, ino: Ino, name: bytes) -> None:
-        await self._execute(RemoveXattr(caller, ino, name))
+        if name not in ACL_XATTRS or not self._lacks_acl(caller, ino, name):
+            await self._execute(RemoveXattr(caller, ino, name))
+
+    def _lacks_acl(self, caller: Caller, ino: Ino, name: bytes) -> bool:
+        """Whether the caller might take this list away, and there is none: then nothing changes."""
+        attr = self.getattr_nowait(ino)
+        if attr is None or attr.is_symlink or caller.uid not in (0, attr.uid):
+            return False
+        return not attr.mode & (ACCESS_ACL if name == ACCESS_ACL_XATTR else DEFAULT_ACL)

@@ -120,7 +120,7 @@ class Bounds:
             inner = self._inner(part, None, made)
             if isinstance(inner, PutFile):
                 self._check_content(inner)
-            if isinstance(inner, Mkdir) and inner.ino is not None:
+            if isinstance(inner, (Mkdir, Symlink)) and inner.ino is not None:
                 # Below what was just checked, or refused by the tree with all that is done in it.
                 made.add(inner.ino)
             parts.append(inner)

@@ -13,6 +13,7 @@ import random
 import stat
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from pydi_node.commands import (
 )
 from pydi_node.errors import FileError, NoQuorumError
 from pydi_node.ids import ROOT_INO, Ino
-from pydi_node.records import Attr, DirEntry
+from pydi_node.records import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR, Attr, DirEntry
 from pydi_node.wire.messages import GetAttr, Lookup, ReadDir
 from tests.harness.procs import NodeProcess
 from tests.node.test_pending_creates import (
@@ -101,6 +102,7 @@ async def do_all(mount: DelegatingMount) -> dict[str, Ino]:
     made["link"] = (await vfs.symlink(ROOT_CALLER, made["dir"], b"link", b"to")).ino
     made["short"] = (await vfs.mkdir(ROOT_CALLER, made["dir"], b"short", 0o755)).ino
     await vfs.rmdir(ROOT_CALLER, made["dir"], b"short")
+    await vfs.setattr(ROOT_CALLER, made["link"], mtime_ns=12345)
     return made
 
 
@@ -149,6 +151,136 @@ def test_they_are_shown_as_the_cluster_will_have_them(node: NodeProcess, tmp_pat
         assert [[a.ino, a.mode, a.nlink, a.uid, a.gid, a.rdev, a.size] for a in kept] == before
         assert kept[4].gid == 77
         assert stat.S_IMODE(kept[4].mode) == 0o2750
+
+    run(node, tmp_path, scenario)
+
+
+PLAIN_LIST = bytes.fromhex("0200000001000700ffffffff04000500ffffffff20000000ffffffff")  # 0750
+
+
+async def shape_all(mount: DelegatingMount) -> dict[str, Ino]:
+    """rsync: a temporary name, its attributes, its own name. tar, cp -a: also directories' and
+    links'."""
+    vfs, at = mount.vfs, mount.at
+    made = {"file": await make(mount, b".f")}
+    asked(mount)
+    await vfs.setattr(ROOT_CALLER, made["file"], atime_ns=12, mtime_ns=34)
+    await vfs.setattr(ROOT_CALLER, made["file"], uid=1000, gid=100)
+    await vfs.setattr(USER, made["file"], mode=0o640)
+    await vfs.rename(ROOT_CALLER, at, b".f", at, b"f", 0)
+    await vfs.setattr(ROOT_CALLER, made["file"], mode=0o600)
+    made["link"] = (await vfs.symlink(ROOT_CALLER, at, b"link", b"to")).ino
+    await vfs.setattr(ROOT_CALLER, made["link"], uid=1000, mtime_ns=56)
+    made["dir"] = (await vfs.mkdir(ROOT_CALLER, at, b"dir", 0o700)).ino
+    await vfs.setattr(ROOT_CALLER, made["dir"], mtime_ns=78)
+    await vfs.setxattr(ROOT_CALLER, made["dir"], ACCESS_ACL_XATTR, PLAIN_LIST, 0)
+    await vfs.removexattr(ROOT_CALLER, made["dir"], DEFAULT_ACL_XATTR)
+    return made
+
+
+def shapes(attrs: list[Attr]) -> list[tuple[int, ...]]:
+    return [(a.uid, a.gid, stat.S_IMODE(a.mode), a.mtime_ns) for a in attrs]
+
+
+SHAPED = [(1000, 100, 0o600, 34), (1000, 0, 0o777, 56), (0, 0, 0o750, 78)]
+
+
+def test_attributes_of_what_was_made_here_are_told_together(
+    node: NodeProcess, tmp_path: Path
+) -> None:
+    """No request, shown at once, one command in the end; what is done next builds on it."""
+
+    async def scenario(mount: DelegatingMount, _: DelegatingMount) -> None:
+        made = await shape_all(mount)
+        assert asked(mount) == []
+        shown = [await mount.vfs.getattr(ino) for ino in made.values()]
+        assert shapes(shown) == SHAPED
+        await mount.vfs.fsyncdir(mount.at)
+        assert asked(mount) == ["Batch"]
+        assert shapes([await mount.asker.call(GetAttr(ino)) for ino in made.values()]) == SHAPED
+        told = [await mount.vfs.getattr(ino) for ino in made.values()]
+        assert [(a.atime_ns, a.ctime_ns) for a in told] == [(a.atime_ns, a.ctime_ns) for a in shown]
+        with file_error(errno.EACCES):
+            await mount.vfs.mkdir(Caller(1000, 1000, ()), made["dir"], b"x", 0o755)
+        await mount.vfs.setattr(ROOT_CALLER, made["dir"], mode=0o777)
+        asked(mount)
+        await mount.vfs.mkdir(Caller(1000, 1000, ()), made["dir"], b"x", 0o755)
+        assert asked(mount) == []
+
+    run(node, tmp_path, scenario)
+
+
+def test_attributes_are_seen_elsewhere_at_once(node: NodeProcess, tmp_path: Path) -> None:
+    """Whoever looks a name up sees what was done here; from then on each change is a command."""
+
+    async def scenario(holder: DelegatingMount, other: DelegatingMount) -> None:
+        made = await shape_all(holder)
+        assert (await other.vfs.lookup(other.at, b"dir")).ino == made["dir"]
+        names = (b"f", b"link", b"dir")
+        assert shapes([await other.vfs.lookup(other.at, name) for name in names]) == SHAPED
+        for ino in made.values():
+            await holder.vfs.setattr(ROOT_CALLER, ino, mtime_ns=90)
+            assert (await other.vfs.getattr(ino)).mtime_ns == 90
+        assert not queue(holder)
+
+    run(node, tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    "by", ["old", "linked", "unlinked", "exchanged", "set-id", "dirty", "not allowed"]
+)
+def test_attributes_of_what_others_may_know_are_told_at_once(
+    node: NodeProcess, tmp_path: Path, by: str
+) -> None:
+    """What was there before, or has a name elsewhere; and what is not certainly allowed."""
+
+    async def scenario(mount: DelegatingMount, other: DelegatingMount) -> None:
+        vfs, at = mount.vfs, mount.at
+        caller, outcome = ROOT_CALLER, 0
+        ino = await make(mount, b"f")
+        fh = await vfs.open(ROOT_CALLER, ino, os.O_RDWR)
+        if by == "old":
+            await other.vfs.lookup(at, b"f")
+            mount.vfs._delegations._not_before = _Forgetful()
+            await make(mount, b"again")
+            await make(mount, b"and again")
+            await mount.wait_delegated(at)
+        elif by == "linked":
+            await vfs.link(ROOT_CALLER, ino, ROOT_INO, b"other")
+        elif by == "unlinked":
+            await vfs.unlink(ROOT_CALLER, at, b"f")
+        elif by == "exchanged":
+            await make(mount, b"g")
+            await vfs.rename(ROOT_CALLER, at, b"f", at, b"g", RENAME_EXCHANGE)
+        elif by == "set-id":
+            await vfs.setattr(ROOT_CALLER, ino, mode=0o4755)
+        elif by == "dirty":
+            await vfs.write(fh, 0, b"more")
+        else:
+            caller, outcome = Caller(1000, 1000, ()), errno.EPERM
+        with file_error(outcome) if outcome else nullcontext():
+            await vfs.setattr(caller, ino, mode=0o711)
+        assert not queue(mount)
+        mode = (await mount.asker.call(GetAttr(ino))).mode
+        assert stat.S_IMODE(mode) == (0o644 if outcome else 0o711)
+        await mount.end(fh)
+        if by == "linked":
+            await vfs.unlink(ROOT_CALLER, ROOT_INO, b"other")
+
+    run(node, tmp_path, scenario)
+
+
+def test_a_new_file_comes_after_the_attributes_of_its_neighbours(
+    node: NodeProcess, tmp_path: Path
+) -> None:
+    """What is in the cluster of one directory is a beginning of what was done there."""
+
+    async def scenario(mount: DelegatingMount, _: DelegatingMount) -> None:
+        ino = await make(mount, b"secret")
+        asked(mount)
+        await mount.vfs.setattr(ROOT_CALLER, ino, mode=0o600)
+        await make(mount, b"announced")
+        assert asked(mount) == ["Batch", "PutFile"]
 
     run(node, tmp_path, scenario)
 
@@ -317,8 +449,7 @@ def test_where_more_must_be_known_the_cluster_is_asked(
             await vfs.unlink(ROOT_CALLER, at, b"f")
             assert (await mount.asker.call(Lookup(ROOT_INO, b"other"))).nlink == 1
         else:
-            default = bytes.fromhex("0200000001000700ffffffff04000500ffffffff20000000ffffffff")
-            await vfs.setxattr(ROOT_CALLER, at, b"system.posix_acl_default", default, 0)
+            await vfs.setxattr(ROOT_CALLER, at, DEFAULT_ACL_XATTR, PLAIN_LIST, 0)
             attr = await vfs.mkdir(ROOT_CALLER, at, b"d", 0o777, 0o022)
             assert stat.S_IMODE(attr.mode) == 0o750
         assert not queue(mount)

@@ -21,6 +21,8 @@ from pydi_node.commands import (
     PutFile,
     Rename,
     ReserveInodes,
+    SetAttr,
+    Symlink,
     Undelegate,
     Unlink,
 )
@@ -157,6 +159,9 @@ def test_every_command_of_a_batch_stays_within_the_directory(driver: Driver) -> 
     made = Mkdir(ROOT_CALLER, ROOT_INO, b"d", 0o755, ino=Ino(99))
     within = Unlink(ROOT_CALLER, Ino(99), b"f")
     assert inward(made, within) == many(dataclasses.replace(made, parent=own), within)
+    link = Symlink(ROOT_CALLER, Ino(99), b"l", b"to", Ino(98))
+    shaped = dataclasses.replace(COMMANDS[SetAttr], ino=Ino(98))  # type: ignore[arg-type]
+    assert inward(made, link, shaped) == many(dataclasses.replace(made, parent=own), link, shaped)
     for commands in ((within,), (within, made), (made, Unlink(ROOT_CALLER, Ino(12345), b"f"))):
         with file_error(errno.ESTALE):
             inward(*commands)
