@@ -407,8 +407,8 @@ def _read_renew(sender: NodeNumber, to: NodeNumber, rest: Sequence[Any]) -> Rene
     term, session, asked_us, heard_us, followed_us, dropped = (
         _integer(field, INT64_MAX, 0) for field in rest[:6]
     )
-    if type(rest[6]) is not bool:
-        raise RemoteProtocolError("replica: not a boolean")
+    if type(rest[6]) is not bool or not session:
+        raise RemoteProtocolError("replica: not a boolean, or no session")
     return Renew(
         sender, to, Term(term), session, asked_us, heard_us, followed_us, LogIndex(dropped),
         rest[6],

@@ -318,7 +318,16 @@ class Leases:
         """The newest membership in the log."""
         members = _numbers(membership)
         self._left_s |= dict.fromkeys(self._members - members, now_s)
+        # One that came and left again in what came together.
+        passed = {number for known in self._raft.memberships for number in _numbers(known)}
+        for number in passed - members:
+            self._left_s.setdefault(number, now_s)
         self._members = members
+
+    def forgets_too_early(self, now_s: float) -> bool:
+        """Whether somebody who left may hold a lease still: until then the log has to say so, for
+        whoever starts, or gets its snapshot, might lead next."""
+        return any(now_s - left_s < GRANTER_S for left_s in self._left_s.values())
 
     def on_renew(self, message: Renew, now_s: float) -> None:
         """Heeds it, if this node leads that term; ``advance`` says when it is answered."""

@@ -615,6 +615,8 @@ class Replica:
         is_idle = self._now.mono_s - self._cut_at_s >= config.cut_idle_s
         if not (is_much or (is_idle and fresh)) or self._taking_snapshot or self._tree_full:
             return
+        if self.leases.forgets_too_early(self._now.uptime_s):
+            return
         self._cut_at_s = self._now.mono_s
         self._uncut_bytes = 0
         try:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pydi_node.consensus.types import AppendRequest, HeartbeatRequest, TimeoutNow
-from pydi_node.effects import Dropped, FromPeer, PeerMessage, RemoveMember, Settle
+from pydi_node.consensus.types import AppendRequest, HeartbeatRequest, TimeoutNow, VoteRequest
+from pydi_node.effects import AddMember, Dropped, FromPeer, PeerMessage, RemoveMember, Settle
 from pydi_node.errors import RemoteProtocolError
 from pydi_node.ids import LogIndex, NodeNumber, Term
 from pydi_node.leases import GRANTER_S, HOLDER_S, PATIENCE_S, RENEW_S, WANTED_S, Grant, Renew
 from pydi_node.records import Result
+from pydi_node.replica_config import ReplicaConfig
 from tests.unit.replica.cluster import TICK_S, Cluster, applied, create
 
 MakeCluster = Callable[..., Cluster]
@@ -301,6 +302,92 @@ def test_whoever_may_have_followed_an_earlier_leader_counts(make: MakeCluster, w
         cluster.tick()
     assert not has_lease(cluster, holder)
     assert cluster.now.uptime_s - began_s <= GRANTER_S + 2 * TICK_S
+
+
+def test_a_leader_that_its_successor_deposed_counts(make: MakeCluster) -> None:
+    """It led until a heartbeat told it of the successor, which was elected by nodes that had long
+    heard nothing from it."""
+    cluster = make(5)
+    leader = cluster.elect()
+    (successor, friend, late, holder) = others_of(cluster, leader)
+    from_leader = (AppendRequest, HeartbeatRequest, Grant)
+
+    def is_late(message: PeerMessage) -> bool:
+        return isinstance(message, Renew) and (message.sender, message.to) == (late, successor)
+
+    def is_lost(message: PeerMessage) -> bool:
+        if isinstance(message, VoteRequest):
+            return message.to in (leader, holder)
+        return isinstance(message, from_leader) and message.to in (successor, friend)
+
+    cluster.lose = lambda message: is_late(message) or is_lost(message)
+    cluster.tick(ticks(GRANTER_S))
+    give_leases(cluster, holder)
+    cluster.cut = lambda sender, to: holder in (sender, to)
+    term = cluster.replica(successor).raft.term
+    cluster.step(successor, FromPeer(TimeoutNow(NodeNumber(leader), NodeNumber(successor), term)))
+    cluster.until(lambda: cluster.leader() == successor)
+    cluster.lose = is_late
+    cluster.tick()
+    assert has_lease(cluster, holder)  # else there would be nothing to see
+    request = cluster.propose(successor, 9, 1, create("a"))
+    while request not in cluster.members[successor].replies:
+        cluster.tick()
+    assert not has_lease(cluster, holder)
+
+
+def test_what_a_successor_heard_itself_counts(make: MakeCluster) -> None:
+    """The node that elects it had long heard nothing from the leader."""
+    cluster = make(3)
+    leader = cluster.elect()
+    (successor, deaf) = others_of(cluster, leader)
+    from_leader = (AppendRequest, HeartbeatRequest, Grant)
+    cluster.lose = lambda message: message.to == deaf and isinstance(message, from_leader)
+    cluster.tick(ticks(GRANTER_S))
+    give_leases(cluster, leader)
+    cluster.cut = lambda sender, to: leader in (sender, to)
+    cluster.lose = lambda message: False
+    term = cluster.replica(successor).raft.term
+    cluster.step(successor, FromPeer(TimeoutNow(NodeNumber(leader), NodeNumber(successor), term)))
+    cluster.until(lambda: cluster.leader() == successor)
+    assert has_lease(cluster, leader)
+    request = cluster.propose(successor, 9, 1, create("a"))
+    while request not in cluster.members[successor].replies:
+        cluster.tick()
+    assert not has_lease(cluster, leader)
+
+
+def test_a_member_that_left_is_remembered_over_a_restart() -> None:
+    """It holds a lease while it is cut off and removed, and much is written after that. A node that
+    starts then, and leads, still knows of it from its log."""
+    cluster = Cluster(3, newcomers=1, config=ReplicaConfig(cut_entries=2), trailing_entries=0)
+    try:
+        leader = cluster.elect()
+        cluster.tick()
+        successor = next(number for number in (1, 2, 3) if number != leader)
+        left = NodeNumber(4)
+        cluster.request(leader, lambda request, at_s: AddMember(request, left, at_s))
+        cluster.until(lambda: has_lease(cluster, left))
+        cluster.cut = lambda sender, to: left in (sender, to)
+        cluster.step(leader, RemoveMember(999, left, cluster.now.mono_s + 60.0))
+        cluster.deliver()
+        for serial in range(1, 7):
+            cluster.propose(leader, 9, serial, create(f"{serial}"))
+            cluster.deliver()
+        assert has_lease(cluster, left)
+        cluster.kill(successor)
+        cluster.start(successor)
+        term = cluster.replica(successor).raft.term
+        hand_over = TimeoutNow(NodeNumber(leader), NodeNumber(successor), term)
+        cluster.step(successor, FromPeer(hand_over))
+        cluster.until(lambda: cluster.leader() == successor)
+        assert has_lease(cluster, left)  # else there would be nothing to see
+        request = cluster.propose(successor, 8, 1, create("a"))
+        while request not in cluster.members[successor].replies:
+            cluster.tick()
+        assert not has_lease(cluster, left)
+    finally:
+        cluster.close()
 
 
 def test_a_leader_without_a_majority_gives_no_leases(make: MakeCluster) -> None:
