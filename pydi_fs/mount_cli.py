@@ -333,7 +333,7 @@ def serve(
     binding_class = load_driver(config.driver)
     config = replace(config, driver=driver_name(config.driver), options=with_allow_other(config))
     os.chdir("/")  # keeps no file system busy that someone may want to unmount
-    work = functools.partial(_work, config, binding_class, report, _loop_factory())
+    work = functools.partial(_work, config, binding_class, report, loop_factory())
     if config.driver != "kernel" or not is_possible():
         if config.driver == "kernel":
             log.info("restart under open files: off (it needs Linux 6.9)")
@@ -735,7 +735,8 @@ def _read_config_file(path: str, named: bool) -> dict[str, str]:
     return mount_config.check_file_table(table, path)
 
 
-def _loop_factory() -> Any:
+def loop_factory() -> Any:
+    """What makes a mount's event loop."""
     try:
         return importlib.import_module("uvloop").new_event_loop
     except ModuleNotFoundError:

@@ -13,8 +13,9 @@ on the tree or is an ordinary user's mistake (ENOENT, ENAMETOOLONG) is an outcom
 from __future__ import annotations
 
 import dataclasses
+import operator
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -522,13 +523,13 @@ def encode(command: Command) -> tuple[Any, ...]:
     if isinstance(command, Batch):
         parts = tuple(encode(part) for part in command.commands)
         return (COMMAND_CODES[cls], parts, command.times)
-    values = (COMMAND_CODES[cls], *[getattr(command, name) for name, _ in _FIELDS[cls]])
-    if cls in _ADDED:
-        for default in reversed(_ADDED[cls]):
-            if values[-1] != default:
-                break
-            values = values[:-1]
-    return values
+    values = _VALUES[cls](command)
+    unused = 0
+    for default in _ADDED_LAST_FIRST.get(cls, ()):
+        if values[-1 - unused] != default:
+            break
+        unused += 1
+    return (COMMAND_CODES[cls], *(values[:-unused] if unused else values))
 
 
 def decode(value: Any) -> Command:
@@ -750,3 +751,14 @@ _FIELDS: dict[type[Any], list[tuple[str, Callable[[Any], Any]]]] = {
     for cls in COMMAND_CODES
 }
 _FIELD_CHECKS = {cls: [check for _, check in fields] for cls, fields in _FIELDS.items()}
+_ADDED_LAST_FIRST = {cls: defaults[::-1] for cls, defaults in _ADDED.items()}
+
+
+def _values_of(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """Reads these attributes, in C if attrgetter gives a tuple of them."""
+    if len(names) < 2:
+        return lambda command: tuple([getattr(command, name) for name in names])
+    return operator.attrgetter(*names)
+
+
+_VALUES = {cls: _values_of([name for name, _ in fields]) for cls, fields in _FIELDS.items()}

@@ -390,7 +390,7 @@ def measure_cluster(work: Path, nodes: int, clients: list[int], count: int) -> N
     for number in clients:
         inside = Path(tempfile.mkdtemp(prefix="c", dir=work))
         with bench_cluster.running(inside, nodes, started) as running:
-            cost = asyncio.run(bench_cluster.creates(running, number, count))
+            cost = bench_cluster.measure(running, number, count)
         done = count // number * number
         name = f"committed creates, {nodes} nodes, {number} clients"
         emit_figure(name, inside, Figure(done, cost.seconds, "ops/s"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydi_fs.client import Client, node_on_this_machine
+from pydi_fs.mount_cli import GC_THRESHOLDS, loop_factory
 from pydi_node.commands import Caller, Create, Mkdir
 from pydi_node.ids import ROOT_INO
 from pydi_node.wire.messages import Admin
@@ -92,6 +94,15 @@ class Cost(NamedTuple):
     seconds: float
     node_cpu_s: list[float]  # of each node, the first one leads
     client_cpu_s: float
+
+
+def measure(nodes: list[Node], clients: int, count: int) -> Cost:
+    """``creates`` in a process that is set up as a mount's: its event loop and its collector."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(creates(nodes, clients, count))
 
 
 async def creates(nodes: list[Node], clients: int, count: int, mark: str = "") -> Cost:
