@@ -223,7 +223,11 @@ def test_against_a_table_of_bytes(
     async def scenario(here: LockingMount, there: LockingMount) -> None:
         held: dict[tuple[int, int], dict[int, bool]] = {}  # who -> byte -> whether exclusively
         mounts = (here, there)
-        for _ in range(60):
+        rounds = 0
+        # How soon a mount has its right depends on how busy the machine is.
+        while rounds < 60 or min(turned.count(True), turned.count(False)) <= 50:
+            rounds += 1
+            assert rounds < 1000, turned.count(True)
             # One mount for a while, so that it can have the file for itself.
             which = chance.randrange(2)
             for _ in range(chance.choice((2, 12, 30))):
@@ -254,8 +258,6 @@ def test_against_a_table_of_bytes(
                 turned.append(mounts[which].is_local)
 
     run(start_cluster(make_node, count), tmp_path, scenario)
-    assert turned.count(True) > 50
-    assert turned.count(False) > 50
 
 
 def test_what_is_unlocked_while_the_cluster_is_away_is_not_told(
