@@ -87,7 +87,7 @@ class Binding(Protocol):
     """What `KernelBinding` and `FusepyBinding` have in common, but for `take_over`."""
 
     async def mount(self) -> None: ...
-    def take_over(self, fd: int) -> None: ...
+    def take_over(self, fd: int, kept: Sequence[int] = ()) -> None: ...
     async def wait_unmounted(self) -> None: ...
     async def unmount(self) -> None: ...
 
@@ -423,11 +423,15 @@ async def _serve(config: MountConfig, binding_class: Any, report: Report, link: 
     await vfs.start(client.is_connected)
     more = {}
     if link is not None:
-        more = {"journal": journal, "keep": functools.partial(link.keep, DEVICE)}
+        more = {
+            "journal": journal,
+            "keep": functools.partial(link.keep, DEVICE),
+            "watch": (link.bell.page, link.bell.ring),
+        }
     binding: Binding = binding_class(vfs, config.mountpoint, config.options, **more)
     try:
         if link is not None and link.follows:
-            binding.take_over(link.kept.pop(DEVICE))
+            binding.take_over(link.kept.pop(DEVICE), link.nodeids)
         else:
             await binding.mount()
         try:

@@ -1,7 +1,8 @@
 """The process that holds a mount while the one that serves it may die: restart under open files.
 
 `mount_cli` runs it where the kernel can send requests again (Linux 6.9). It stays small: no loop,
-no thread, no network, and it never touches the mount.
+no thread, no network, and it never touches the mount. A second child, the watch, makes the kernel
+forget what a worker does not take back in time (`watching`).
 
     supervisor ── fork ──► worker: serves the mount
         │ holds /dev/fuse, the two logs of the journal, files of staged content
@@ -40,6 +41,8 @@ from typing import Any, BinaryIO, NoReturn
 from pydi_fs.mountpoints import abort, mounted_at, unmount
 from pydi_fs.restart_policy import BEAT_S, RestartPolicy, Watchdog
 from pydi_fs.vfs.journal import FORMAT
+from pydi_fs.watching import Bell, forget_everything
+from pydi_fs.watching import run as run_watch
 from pydi_node.errors import EXIT_FAILED, EXIT_OK, PydiError, UserError
 
 log = logging.getLogger("pydi.mount")
@@ -108,8 +111,16 @@ class Link:
     """A worker's side: its line to the supervisor and what that keeps for it."""
 
     def __init__(
-        self, line: socket.socket, logs: tuple[int, int], kept: dict[str, int], follows: bool
+        self,
+        line: socket.socket,
+        logs: tuple[int, int],
+        kept: dict[str, int],
+        follows: bool,
+        bell: Bell,
+        nodeids: tuple[int, ...],
     ) -> None:
+        self.bell = bell
+        self.nodeids = nodeids  # whose attributes the kernel was told to keep by that one
         self.logs = logs
         self.kept = kept  # descriptors by name, in this process
         self.follows = follows  # another worker, which died
@@ -198,6 +209,10 @@ class Supervisor:
         self._policy = RestartPolicy()
         self._watchdog = Watchdog()
         self._logs = (os.memfd_create("pydi-journal"), os.memfd_create("pydi-journal"))
+        self._bell = Bell()
+        self._watch = 0  # its process; 0: there is none
+        self._watch_pidfd = -1
+        self._nodeids: tuple[int, ...] = ()  # whose attributes the kernel kept for a dead worker
         self._kept: dict[str, int] = {}
         self._worker = 0
         self._unburied: list[int] = []  # dead workers of which a thread is still in the kernel
@@ -230,9 +245,16 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # see `_on_checked`
         gc.collect()
         gc.freeze()  # what workers share with us is not touched by their collections
+        try:
+            return self._serve()
+        finally:
+            self._end_watch()
+
+    def _serve(self) -> int:
         self._start()
         self._forked()
         while True:
+            self._begin_watch()
             self._look()
             if self._worker:
                 continue
@@ -276,7 +298,11 @@ class Supervisor:
                 if held is not None:
                     held.close()
             theirs.setblocking(False)
-            link = Link(theirs, self._logs, dict(self._kept), follows=self._was_usable)
+            self._leave_watch()
+            link = Link(
+                theirs, self._logs, dict(self._kept), follows=self._was_usable,
+                bell=self._bell, nodeids=self._nodeids,
+            )  # fmt: skip
             code = self._work(link)
             link.ended(code)
         except PydiError as exc:
@@ -297,6 +323,8 @@ class Supervisor:
             poll.register(self._check.pidfd, select.POLLIN)
         elif DOOR in self._kept:
             poll.register(self._kept[DOOR], select.POLLIN)
+        if self._watch:
+            poll.register(self._watch_pidfd, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(BEAT_S * 1000)}
         self._reap()
         # First what it said: its last words may have come with its death.
@@ -316,6 +344,8 @@ class Supervisor:
             self._on_checked(check.asker, check.end())
         elif self._kept.get(DOOR) in ready:
             self._serve_door()
+        if self._watch and self._watch_pidfd in ready:
+            self._end_watch()  # somebody killed it: another one begins at once
 
     def _hear(self) -> None:
         assert self._line is not None
@@ -336,6 +366,8 @@ class Supervisor:
                 self._kept[name] = fds[0]
             elif word == "drop":
                 self._let_go(name)
+                if name == DEVICE:
+                    self._end_watch()
             elif word == "end":
                 self._code = int(name)
             elif word == "usable":
@@ -366,6 +398,42 @@ class Supervisor:
         os.close(self._pidfd)
         self._line.close()
         self._worker, self._pidfd, self._line = 0, -1, None
+        self._take_back()
+
+    def _take_back(self) -> None:
+        """The kernel forgets what the worker told it: nobody else will tell it of changes."""
+        page = self._bell.page
+        self._nodeids = tuple(page.nodeids())
+        if DEVICE in self._kept:
+            forget_everything(self._kept[DEVICE], self._nodeids)
+        page.clear()
+
+    def _begin_watch(self) -> None:
+        if self._watch or DEVICE not in self._kept:
+            return
+        supervisor = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            # It must not hold what others let go.
+            for fd in (*self._logs, *(fd for name, fd in self._kept.items() if name != DEVICE)):
+                os.close(fd)
+            checked_for = None if self._check is None else self._check.asker
+            for held in (self._line, self._asker, checked_for):
+                if held is not None:
+                    held.close()
+            run_watch(self._bell, self._kept[DEVICE], supervisor)
+        self._watch, self._watch_pidfd = pid, os.pidfd_open(pid)
+
+    def _end_watch(self) -> None:
+        if self._watch:
+            os.kill(self._watch, signal.SIGKILL)
+            os.waitpid(self._watch, 0)
+            self._leave_watch()
+
+    def _leave_watch(self) -> None:
+        if self._watch:
+            os.close(self._watch_pidfd)
+            self._watch, self._watch_pidfd = 0, -1
 
     def _reap(self) -> None:
         """Those of the dead that have ended are no zombies any more."""
@@ -461,6 +529,9 @@ class Supervisor:
             "kept": self._kept,
             "asker": asker.fileno(),
         }
+        # Once more, for what was on its way; the watch of the other version knows nothing of it.
+        forget_everything(self._kept[DEVICE], self._nodeids)
+        self._end_watch()
         fds = (*self._logs, *self._kept.values(), asker.fileno())
         for fd in fds:
             os.set_inheritable(fd, True)

@@ -37,7 +37,7 @@ _CLIENT = (*_VOCABULARY, "pydi_node.wire")
 _SEEKER = (*_CLIENT, _SYSTEM, "pydi_node.discovery")
 # What a mount was asked for and what is mounted where: plain values, beside the bindings.
 _MOUNT = ("pydi_fs.mount_options", "pydi_fs.mountpoints")
-_BINDING = (*_VOCABULARY, "pydi_fs.vfs", *_MOUNT)
+_BINDING = (*_VOCABULARY, "pydi_fs.vfs", *_MOUNT, "pydi_fs.watch")
 
 # What every command works with, without what the commands mean.
 _COMMANDS = (
@@ -97,6 +97,7 @@ ROOMS = (
     Room(("pydi_fs/fuse/*",), _BINDING),
     Room(("pydi_fs/fusepy_binding.py",), (*_BINDING, "pydi_fs.hidden_names")),
     Room(("pydi_fs/hidden_names.py",), ("pydi_node.ids",)),
+    Room(("pydi_fs/watch.py",), ()),
     Room(("pydi_fs/mount_options.py", "pydi_fs/mountpoints.py"), _FOUNDATION),
     # Works on a stopped node's files, so it shares the code that reads them.
     Room(("pydi_fs/commands_offline.py",), ("pydi_fs", "pydi_node")),
@@ -138,6 +139,7 @@ PURE = (
     "pydi_fs/vfs/content.py",
     "pydi_fs/vfs/journal.py",
     "pydi_fs/restart_policy.py",
+    "pydi_fs/watch.py",
     "pydi_fs/transfer/plan.py",
     "pydi_fs/shell/words.py",
     "pydi_fs/shell/wildcards.py",

@@ -119,6 +119,7 @@ class Client:
         self.epoch = 0  # grows with every connection: what belonged to an older one is gone
         self.on_touched: Touch = lambda inos, entries: None
         self.on_reset: Callable[[], asyncio.Future[None] | None] = lambda: None  # as `Touch`
+        self.on_lease: Callable[[float], None] = lambda until_s: None  # it lasts until then
         # What a cache knows of the order of things: its moment when a request leaves, which is told
         # again before the answer is handed over. What was dropped in between must stay out.
         self.moment: Callable[[], int] = lambda: 0
@@ -493,6 +494,7 @@ class Client:
             # In the stream: whatever was pushed before has been dropped by now.
             if connection is self._connection:
                 self._lease_until_s = max(self._lease_until_s, asked_s + valid_ms / 1000)
+                self.on_lease(self._lease_until_s)
 
         await connection.request(Lease(), b"", self.deadline_s, arrived, None)
 

@@ -22,18 +22,21 @@ import io
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from pydi_fs.fuse import codec, device
 from pydi_fs.fuse.abi import InitFlag
 from pydi_fs.fuse.dispatch import CACHE_TIMEOUT_S, Dispatcher
 from pydi_fs.fuse.filesystem import Entries, FileSystem
+from pydi_fs.fuse.keeping import Keeping
 from pydi_fs.fuse.negotiation import REQUEST_MAX_BYTES, Negotiated
 from pydi_fs.fuse.notify import Notifier
 from pydi_fs.fuse.passthrough import Passthrough
 from pydi_fs.fuse.printer import describe_invalidation
 from pydi_fs.mount_options import MountOptions
 from pydi_fs.vfs.journalling import Journal, KeptJournal
+from pydi_fs.watch import Page
 from pydi_node.errors import UserError
 from pydi_node.ids import Ino
 from pydi_node.records import EVERY_NAME
@@ -70,13 +73,19 @@ class KernelBinding:
         cache_timeout_s: float = CACHE_TIMEOUT_S,
         journal: Journal | None = None,
         keep: Callable[[int], None] = lambda fd: None,
+        watch: tuple[Page, Callable[[], None]] | None = None,
     ) -> None:
-        """keep: called with the device once mounted, if the kernel lets another process go on."""
+        """keep: called with the device once mounted, if the kernel lets another process go on.
+
+        watch  what is shared with the process that takes back what the kernel may keep beyond a
+               lease, and what wakes it; None: nothing may.
+        """
         self._vfs = vfs
         self._mountpoint = mountpoint  # absolute once mounted
         self._options = options
         self._journal = journal or Journal()
         self._keep = keep
+        self._watch = watch
         self._fd = -1
         self._read: Callable[[bytearray], int | None] | None = None  # from the device
         self._buffer = bytearray(REQUEST_MAX_BYTES)
@@ -90,6 +99,7 @@ class KernelBinding:
             handed_out=self._on_handed_out,
             named=self._on_named,
             remembered_s=self._remembered_s,
+            unheard=self._forget_names,
             cache_timeout_s=cache_timeout_s,
             kernel_checks=options.default_permissions,
             passthrough_after_s=options.passthrough_after_s if self.may_pass(options) else None,
@@ -133,10 +143,11 @@ class KernelBinding:
             log.info("restart under open files: %s", survives)
         log.info("mounted on %s", self._mountpoint)
 
-    def take_over(self, fd: int) -> None:
+    def take_over(self, fd: int, kept: Sequence[int] = ()) -> None:
         """Go on with the mount of a worker that died. The vfs is restored and started.
 
-        fd  the device, which this binding owns from here on.
+        fd    the device, which this binding owns from here on.
+        kept  node ids whose attributes the kernel was told to keep.
         """
         state = self._journal.state
         assert state is not None
@@ -150,7 +161,7 @@ class KernelBinding:
         self._begin_passthrough(state.backings)
         # Nobody told the kernel of changes meanwhile.
         assert self._notifier is not None
-        self._notifier.invalidate(nodeids, (), everything=True)
+        self._notifier.invalidate(nodeids, (), everything=True, attributes=kept)
         self._resends_come = True
         try:
             self._notify(codec.encode_resend())
@@ -196,6 +207,8 @@ class KernelBinding:
         asyncio.get_running_loop().remove_reader(self._fd)
         # RELEASE is answered to nobody in the end, but what it publishes must still run.
         await self._dispatcher.stop()
+        if self._dispatcher.keeping is not None:
+            self._dispatcher.keeping.stop()
         notifier = self._notifier
         if notifier is not None and not await asyncio.to_thread(notifier.stop, NOTIFIER_STOP_S):
             # Its thread waits in the kernel for a request that will not be answered any more.
@@ -261,6 +274,8 @@ class KernelBinding:
         if self._notifier is None:
             self._notifier = Notifier(self._notify, agreed.has_epoch)
             self._notifier.start()
+            if self._watch is not None and agreed.has_epoch and agreed.has_resend:
+                self._begin_keeping(self._notifier, *self._watch)
         self._has_passthrough = agreed.has_passthrough
         self._has_resend = agreed.has_resend
         self._ready.set()
@@ -296,6 +311,27 @@ class KernelBinding:
     def _remembered_s(self, timeout_s: float) -> float:
         return 0.0 if self._notifier is None else self._notifier.remembered_s(timeout_s)
 
+    def _begin_keeping(self, notifier: Notifier, page: Page, ring: Callable[[], None]) -> None:
+        keeping = Keeping(page, ring, self._forget_all, _lease_clock_ns)
+        notifier.keeping = self._dispatcher.keeping = keeping
+        self._vfs.on_lease = keeping.renewed
+
+        def changed(ino: Ino) -> None:
+            if keeping.knows(ino):  # only first node ids are kept
+                notifier.forget_attributes(ino)
+
+        self._vfs.on_changed = changed
+
+    def _forget_all(self) -> None:
+        """Nothing that the kernel keeps may be used any more."""
+        assert self._notifier is not None
+        log.debug("the kernel forgets all that it was told to keep")
+        self._notifier.invalidate((), (), everything=True, attributes=())
+
+    def _forget_names(self) -> None:
+        if self._notifier is not None:
+            self._notifier.forget_names()
+
     def _forget_attributes(self, nodeid: int) -> None:
         if self._notifier is not None:
             self._notifier.forget_attributes(nodeid)
@@ -318,12 +354,17 @@ class KernelBinding:
             for ino in inos:
                 self._dispatcher.pages.changed(ino)
         listings = self._dispatcher.listings.all() if everything else ()
+        attributes = () if everything else None
         nodeids = tuple(self._dispatcher.nodeids.of(ino) for ino in inos)
         emptied = [parent for parent, name in entries if name == EVERY_NAME]
         if emptied:
             entries = tuple(entry for entry in entries if entry[1] != EVERY_NAME)
             everything = everything or self._notifier.may_know_names_in(emptied)
-        return self._notifier.invalidate(nodeids, entries, everything, listings)
+        return self._notifier.invalidate(nodeids, entries, everything, listings, attributes)
+
+
+def _lease_clock_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def _may_pass_through() -> bool:

@@ -678,14 +678,20 @@ def encode_dirents(entries: Iterable[DirEntry], space: int) -> bytes:
 
 
 def encode_direntsplus(
-    entries: Iterable[DirEntry], nodeid_of: Callable[[Ino], int], timeout: Timeout, space: int
+    entries: Iterable[DirEntry],
+    nodeid_of: Callable[[Ino], int],
+    timeouts: Iterable[Timeout],
+    space: int,
 ) -> bytes:
-    """As many struct fuse_direntplus as fit into ``space`` bytes; the kernel asks for the rest."""
+    """As many struct fuse_direntplus as fit into ``space`` bytes; the kernel asks for the rest.
+
+    timeouts  one for each entry.
+    """
     return _fill(
         (
             _entry(nodeid_of(e.attr.ino), e.attr, timeout)
             + _dirent(e.attr.ino, e.cookie + COOKIE_SHIFT, e.attr.mode, e.name)
-            for e in entries
+            for e, timeout in zip(entries, timeouts, strict=True)
         ),
         space,
     )

@@ -32,6 +32,7 @@ from pydi_fs.fuse.abi import FuseOpcode, InitFlag
 from pydi_fs.fuse.closing import Closing
 from pydi_fs.fuse.codec import CodecError, Header, Timeout
 from pydi_fs.fuse.filesystem import FileSystem
+from pydi_fs.fuse.keeping import KEPT, Keeping
 from pydi_fs.fuse.listings import Drop, Listings
 from pydi_fs.fuse.lock_owners import LockOwners
 from pydi_fs.fuse.names import Names
@@ -44,6 +45,7 @@ from pydi_fs.fuse.xattrs import Xattrs
 from pydi_fs.vfs.callers import groups_of
 from pydi_fs.vfs.journal import State
 from pydi_fs.vfs.journalling import RESENT, Journal
+from pydi_fs.watch import KEPT_S
 from pydi_node.commands import ROOT_CALLER, Caller
 from pydi_node.errors import FileError, PydiError, errno_of
 from pydi_node.ids import INT64_MAX, Ino
@@ -51,8 +53,9 @@ from pydi_node.records import NAME_MAX_BYTES, ST_MODE_BITS, Attr, DirEntry
 
 log = logging.getLogger("pydi.fuse")
 
-# How long the kernel may at most answer from names, attributes and absences by itself. It gets what
-# is left of the lease, which is less: a stopped daemon can take nothing back.
+# How long the kernel may at most answer from names, attributes and absences by itself where nobody
+# takes them back in time (`keeping`). It gets what is left of the lease, which is less: a stopped
+# daemon can take nothing back.
 CACHE_TIMEOUT_S = 60.0
 
 # Long enough for what is merely slow, short enough for a person at the keyboard.
@@ -100,6 +103,7 @@ class Dispatcher(ShortCuts, Closing, Names):
     handed_out    told each node id whose attributes go to the kernel.
     named         told each directory of which a name, or an absence, goes to the kernel.
     remembered_s  the time-out to give now instead of one that is no shorter.
+    unheard       called when names changed here of which the kernel may not know; must not block.
     cache_timeout_s  seconds, see CACHE_TIMEOUT_S.
     kernel_checks    the mount has default_permissions.
     passthrough_after_s  seconds without a change before a file is passed through; None: never is.
@@ -118,6 +122,7 @@ class Dispatcher(ShortCuts, Closing, Names):
         handed_out: Callable[[int], None],
         named: Callable[[int], None] = lambda directory: None,
         remembered_s: Callable[[float], float] = lambda timeout_s: timeout_s,
+        unheard: Callable[[], None] = lambda: None,
         cache_timeout_s: float = CACHE_TIMEOUT_S,
         kernel_checks: bool = True,
         passthrough_after_s: float | None = None,
@@ -132,6 +137,8 @@ class Dispatcher(ShortCuts, Closing, Names):
         self._handed_out = handed_out
         self._named = named
         self._remembered_s = remembered_s
+        self._unheard = unheard
+        self.keeping: Keeping | None = None  # set when there is a watch, and a kernel with epochs
         self._timeout_max_s = cache_timeout_s
         self._kernel_checks = kernel_checks
         self._agreed = InitFlag(0)  # what INIT agreed on
@@ -201,8 +208,10 @@ class Dispatcher(ShortCuts, Closing, Names):
                 delivered = self._reply(header, 0, payload)
                 if operation.changes:
                     self._journal.answered(header.unique)
-                    if not delivered and operation.undo is not None:
-                        self._beside(self._take_undo(operation, header, payload))
+                    if not delivered:
+                        self._unheard()
+                        if operation.undo is not None:
+                            self._beside(self._take_undo(operation, header, payload))
                 return
         if opcode == FuseOpcode.FUSE_WRITE:
             body = body.owned()  # the request's buffer is used again
@@ -261,6 +270,8 @@ class Dispatcher(ShortCuts, Closing, Names):
         delivered = waited_for and self._reply(header, error, payload)
         self._journal.answered(header.unique)
         if not delivered and not error:
+            if operation.changes:
+                self._unheard()
             await self._take_undo(operation, header, payload)
 
     async def _take_undo(self, operation: Operation, header: Header, payload: bytes) -> None:
@@ -368,22 +379,61 @@ class Dispatcher(ShortCuts, Closing, Names):
             return 0.0
         return self._remembered_s(min(self._vfs.lease_s(), self._timeout_max_s))
 
-    def _timeout_now(self) -> Timeout:
-        return Timeout.of(self._remembered_s(min(self._vfs.lease_s(), self._timeout_max_s)))
+    def _timeout_now(self, directory: int, nodeid: int, attr: Attr) -> Timeout:
+        timeout_s = self._remembered_s(min(self._vfs.lease_s(), self._timeout_max_s))
+        return self._entry_timeout(timeout_s, directory, nodeid, attr)
+
+    def _entry_timeout(self, timeout_s: float, directory: int, nodeid: int, attr: Attr) -> Timeout:
+        """How long the kernel may keep a name that it asked for, and the attributes behind it.
+
+        Of a second node id never for long: it may be forgotten here and not there (`nodeids`), and
+        nobody would say when its attributes change.
+        """
+        keeping = self.keeping
+        if (
+            keeping is not None
+            and timeout_s > 0
+            and not nodeid & SECOND
+            and self._vfs.is_settled(attr)
+            and keeping.keeps_entry(directory, nodeid)
+        ):
+            return KEPT
+        return Timeout.of(timeout_s)
 
     def _entry(self, header: Header, attr: Attr) -> bytes:
+        """As long as the lease, at most: what the kernel is told of an inode that it has just made
+        or linked it takes in though told of a change of it meanwhile."""
         nodeid = self.nodeids.of(attr.ino)
         self._handed_out(nodeid)
         self._named(header.nodeid)
         return codec.encode_entry(nodeid, self._shown(attr), self._timeout(header))
 
-    def _attr(self, header: Header, attr: Attr) -> bytes:
-        return codec.encode_attr(self._shown(attr), self._attr_timeout(header))
+    def _found(self, header: Header, attr: Attr) -> bytes:
+        """The answer to a look-up."""
+        nodeid = self.nodeids.of(attr.ino)
+        self._handed_out(nodeid)
+        self._named(header.nodeid)
+        timeout = self._entry_timeout(self._timeout_s(header), header.nodeid, nodeid, attr)
+        return codec.encode_entry(nodeid, self._shown(attr), timeout)
 
-    def _attr_timeout(self, header: Header) -> Timeout:
+    def _attr(self, header: Header, attr: Attr) -> bytes:
+        return codec.encode_attr(self._shown(attr), self._attr_timeout(header, attr))
+
+    def _attr_timeout(self, header: Header, attr: Attr) -> Timeout:
         """How long the kernel may believe the attributes that it asked for."""
-        outdated = self.nodeids.is_outdated(Ino(header.nodeid), header.second)
-        return _NO_TIMEOUT if outdated else self._timeout(header)
+        if self.nodeids.is_outdated(Ino(header.nodeid), header.second):
+            return _NO_TIMEOUT
+        timeout_s = self._timeout_s(header)
+        keeping = self.keeping
+        if (
+            keeping is not None
+            and timeout_s > 0
+            and not header.second
+            and self._vfs.is_settled(attr)
+            and keeping.keeps(header.nodeid)
+        ):
+            return KEPT
+        return Timeout.of(timeout_s)
 
     async def _clear_set_id(self, ino: Ino) -> None:
         """The kernel asks for this where a write must take set-user-id and set-group-id away."""
@@ -409,21 +459,30 @@ class Dispatcher(ShortCuts, Closing, Names):
         try:
             attr = self._vfs.lookup_nowait(Ino(header.nodeid), body.name)
         except FileError as exc:
-            return self._absent(header, exc)
-        return None if attr is None else self._entry(header, attr)
+            return self._absent(header, body.name, exc)
+        return None if attr is None else self._found(header, attr)
 
     async def _lookup(self, header: Header, body: codec.Named) -> bytes:
         try:
-            return self._entry(header, await self._vfs.lookup(Ino(header.nodeid), body.name))
+            return self._found(header, await self._vfs.lookup(Ino(header.nodeid), body.name))
         except FileError as exc:
-            return self._absent(header, exc)
+            return self._absent(header, body.name, exc)
 
-    def _absent(self, header: Header, error: FileError) -> bytes:
+    def _absent(self, header: Header, name: bytes, error: FileError) -> bytes:
         """An absence that the kernel may remember; any other error goes on."""
         if error.errno != errno.ENOENT:
             raise error
-        self._named(header.nodeid)
-        return codec.encode_negative_entry(self._timeout(header))
+        parent = header.nodeid
+        self._named(parent)
+        timeout_s = self._timeout_s(header)
+        if (
+            self.keeping is not None
+            and timeout_s > 0
+            and self._vfs.is_absent(Ino(parent), name)
+            and self.keeping.keeps_absence(parent)
+        ):
+            return codec.encode_negative_entry(KEPT)
+        return codec.encode_negative_entry(Timeout.of(timeout_s))
 
     def _getattr_nowait(self, header: Header, _body: codec.Empty) -> bytes | None:
         attr = self._vfs.getattr_nowait(Ino(header.nodeid))
@@ -437,11 +496,11 @@ class Dispatcher(ShortCuts, Closing, Names):
         attr = self._vfs.getattr_nowait(Ino(header.nodeid))
         if attr is None:
             return None
-        return codec.encode_statx(self._shown(attr), self._attr_timeout(header))
+        return codec.encode_statx(self._shown(attr), self._attr_timeout(header, attr))
 
     async def _statx(self, header: Header, _body: codec.Empty) -> bytes:
         attr = await self._vfs.getattr(Ino(header.nodeid))
-        return codec.encode_statx(self._shown(attr), self._attr_timeout(header))
+        return codec.encode_statx(self._shown(attr), self._attr_timeout(header, attr))
 
     async def _setattr(self, header: Header, body: codec.Setattr) -> bytes:
         ino = Ino(header.nodeid)
@@ -462,7 +521,9 @@ class Dispatcher(ShortCuts, Closing, Names):
         )
         if self.nodeids.is_outdated(ino, header.second):
             self._forget_attributes(self.nodeids.of(ino))
-        return self._attr(header, attr)
+            return codec.encode_attr(self._shown(attr), _NO_TIMEOUT)
+        # As long as the lease, at most: see `_entry`.
+        return codec.encode_attr(self._shown(attr), self._timeout(header))
 
     async def _access(self, header: Header, body: codec.Access) -> bytes:
         await self._vfs.access(self._caller(header), Ino(header.nodeid), body.mask)
@@ -491,35 +552,51 @@ class Dispatcher(ShortCuts, Closing, Names):
     async def _readdir(self, header: Header, body: codec.Read) -> bytes:
         dots = self._dots(header, body, plus=False)
         space = body.size - len(dots)
-        entries = await self._entries(header, body, max(1, space // codec.DIRENT_MIN_BYTES))
+        limit = max(1, space // codec.DIRENT_MIN_BYTES)
+        entries, timeout_s = await self._entries(header, body, limit)
+        self._listed(header, timeout_s, True)
         return dots + codec.encode_dirents(entries, space)
 
     async def _readdirplus(self, header: Header, body: codec.Read) -> bytes:
         dots = self._dots(header, body, plus=True)
         space = body.size - len(dots)
-        entries = await self._entries(header, body, max(1, space // codec.DIRENTPLUS_MIN_BYTES))
+        limit = max(1, space // codec.DIRENTPLUS_MIN_BYTES)
+        entries, timeout_s = await self._entries(header, body, limit)
+        parent = header.nodeid
+        timeouts = []
         for entry in entries:
-            self._handed_out(self.nodeids.of(entry.attr.ino))
-        self._named(header.nodeid)
+            nodeid = self.nodeids.of(entry.attr.ino)
+            self._handed_out(nodeid)
+            timeouts.append(self._entry_timeout(timeout_s, parent, nodeid, entry.attr))
+        self._named(parent)
+        # With one of them the listing goes: then one question brings them all.
+        self._listed(header, timeout_s, all(timeout is KEPT for timeout in timeouts))
         if any(entry.attr.mode > ST_MODE_BITS for entry in entries):
             entries = [entry._replace(attr=self._shown(entry.attr)) for entry in entries]
-        return dots + codec.encode_direntsplus(
-            entries, self.nodeids.of, self._timeout(header), space
-        )
+        return dots + codec.encode_direntsplus(entries, self.nodeids.of, timeouts, space)
 
-    async def _entries(self, header: Header, body: codec.Read, limit: int) -> list[DirEntry]:
+    def _listed(self, header: Header, timeout_s: float, may_keep: bool) -> None:
+        """Entries are about to be sent."""
+        keeping, directory = self.keeping, header.nodeid
+        if may_keep and keeping is not None and timeout_s > 0 and keeping.keeps_absence(directory):
+            timeout_s = KEPT_S
+        self.listings.answered(Ino(directory), timeout_s)
+
+    async def _entries(
+        self, header: Header, body: codec.Read, limit: int
+    ) -> tuple[list[DirEntry], float]:
+        """And how long they may be believed without a watch."""
         ino = Ino(header.nodeid)
         if body.offset == 0:
             attr = self._vfs.getattr_nowait(ino)
             await self.listings.begin(ino, None if attr is None else attr.changed)
-        timeout_s = 0.0
         try:
             cookie = max(0, body.offset - codec.COOKIE_SHIFT)
             entries = await self._vfs.entries(ino, header.pid, cookie, limit)
-            timeout_s = self._timeout_s(header)
-        finally:
-            self.listings.answered(ino, timeout_s)
-        return entries
+        except BaseException:
+            self.listings.answered(ino, 0.0)
+            raise
+        return entries, self._timeout_s(header)
 
     def _dots(self, header: Header, body: codec.Read, plus: bool) -> bytes:
         if body.offset >= codec.DOT_DOT_OFFSET:

@@ -5,7 +5,8 @@ READDIR said, so that a directory which nobody changes is listed without a reque
 right:
 
  * Opening a directory checks permissions, and so needs attributes whose time-out is not over: a
-   listing can't be begun behind the lease, also when this process is stopped.
+   listing can't be begun behind the lease, also when this process is stopped. Where a watch makes
+   the kernel forget everything before the lease ends, listings go with it.
  * A change by this kernel makes the next listing that begins ask anew, and so does another mtime.
  * For a change made elsewhere `notify` drops the listing, once every READDIR that may still carry
    the old one has been taken in.
@@ -14,7 +15,7 @@ right:
    pages are dropped first, and what is not whole is never used.
  * A listing has no time-out of its own. It is dropped when those of its entries are over: the next
    one brings all attributes along, where the kernel would ask for one after the other. So what is
-   kept is known, and dropped when all caches are.
+   kept is known, bounded, and dropped when all caches are.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pydi_fs.vfs.journalling import Journal
 from pydi_node.ids import Ino, LogIndex
 
 SWEEP_MIN_S = 0.05  # many directories that were listed one after the other go together
+LISTED_MAX = 8192  # directories, some 200 bytes each here; the one that was listed first goes first
 
 # Directories -> done when the kernel has none of their listings; None: there is no kernel.
 Drop = Callable[[tuple[Ino, ...]], asyncio.Future[None] | None]
@@ -51,7 +53,7 @@ class Listings:
         """Somebody reads a directory from its start, which last changed at ``changed``."""
         known = self._kept.get(ino)
         if known is None:
-            self._journal.listed(ino)
+            self._begun(ino)
         elif changed is None or known.changed != changed:
             told = self._drop((ino,))
             if told is not None:
@@ -59,14 +61,20 @@ class Listings:
         self._kept[ino] = _Kept(changed, math.inf)
 
     def answered(self, ino: Ino, timeout_s: float) -> None:
-        """Entries are about to be sent, to be believed for ``timeout_s``."""
+        """Entries are about to be sent, to be believed for ``timeout_s``; with those before them
+        in this listing no longer than these."""
         loop = asyncio.get_running_loop()
         known = self._kept.get(ino)
         if known is None:
-            self._journal.listed(ino)
-        self._kept[ino] = _Kept(known.changed if known else None, loop.time() + timeout_s)
+            self._begun(ino)
+            known = _Kept(None, math.inf)
+        now_s = loop.time()
+        until_s = min(known.until_s, now_s + timeout_s)
+        self._kept[ino] = _Kept(known.changed, until_s)
+        if self._sweeping is not None and self._sweeping.when() > until_s + SWEEP_MIN_S:
+            self.stop()
         if self._sweeping is None:
-            self._sweeping = loop.call_later(max(timeout_s, SWEEP_MIN_S), self._sweep)
+            self._sweeping = loop.call_later(max(until_s - now_s, SWEEP_MIN_S), self._sweep)
 
     def all(self) -> tuple[Ino, ...]:
         return tuple(self._kept)
@@ -77,15 +85,23 @@ class Listings:
             self._sweeping.cancel()
             self._sweeping = None
 
+    def _begun(self, ino: Ino) -> None:
+        self._journal.listed(ino)
+        if len(self._kept) >= LISTED_MAX:
+            self._let_go((next(iter(self._kept)),))
+
+    def _let_go(self, inos: tuple[Ino, ...]) -> None:
+        self._drop(inos)
+        for ino in inos:
+            del self._kept[ino]
+            self._journal.unlisted(ino)
+
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now_s = loop.time()
         due = tuple(ino for ino, kept in self._kept.items() if kept.until_s <= now_s)
         if due:
-            self._drop(due)
-            for ino in due:
-                del self._kept[ino]
-                self._journal.unlisted(ino)
+            self._let_go(due)
         self._sweeping = None
         next_s = min((kept.until_s for kept in self._kept.values()), default=math.inf)
         if next_s < math.inf:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pydi_fs.fuse import codec
 from pydi_fs.fuse.codec import Header
 from pydi_fs.fuse.filesystem import FileSystem
+from pydi_fs.fuse.keeping import Keeping
 from pydi_fs.fuse.nodeids import SECOND
 from pydi_node.commands import Caller
 from pydi_node.ids import Ino
@@ -19,6 +20,7 @@ class Names(ABC):
 
     _vfs: FileSystem
     _named: Callable[[int], None]
+    keeping: Keeping | None
 
     @abstractmethod
     def _caller(self, header: Header) -> Caller:
@@ -93,6 +95,8 @@ class Names(ABC):
         return (self._caller(header), parent, body.name, new_parent, body.new_name, body.flags)
 
     def _renamed(self, header: Header, body: codec.Rename) -> bytes:
-        self._named(header.nodeid)
-        self._named(body.new_parent)
+        for directory in (header.nodeid, body.new_parent):
+            self._named(directory)
+            if self.keeping is not None:
+                self.keeping.moved(directory)
         return b""

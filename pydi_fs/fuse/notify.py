@@ -19,20 +19,27 @@ Two cases end in INC_EPOCH, which makes every name stale, costs the kernel nothi
  * The thread is still waiting after DEADLINE_S, because a local operation in the same directory
    waits for the cluster. Whoever changed a name elsewhere must not wait for that. What has no name,
    and queued up behind, loses its attributes instead: that can't block either.
+
+What the kernel keeps for longer than a lease (`keeping`) asks for more: an answer on its way that
+carries old attributes would be believed for hours. So an inode that may be kept and that the kernel
+did not know is told to it again, until whoever waits for such an answer has certainly run.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from queue import SimpleQueue
 from typing import NamedTuple
 
 from pydi_fs.fuse import codec
 from pydi_fs.fuse.filesystem import Entries
+from pydi_fs.fuse.keeping import Keeping
+from pydi_fs.watch import AGAIN_NS
 
 log = logging.getLogger("pydi.fuse")
 
@@ -53,6 +60,9 @@ HANDED_OUT_MAX = 16384
 # As long as the kernel may believe a name at most: a lease that was given just now, rounded up.
 NAME_REMEMBERED_S = 1.2
 
+# Of inodes that are told again: so many in one turn of the loop take 2 ms.
+AGAIN_AT_ONCE = 1024
+
 # The mount is gone; nothing is left to invalidate.
 _GONE = frozenset((errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED, errno.EBADF, errno.EPERM))
 
@@ -68,6 +78,7 @@ class _Batch(NamedTuple):
     entries: Entries
     everything: bool
     listings: Iterable[int]
+    kept: tuple[int, ...]  # whose attributes go
     told: asyncio.Future[None]  # done when the kernel uses none of these any more
 
 
@@ -87,6 +98,9 @@ class Notifier:
         self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
         self._queued = 0  # serial of the last batch handed in
         self._delivered = 0  # serial of the last batch done; written by the thread
+        self._is_busy = False  # the thread is at what can't block, and takes a while
+        self.keeping: Keeping | None = None  # with epochs only
+        self._loop: asyncio.AbstractEventLoop | None = None  # from the first batch on
         # Without epochs, in the loop's time: the last time-out ends, and when there may be others.
         self._remembered_until_s = 0.0
         self._careful_until_s = 0.0
@@ -130,10 +144,13 @@ class Notifier:
             self._named = set()
             self._named_since_s = now_s
 
-    def may_know_names_in(self, directories: Iterable[int]) -> bool:
+    def may_know_names_in(self, directories: Collection[int]) -> bool:
         """Whether the kernel may still believe a name, or an absence, in one of them."""
         self._age_named()
-        return any(d in self._named or d in self._named_before for d in directories)
+        keeping = self.keeping
+        return any(d in self._named or d in self._named_before for d in directories) or (
+            keeping is not None and keeping.may_know_names_in(directories)
+        )
 
     def remembered_s(self, timeout_s: float) -> float:
         """The time-out to give now for names and attributes, where ``timeout_s`` is the longest."""
@@ -151,6 +168,7 @@ class Notifier:
         entries: Entries,
         everything: bool = False,
         listings: Iterable[int] = (),
+        attributes: Iterable[int] | None = None,
     ) -> asyncio.Future[None]:
         """The kernel stops using these within DEADLINE_S. Returns at once; the future is done when
         it has. Without epochs names take up to a time-out. Cached pages of files that are open take
@@ -159,27 +177,48 @@ class Notifier:
         everything  all names are stale too; ``nodeids`` then are those that may have content, and
                     ``listings`` the directories that may have been listed.
         listings    directories of which only the listing goes.
+        attributes  all that is kept goes, too, and the attributes of these; None: only names do.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         self._queued += 1
         told: asyncio.Future[None] = loop.create_future()
-        batch = _Batch(self._queued, tuple(nodeids), entries, everything, listings, told)
+        kept: tuple[int, ...] = ()
+        if attributes is not None:
+            kept = tuple(attributes)
+            if self.keeping is not None:
+                kept += self.keeping.begin_drop()
+                told.add_done_callback(self._all_went)
+        elif everything and self.keeping is not None:
+            self.keeping.names_go()
+        batch = _Batch(self._queued, tuple(nodeids), entries, everything, listings, kept, told)
         self._queue.put(batch)
         loop.call_later(DEADLINE_S, self._overdue, batch)
         return batch.told
 
     def forget_attributes(self, nodeid: int) -> None:
         """The kernel asks for the attributes of ``nodeid`` at their next use. Never blocks."""
-        self._send(codec.encode_inval_inode(nodeid, pages=False))
+        self._tell_again((nodeid,))
+
+    def forget_names(self) -> None:
+        """The kernel asks for every name at its next use. Never blocks."""
+        self._inc_epoch()
+
+    def _all_went(self, _told: object) -> None:
+        assert self.keeping is not None
+        self.keeping.end_drop()
 
     def _overdue(self, batch: _Batch) -> None:
         is_late = self._delivered < batch.serial and self._thread.is_alive()
+        if is_late and self._is_busy:
+            asyncio.get_running_loop().call_later(DEADLINE_S, self._overdue, batch)
+            return
         has_names = batch.everything or bool(batch.entries)
         if is_late:
             # The thread waits for a local operation, maybe of an earlier batch.
             if has_names:
                 log.debug("an invalidation waits for a local operation; all names go instead")
                 self._inc_epoch()
+            self._forget_kept(batch.kept)
             for nodeid in batch.nodeids:
                 self._tell_inode(nodeid, pages=False)
             for directory in batch.listings:
@@ -191,6 +230,20 @@ class Notifier:
             loop.call_at(self._remembered_until_s, _resolve, batch.told)
         else:
             _resolve(batch.told)
+
+    def _again_later(self, nodeids: tuple[int, ...], times: int) -> None:
+        """Again after each of AGAIN_NS, until the kernel knows them."""
+        if times < len(AGAIN_NS):
+            loop = asyncio.get_running_loop()
+            after_s = AGAIN_NS[times] / 1e9
+            for start in range(0, len(nodeids), AGAIN_AT_ONCE):
+                some = nodeids[start : start + AGAIN_AT_ONCE]
+                loop.call_later(after_s, self._tell_again, some, times + 1)
+
+    def _tell_again(self, nodeids: tuple[int, ...], times: int = 0) -> None:
+        unknown = tuple(n for n in nodeids if not self._send(codec.encode_inval_inode(n, False)))
+        if unknown and self.keeping is not None:
+            self._again_later(unknown, times)
 
     # --- in the thread ----------------------------------------------------------------------------
 
@@ -213,6 +266,12 @@ class Notifier:
     def _deliver(self, batch: _Batch) -> None:
         if batch.everything:
             self._inc_epoch()
+        if batch.kept:
+            self._is_busy = True
+            try:
+                self._forget_kept(batch.kept)
+            finally:
+                self._is_busy = False
         for parent, name in batch.entries:
             self._send(codec.encode_inval_entry(parent, name))
         for parent in dict.fromkeys(parent for parent, _ in batch.entries):
@@ -229,8 +288,23 @@ class Notifier:
     def _tell_inode(self, nodeid: int, pages: bool) -> None:
         """Without ``pages`` it never blocks."""
         known = self._send(codec.encode_inval_inode(nodeid, pages))
-        if not known and (nodeid in self._handed_out or nodeid in self._handed_out_before):
+        if known:
+            return
+        if nodeid in self._handed_out or nodeid in self._handed_out_before:
             self._inc_epoch()
+        if self.keeping is not None and self.keeping.knows(nodeid):
+            self._again_soon((nodeid,))
+
+    def _forget_kept(self, nodeids: Iterable[int]) -> None:
+        unknown = tuple(n for n in nodeids if not self._send(codec.encode_inval_inode(n, False)))
+        if unknown:
+            self._again_soon(unknown)
+
+    def _again_soon(self, nodeids: tuple[int, ...]) -> None:
+        """The kernel did not know these, and may be about to: an answer is on its way."""
+        if self.keeping is not None and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the mount is gone
+                self._loop.call_soon_threadsafe(self._again_later, nodeids, 0)
 
     def _inc_epoch(self) -> None:
         if not self._has_epoch:

@@ -1,7 +1,7 @@
 """Requests that are nearly all there are, answered in one step where nothing is to be done.
 
-A kernel whose caches are over every second looks the same names up again and again, and opens and
-closes the same files. Called by `Dispatcher.handle`, which does the same for every request, in two
+Kernels open and close the same files again and again, and look the same names up where their caches
+are over every second. Called by `Dispatcher.handle`, which does the same for every request, in two
 to four times the time: whatever is out of the ordinary here is left to it.
 """
 
@@ -18,7 +18,7 @@ from pydi_fs.fuse.nodeids import SECOND
 from pydi_fs.fuse.opens import Opens
 from pydi_fs.vfs.journalling import RESENT
 from pydi_node.ids import Ino
-from pydi_node.records import ST_MODE_BITS
+from pydi_node.records import ST_MODE_BITS, Attr
 
 
 class ShortCuts(Opens):
@@ -35,8 +35,8 @@ class ShortCuts(Opens):
         """Answer; False if nobody waits for that any more."""
 
     @abstractmethod
-    def _timeout_now(self) -> Timeout:
-        """How long the kernel may keep what is true now."""
+    def _timeout_now(self, directory: int, nodeid: int, attr: Attr) -> Timeout:
+        """How long the kernel may keep a name that is there now."""
 
     def _short_cuts(self) -> dict[int, Callable[[memoryview], bool]]:
         return {
@@ -57,7 +57,8 @@ class ShortCuts(Opens):
         nodeid = self.nodeids.of(attr.ino)
         self._handed_out(nodeid)
         self._named(parent)
-        self._answer(unique, codec.encode_entry(nodeid, attr, self._timeout_now()))
+        timeout = self._timeout_now(parent, nodeid, attr)
+        self._answer(unique, codec.encode_entry(nodeid, attr, timeout))
         return True
 
     def _open_again(self, request: memoryview) -> bool:

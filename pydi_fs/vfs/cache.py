@@ -13,7 +13,7 @@ loop.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any, Final
 
@@ -38,6 +38,8 @@ class NameCache:
         self._names: dict[tuple[Ino, bytes], Ino] = {}
         self._names_in: Counter[Ino] = Counter()  # how many of them by their directory
         self._xattrs: dict[Ino, tuple[bytes, ...]] = {}
+        # Told each inode whose attributes are no longer what was known before, by whomever.
+        self.on_changed: Callable[[Ino], None] = lambda ino: None
         self.moment = 0  # grows with every change
         self.pushes = 0  # of them, those that were made elsewhere
         self._asked = 0  # moment in which the request left whose answer comes in now
@@ -67,6 +69,8 @@ class NameCache:
             return
         if known is None and len(self._attrs) >= self._attrs_max:
             _drop_oldest(self._attrs)
+        if known != attr:
+            self.on_changed(attr.ino)
         self._attrs[attr.ino] = attr
 
     def put_name(self, parent: Ino, name: bytes, ino: Ino) -> None:
@@ -108,6 +112,7 @@ class NameCache:
         """content_only  of the inodes only content and times changed, no extended attribute."""
         for ino in inos:
             self._attrs.pop(ino, None)
+            self.on_changed(ino)
             if not content_only:
                 self._xattrs.pop(ino, None)
         for entry in entries:

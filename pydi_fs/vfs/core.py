@@ -82,6 +82,8 @@ class VfsCore(Xattrs):
     ) -> None:
         self.client = client
         self.on_invalidate: OnInvalidate = lambda inos, entries, everything: None
+        self.on_changed: Callable[[Ino], None] = lambda ino: None
+        self.on_lease: Callable[[float], None] = lambda until_s: None
         self._clock = clock
         self._cache = NameCache()
         self._journal = config.journal
@@ -146,6 +148,17 @@ class VfsCore(Xattrs):
     def lease_s(self) -> float:
         """How long what comes from here may be kept without asking again; 0: not at all."""
         return self.client.lease_s()
+
+    def is_settled(self, attr: Attr) -> bool:
+        """Whether these attributes, just had from here, are what the cluster has: `on_changed` or
+        `on_invalidate` will say when they are no longer. What programs here changed and nobody was
+        told of is not."""
+        return self._cache.attr(attr.ino) is attr and self._overlay(attr) is attr
+
+    def is_absent(self, parent: Ino, name: bytes) -> bool:
+        """Whether there is no such name, and `on_invalidate` will say when there is."""
+        known = self._known(parent, name)
+        return not known and (known is not None or self._delegations.is_absent(parent, name))
 
     def _known(self, parent: Ino, name: bytes) -> Ino | None:
         """As `NameCache.name`, also of what only this mount knows of."""

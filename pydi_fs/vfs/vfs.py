@@ -104,6 +104,8 @@ class Vfs(Names, FileLocks):
         self.client.on_reset = self._reset
         self.client.moment = lambda: self._cache.moment
         self.client.on_answer = self._cache.answers
+        self.client.on_lease = lambda until_s: self.on_lease(until_s)
+        self._cache.on_changed = lambda ino: self.on_changed(ino)
         self.client.before = self._before
         await self.client.subscribe(connected)
         self._sweeps = asyncio.get_running_loop().create_task(self._local.run_sweeps())

@@ -95,6 +95,8 @@ class MemoryVfs:
 
     def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
         self.on_invalidate: OnInvalidate = lambda inos, entries, everything: None
+        self.on_changed: Callable[[Ino], None] = lambda ino: None
+        self.on_lease: Callable[[float], None] = lambda until_s: None
         self.cached = True
         self.block_reads: asyncio.Event | None = None
         self._clock = clock
@@ -124,6 +126,12 @@ class MemoryVfs:
 
     def lease_s(self) -> float:
         return self.lease
+
+    def is_settled(self, attr: Attr) -> bool:
+        return True
+
+    def is_absent(self, parent: Ino, name: bytes) -> bool:
+        return True
 
     def lookup_nowait(self, parent: Ino, name: bytes) -> Attr | None:
         return self._lookup(parent, name) if self.cached else None

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydi_fs.mountpoints import mounted_at
+from pydi_fs.watching import NAME
 from tests.harness.procs import ROOT, STOP_DEADLINE_S, NodeProcess, environment, wait_until
 
 COMMAND_DEADLINE_S = 120.0
@@ -79,8 +80,16 @@ class MountProcess:
     @property
     def worker(self) -> int | None:
         """Of the process that serves under the supervisor; None while there is none."""
+        return next((pid for pid in self._children() if not _is_watch(pid)), None)
+
+    @property
+    def watch(self) -> int | None:
+        """Of the process that makes the kernel forget in time; likewise."""
+        return next((pid for pid in self._children() if _is_watch(pid)), None)
+
+    def _children(self) -> list[int]:
         pids = self.pids()
-        return next((pid for pid in pids if _parent(pid) in pids), None)
+        return [pid for pid in pids if _parent(pid) in pids]
 
     def is_mounted(self) -> bool:
         return mounted_at(os.fsencode(self.path)) is not None
@@ -143,6 +152,13 @@ class World:
 
     def logs(self) -> str:
         return f"--- node\n{tail(self.node.log)}\n--- mount\n{self.mount.log_text}"
+
+
+def _is_watch(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text() == f"{NAME}\n"
+    except OSError:
+        return False
 
 
 def _parent(pid: int) -> int:

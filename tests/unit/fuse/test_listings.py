@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import pytest
+
 from pydi_fs.fuse import listings
 from pydi_fs.fuse.listings import Listings
 from pydi_fs.vfs.journalling import Journal
@@ -89,5 +91,36 @@ def test_a_listing_goes_with_the_time_outs_of_its_entries() -> None:
             await table.any_dropped.wait()
         assert table.dropped == [(A,), (B,)]
         assert table.all() == ()
+
+    run(test)
+
+
+def test_a_listing_is_believed_as_long_as_its_shortest_part() -> None:
+    """Also if a sweep was planned for much later."""
+
+    async def test(table: Watched) -> None:
+        await table.begin(A, OLD)
+        table.answered(A, LONG_S)
+        await table.begin(B, OLD)
+        table.answered(B, LONG_S)
+        table.answered(B, 0.0)
+        table.answered(B, LONG_S)
+        async with asyncio.timeout(60):
+            await table.any_dropped.wait()
+        assert table.dropped == [(B,)]
+        assert table.all() == (A,)
+
+    run(test)
+
+
+def test_listings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listings, "LISTED_MAX", 2)
+
+    async def test(table: Watched) -> None:
+        for number in range(1, 6):
+            await table.begin(Ino(number), OLD)
+            table.answered(Ino(number), LONG_S)
+        assert table.all() == (4, 5)
+        assert table.dropped == [(1,), (2,), (3,)]
 
     run(test)

@@ -28,6 +28,7 @@ from pydi_fs.mount_options import MountOptions
 from pydi_fs.supervisor import Link
 from pydi_fs.vfs.journal import FORMAT
 from pydi_fs.vfs.journalling import KeptJournal
+from pydi_fs.watching import Bell
 from pydi_node.errors import EXIT_FAILED, EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE, UserError
 
 
@@ -238,7 +239,7 @@ def successor() -> Iterator[Link]:
         before = KeptJournal(logs, lambda name, fd: None, lambda name: None)
         before.begin(lambda: ())
         before.identify(9, bytes(16))
-        yield Link(theirs, logs, {}, follows=True)
+        yield Link(theirs, logs, {}, follows=True, bell=Bell(), nodeids=())
     for fd in logs:
         os.close(fd)
 

@@ -100,3 +100,24 @@ def test_all_names_of_a_directory_go_also_after_others_had_to_make_room() -> Non
     cache.drop([], [(Ino(1), EVERY_NAME)])
     assert all(cache.name(Ino(1), b"%d" % number) is None for number in range(0, 40, 2))
     assert cache.name(Ino(2), b"39") == FILE.ino
+
+
+def test_whoever_asks_hears_of_attributes_that_are_others_now() -> None:
+    """By an answer, a change made here or elsewhere, known before or not; the same again is none,
+    nor is what goes for want of room."""
+    cache = NameCache(attrs_max=1)
+    changed: list[Ino] = []
+    cache.on_changed = changed.append
+    cache.put_attr(FILE)
+    assert changed == [FILE.ino], "the kernel may have what was forgotten here"
+    cache.put_attr(FILE._replace())
+    assert changed == [FILE.ino]
+    newer = FILE._replace(changed=LogIndex(FILE.changed + 1), nlink=9)
+    cache.put_attr(newer)
+    assert changed == [FILE.ino] * 2
+    cache.put_attr(FILE._replace(ino=Ino(8)))
+    assert changed == [FILE.ino, FILE.ino, 8]
+    cache.forget([FILE.ino], [])
+    assert changed == [FILE.ino, FILE.ino, 8, FILE.ino]
+    cache.drop([Ino(9)], [])
+    assert changed[-1] == 9

@@ -1,0 +1,113 @@
+"""What the kernel may keep beyond the lease, on a mount that has a watch (`pydi_fs.watch`).
+
+Called by `dispatch`, before each answer that carries a name or attributes, and by `notify`, which
+takes it back. Runs in the loop; only `knows` is asked by other threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from pydi_fs.fuse.codec import Timeout
+from pydi_fs.watch import KEPT_S, MS, Keeper, Page
+
+KEPT = Timeout.of(KEPT_S)
+
+DROP_NS = 50 * MS  # what it takes to make the kernel forget very much
+
+_NS_PER_S = 1_000_000_000
+
+
+class Keeping:
+    """One object per mount.
+
+    page   shared with the watch.
+    ring   wakes the watch.
+    drop   makes the kernel forget all that it keeps: calls `begin_drop`, and at its end `end_drop`.
+    clock  nanoseconds, of the clock that leases are counted by.
+    """
+
+    def __init__(
+        self,
+        page: Page,
+        ring: Callable[[], None],
+        drop: Callable[[], object],
+        clock: Callable[[], int],
+    ) -> None:
+        self._keeper = Keeper(page)
+        self._ring = ring
+        self._drop = drop
+        self._clock = clock
+        self._looking: asyncio.TimerHandle | None = None
+        self._drops = 0  # under way
+        self.knows = self._keeper.knows
+
+    def renewed(self, until_s: float) -> None:
+        """The lease lasts until then."""
+        self._keeper.renewed(int(until_s * _NS_PER_S))
+
+    def keeps(self, nodeid: int) -> bool:
+        """Whether the attributes that are about to be sent may be kept: KEPT is their time-out."""
+        kept = self._keeper.keep(nodeid, self._clock())
+        self._after()
+        return kept
+
+    def keeps_entry(self, directory: int, nodeid: int) -> bool:
+        """As `keeps`, and the name in there."""
+        now_ns = self._clock()
+        keeper = self._keeper
+        kept = keeper.keep(nodeid, now_ns) and keeper.keep_name(directory, now_ns)
+        self._after()
+        return kept
+
+    def keeps_absence(self, directory: int) -> bool:
+        kept = self._keeper.keep_name(directory, self._clock())
+        self._after()
+        return kept
+
+    def _after(self) -> None:
+        if self._keeper.rings:
+            self._keeper.rings = False
+            self._ring()
+        if self._looking is None and self._keeper.is_out:
+            self._look_later()
+
+    def may_know_names_in(self, directories: Iterable[int]) -> bool:
+        """Whether the kernel may keep a name, or an absence, in one of them."""
+        return self._keeper.may_know_names_in(directories)
+
+    def moved(self, directory: int) -> None:
+        """The kernel moves a name into there, and keeps it as long as it would have before."""
+        self._keeper.moved(directory)
+
+    def names_go(self) -> None:
+        """The kernel is about to forget all names."""
+        self._keeper.names_go()
+
+    def begin_drop(self) -> tuple[int, ...]:
+        """Everything goes: all names, and the attributes of these."""
+        self._drops += 1
+        return self._keeper.begin_drop()
+
+    def end_drop(self) -> None:
+        self._drops -= 1
+        if not self._drops:
+            self._keeper.end_drop()
+
+    def stop(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
+    def _look_later(self) -> None:
+        # While all goes there is nothing to look for.
+        wait_ns = DROP_NS if self._drops else self._keeper.wait_ns(self._clock())
+        self._looking = asyncio.get_running_loop().call_later(wait_ns / _NS_PER_S, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        if self._keeper.must_drop(self._clock()):
+            self._drop()
+        if self._keeper.is_out:
+            self._look_later()

@@ -1,0 +1,91 @@
+"""The process that makes a kernel forget in time what a worker does not take back: see `watch`.
+
+`supervisor` forks it as soon as it holds /dev/fuse. It does next to nothing, so that nothing can
+hold it up: it knows no loop, no network and no log, and looks at one page of memory. It goes on for
+a moment after its supervisor was killed, to make the kernel forget everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import select
+import signal
+import time
+from collections.abc import Iterable
+from typing import NoReturn
+
+from pydi_fs.watch import MS, PAGE_BYTES, Page, Watch
+
+NAME = "pydi-watch"  # of the process, for people and tests
+PRIORITY = 1  # of real time: any
+LAST_WAIT_S = 0.05  # between the last two drops
+
+_PR_SET_NAME = 15
+
+
+class Bell:
+    """The page, and what wakes the watch. Made before the first fork, and shared by all."""
+
+    def __init__(self) -> None:
+        self.page = Page(memoryview(mmap.mmap(-1, PAGE_BYTES)))
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def ring(self) -> None:
+        os.eventfd_write(self.fd, 1)
+
+
+def now_ns() -> int:
+    """Of the clock that leases are counted by: it goes on while the machine sleeps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def forget_everything(device: int, nodeids: Iterable[int]) -> None:
+    """The kernel asks for all names, and for the attributes of these. Never blocks."""
+    # Loaded with the driver; not by commands, which import this module as well.
+    from pydi_fs.fuse import codec
+
+    with contextlib.suppress(OSError):  # it is gone, or older than that: then it keeps nothing
+        os.write(device, codec.encode_inc_epoch())
+    for nodeid in nodeids:
+        with contextlib.suppress(OSError):  # the kernel has forgotten it already
+            os.write(device, codec.encode_inval_inode(nodeid, pages=False))
+
+
+def run(bell: Bell, device: int, supervisor: int) -> NoReturn:
+    """What the forked process does until its supervisor is gone."""
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, NAME.encode(), 0, 0, 0)
+        # Ctrl-C is for all processes of a terminal; this one is ended by its supervisor.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        with contextlib.suppress(OSError):  # without the right to that it has to do without
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
+        pidfd = os.pidfd_open(supervisor)
+        if os.getppid() == supervisor:
+            _watch(bell, device, pidfd)
+        forget_everything(device, bell.page.nodeids())
+        time.sleep(LAST_WAIT_S)
+        forget_everything(device, bell.page.nodeids())
+    finally:
+        os._exit(0)
+
+
+def _watch(bell: Bell, device: int, pidfd: int) -> None:
+    """Returns when the supervisor is gone."""
+    watch = Watch(bell.page)
+    poll = select.poll()
+    poll.register(bell.fd, select.POLLIN)
+    poll.register(pidfd, select.POLLIN)
+    while True:
+        if watch.is_due(now_ns()):
+            forget_everything(device, bell.page.nodeids())
+        wait_ns = watch.looked(now_ns())
+        ready = {fd for fd, _ in poll.poll(None if wait_ns is None else -(-wait_ns // MS))}
+        if pidfd in ready:
+            return
+        if bell.fd in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(bell.fd)
