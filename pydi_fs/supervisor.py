@@ -34,6 +34,7 @@ import struct
 import subprocess
 import sys
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, NoReturn
@@ -237,6 +238,8 @@ class Supervisor:
             os.set_inheritable(fd, False)
         self._was_usable = True
         self._device = handed.get("device", 0)  # a version before this key gave none
+        if "nodeids" in handed:  # likewise
+            self._nodeids = handed_over(handed["nodeids"])
 
     def run(self) -> int:
         """Returns when the mount has ended; the exit code."""
@@ -522,17 +525,19 @@ class Supervisor:
             _answer(asker, "the mount has just ended")
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             return
+        nodeids = hand_over(self._nodeids)
         handed = {
             "mountpoint": self._mountpoint,
             "device": self._device,
             "logs": self._logs,
             "kept": self._kept,
             "asker": asker.fileno(),
+            "nodeids": nodeids,
         }
-        # Once more, for what was on its way; the watch of the other version knows nothing of it.
+        # Once more, for what was on its way; whoever comes does it again.
         forget_everything(self._kept[DEVICE], self._nodeids)
         self._end_watch()
-        fds = (*self._logs, *self._kept.values(), asker.fileno())
+        fds = (*self._logs, *self._kept.values(), asker.fileno(), nodeids)
         for fd in fds:
             os.set_inheritable(fd, True)
         command = [*_INSTALLED, *self._arguments]
@@ -544,6 +549,7 @@ class Supervisor:
             log.error("could not start the installed version: %s", exc)
             for fd in fds:
                 os.set_inheritable(fd, False)
+            os.close(nodeids)
             _answer(asker, f"the installed version could not be started: {exc}")
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
@@ -555,6 +561,21 @@ def is_possible() -> bool:
         return (int(numbers[0]), int(numbers[1])) >= RESENDS_SINCE_LINUX
     except (IndexError, ValueError):
         return False
+
+
+def hand_over(nodeids: Sequence[int]) -> int:
+    """A file in memory, for the code that comes: too many for an argument."""
+    fd = os.memfd_create("pydi-nodeids")
+    with open(fd, "wb", closefd=False) as file:
+        file.write(array("Q", nodeids).tobytes())
+    return fd
+
+
+def handed_over(fd: int) -> tuple[int, ...]:
+    """What was given to `hand_over`. Closes the file."""
+    with open(fd, "rb") as file:
+        file.seek(0)
+        return tuple(array("Q", file.read()))
 
 
 def door_of(device: int) -> str:

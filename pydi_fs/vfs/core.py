@@ -288,6 +288,8 @@ class VfsCore(Xattrs):
 
     async def _make_anew(self, command: PutFile, payload: bytes | None) -> None:
         await self._execute(command, payload=payload)
+        # No program asked for that: the kernel may know that the name is not there.
+        self.on_invalidate((), ((command.parent, command.name),), False)
 
     async def _save(
         self, file: OpenFile, create: PendingCreate, error: PydiError, is_open: bool

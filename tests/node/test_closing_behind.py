@@ -9,7 +9,7 @@ import asyncio
 import errno
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from pydi_fs.vfs import behind as behind_module
 from pydi_fs.vfs.core import VfsConfig
 from pydi_fs.vfs.journalling import STAGE_PREFIX
 from pydi_node.commands import ROOT_CALLER
-from pydi_node.errors import DisconnectedError
+from pydi_node.errors import DisconnectedError, FileError
 from pydi_node.ids import ROOT_INO, Ino
 from pydi_node.wire.messages import GetAttr, GetFile
 from tests.harness.procs import NodeProcess
@@ -338,10 +338,28 @@ def test_who_was_silent_while_another_looked_makes_its_files_anew(
         )
         await other.vfs.write(fh, 0, b"theirs")
         await other.end(fh)
+        # After each word to the kernel programs look again.
+        looks: dict[bytes, asyncio.Task[bool]] = {}
+
+        async def is_there(name: bytes) -> bool:
+            try:
+                await holder.vfs.lookup(holder.at, name)
+            except FileError:
+                return False
+            return True
+
+        def look(_: object, entries: Iterable[tuple[Ino, bytes]], __: bool) -> None:
+            for parent, name in entries:
+                if parent == holder.at:
+                    looks[name] = asyncio.create_task(is_there(name))
+
+        holder.vfs.on_invalidate = look
         connection._transport.resume_reading()
         with file_error(errno.EEXIST):
             await holder.vfs.fsyncdir(holder.at)
         await holder.vfs.sync()
+        assert await looks[b"small"]
+        assert await looks[b"large"]
         for name, ino, content in (
             (b"small", small, b"content"),
             (b"large", large, b"x" * 10_000),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pydi_fs.supervisor import door_of
+from pydi_fs.supervisor import door_of, hand_over, handed_over
 from pydi_fs.vfs.journal import FORMAT
 
 DEADLINE_S = 20.0
@@ -136,3 +136,12 @@ def test_a_mount_that_is_told_to_end_is_not_upgraded(
         assert sentence_of(asker) == "the mount is about to end"
     tell(supervisor, "end")
     assert supervisor.wait(DEADLINE_S) == 0
+
+
+def test_node_ids_go_to_the_code_that_comes() -> None:
+    """However many the kernel was told to keep, and the file goes when it has been read."""
+    for nodeids in ((), (1, 2**64 - 1), tuple(range(1, 32_769))):
+        fd = hand_over(nodeids)
+        assert handed_over(fd) == nodeids
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
