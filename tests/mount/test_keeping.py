@@ -11,6 +11,8 @@ import errno
 import os
 import queue
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -22,9 +24,11 @@ import pytest
 from pydi_fs.supervisor import is_possible
 from tests.harness.mounts import MountProcess, World
 from tests.harness.procs import wait_until
+from tests.mount.test_passthrough import log_of
 from tests.mount.test_requests import requests
 
 DEADLINE_S = 30.0
+LATE_ROUNDS = 10
 OLD, NEW = b"old", b"new, and longer"
 
 _names = count(1)
@@ -190,6 +194,71 @@ def test_own_changes_are_seen_as_everybody_sees_them(
         wait_until(are_one, f"both see change {number}", DEADLINE_S)
 
 
+_LOOKER = """
+import os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+directory = os.open(sys.argv[1], os.O_PATH)
+while os.read(0, 1):
+    os.fstat(directory)
+    os.write(1, b".")
+"""
+_HOG = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+while True:
+    pass
+"""
+
+
+def test_an_answer_that_is_taken_in_late_is_not_kept(
+    two: tuple[World, MountProcess], folder: Folder
+) -> None:
+    """A program comes to its answer late, since another one has its processor, and overwrites what
+    the kernel knows since a change made here. That happens in some of these rounds."""
+    world, _ = two
+    path, other = folder.path / "directory", folder.other / "directory"
+    with ExitStack() as ends:
+
+        def start(program: str) -> subprocess.Popen[bytes]:
+            process = subprocess.Popen(
+                [sys.executable, "-c", program, str(path)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+            )  # fmt: skip
+            ends.enter_context(process)
+            ends.callback(process.kill)
+            return process
+
+        looker = start(_LOOKER)
+        asks, ended = looker.stdin, looker.stdout
+        assert asks is not None
+        assert ended is not None
+
+        def begin_look() -> None:
+            before = len(log_of(world.mount))
+            asks.write(b".")
+            wait_until(
+                lambda: "GETATTR" in log_of(world.mount)[before:], "a look begins", DEADLINE_S
+            )
+
+        asks.write(b".")
+        ended.read(1)
+        start(_HOG)
+        for number in range(LATE_ROUNDS):
+            (other / f"there{number}").mkdir()
+            # Now only the time of access is to be asked for, and that by no change.
+            path.stat()
+            os.listdir(path)
+            begin_look()
+            (path / f"here{number}").mkdir()
+            assert ended.read(1)
+            wait_until(
+                lambda: os.stat(path).st_nlink == os.stat(other).st_nlink,
+                f"both see directory {number}",
+                DEADLINE_S,
+            )
+
+
 @pytest.mark.parametrize("goes_on", [True, False], ids=["goes on", "is replaced"])
 def test_a_stopped_worker_keeps_nothing_old(
     two: tuple[World, MountProcess], folder: Folder, goes_on: bool
@@ -260,3 +329,26 @@ def test_a_dead_mount_shows_nothing(two: tuple[World, MountProcess], folder: Fol
     assert set(given.values()) <= {errno.ENOTCONN, errno.ECONNABORTED, True, False}
     for name in ("name", "open file", "O_PATH", "directory", "above", "working directory"):
         assert given[name] in (errno.ENOTCONN, errno.ECONNABORTED), (name, given[name])
+
+
+def test_a_mount_that_was_killed_as_a_whole_is_found_dead(
+    two: tuple[World, MountProcess], folder: Folder
+) -> None:
+    """Nobody was left to make the kernel forget: names and attributes are still shown by what no
+    content can be had from. Who mounts there again is not taken in by them, nor is umount."""
+    world, _ = two
+    everybody = world.mount.watch, world.mount.worker, world.mount.pid
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # none sees another one's end
+        for pid in everybody:
+            stop(pid, number)
+    world.mount.wait_ended()
+    assert folder.looks["name"](), "the kernel forgot by itself: this shows nothing"
+    with pytest.raises(OSError) as caught:
+        (folder.path / "file").read_bytes()
+    assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    folder.change()
+    world.mount.start()
+    for name in ("name", "absence", "presence", "listing"):
+        assert not folder.looks[name](), name
+    world.mount.unmount()
+    assert not world.mount.is_mounted(), "the dead mount was still below"
