@@ -1,8 +1,8 @@
 """What a kernel keeps for longer than a lease, and who takes it back in time. Pure: times come in.
 
-A kernel that was told to keep names and attributes for ever is right only as long as somebody takes
-back what changes. The worker does while it lives; but it may be stopped, hang or be killed, and
-when its lease is over the cluster goes on without it. So there is a second process, the watch
+A kernel that was told to keep names and attributes beyond a lease is right only as long as somebody
+takes back what changes. The worker does while it lives; but it may be stopped, hang or be killed,
+and when its lease is over the cluster goes on without it. So there is a second process, the watch
 (`watching` runs it), which holds /dev/fuse, too, and makes the kernel forget everything a while
 before a lease ends that was not renewed. The two share a page of memory and nothing else:
 
@@ -42,8 +42,9 @@ LOOK_NS = 250 * MS
 AGAIN_NS = (20 * MS, 200 * MS, 1_000 * MS, 5_000 * MS)
 # A full page is emptied so often: what is looked at changes.
 FULL_NS = 60_000 * MS
-# How long the kernel keeps what nobody takes back: after the death of all three processes at once.
-KEPT_S = 3600.0
+# How long the kernel keeps what nobody takes back: all three processes were killed at once, or the
+# container is frozen. What is in use costs a question so often.
+KEPT_S = 60.0
 
 _UNTIL, _LOOKED, _DROPS, _USED, _INODES = range(5)
 PAGE_BYTES = 8 * (_INODES + INODES_MAX)

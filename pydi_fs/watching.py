@@ -58,7 +58,9 @@ def run(bell: Bell, device: int, supervisor: int) -> NoReturn:
     """What the forked process does until its supervisor is gone."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_NAME, NAME.encode(), 0, 0, 0)
-        # Ctrl-C is for all processes of a terminal; this one is ended by its supervisor.
+        # Ctrl-Z at a terminal, and a shell's kill -STOP, stop all processes of a group.
+        os.setsid()
+        # A service is ended by telling all of its processes; this one is ended by its supervisor.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         with contextlib.suppress(OSError):  # without the right to that it has to do without

@@ -21,8 +21,8 @@ Two cases end in INC_EPOCH, which makes every name stale, costs the kernel nothi
    and queued up behind, loses its attributes instead: that can't block either.
 
 What the kernel keeps for longer than a lease (`keeping`) asks for more: an answer on its way that
-carries old attributes would be believed for hours. So an inode that may be kept and that the kernel
-did not know is told to it again, until whoever waits for such an answer has certainly run.
+carries old attributes would be believed for a minute. So an inode that may be kept and that the
+kernel did not know is told to it again, until whoever waits for such an answer has certainly run.
 """
 
 from __future__ import annotations

@@ -264,18 +264,18 @@ def test_a_stopped_worker_keeps_nothing_old(
     two: tuple[World, MountProcess], folder: Folder, goes_on: bool
 ) -> None:
     """The watch makes the kernel forget while the change waits for the lease; the looks wait for
-    the worker, or its successor."""
+    the worker, or its successor. The watch goes on also where a terminal stops them (Ctrl-Z)."""
     world, _ = two
-    stopped = [world.mount.worker]
+    group = os.getpgid(world.mount.pid)
+    assert group != os.getpgrp()
     if goes_on:
-        stopped.append(world.mount.pid)  # it would kill a worker that hangs
-    for pid in stopped:
-        stop(pid)
+        os.killpg(group, signal.SIGSTOP)  # the supervisor too: it would kill a worker that hangs
+    else:
+        stop(world.mount.worker)
     folder.change()
     looks = folder.begin_looks()
     if goes_on:
-        for pid in stopped:
-            stop(pid, signal.SIGCONT)
+        os.killpg(group, signal.SIGCONT)
     folder.end_looks_new(looks)
     folder.end_looks_new(folder.begin_looks())
 
