@@ -160,6 +160,7 @@ class Keeper:
         self._until_ns = 0
         self._nodeids: set[int] = set()
         self._directories: set[int] = set()
+        self._going: list[set[int]] = []  # directories whose names are on their way out
         self._drop: Drop | None = None
         self._is_full = False
         self._since_ns = 0  # the first was kept
@@ -178,17 +179,25 @@ class Keeper:
 
     def may_know_names_in(self, directories: Iterable[int]) -> bool:
         """Whether the kernel may keep a name, or an absence, in one of them."""
-        known = self._directories
-        return len(known) >= DIRECTORIES_MAX or any(ino in known for ino in directories)
+        known = (self._directories, *self._going)
+        return len(self._directories) >= DIRECTORIES_MAX or any(
+            ino in some for ino in directories for some in known
+        )
 
     def moved(self, directory: int) -> None:
         """The kernel moves a name that it may keep into there by itself."""
         if self.is_out and len(self._directories) < DIRECTORIES_MAX:
             self._directories.add(directory)
 
-    def names_go(self) -> None:
-        """The kernel is about to forget all names."""
+    def names_go(self) -> set[int]:
+        """The kernel is about to forget all names. What to call `names_went` with when it has."""
+        going = self._directories
+        self._going.append(going)
         self._directories = set()
+        return going
+
+    def names_went(self, going: set[int]) -> None:
+        self._going = [some for some in self._going if some is not going]
 
     def keep(self, nodeid: int, now_ns: int) -> bool:
         """Whether the attributes that are about to be sent may be kept. They are booked."""

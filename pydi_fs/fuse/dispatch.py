@@ -563,6 +563,8 @@ class Dispatcher(ShortCuts, Closing, Names):
         limit = max(1, space // codec.DIRENTPLUS_MIN_BYTES)
         entries, timeout_s = await self._entries(header, body, limit)
         parent = header.nodeid
+        if self.keeping is not None:
+            self.keeping.listed(parent)
         timeouts = []
         for entry in entries:
             nodeid = self.nodeids.of(entry.attr.ino)

@@ -10,9 +10,12 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from pydi_fs.fuse.codec import Timeout
-from pydi_fs.watch import KEPT_S, MS, Keeper, Page
+from pydi_fs.watch import AGAIN_NS, KEPT_S, MS, Keeper, Page
 
 KEPT = Timeout.of(KEPT_S)
+
+# Directories remembered as listed lately: far more than programs are in the middle of at a time.
+LISTED_MAX = 1024
 
 DROP_NS = 50 * MS  # what it takes to make the kernel forget very much
 
@@ -41,6 +44,7 @@ class Keeping:
         self._clock = clock
         self._looking: asyncio.TimerHandle | None = None
         self._drops = 0  # under way
+        self._listed: dict[int, int] = {}  # directories -> when, the latest last
         self.knows = self._keeper.knows
 
     def renewed(self, until_s: float) -> None:
@@ -81,9 +85,24 @@ class Keeping:
         """The kernel moves a name into there, and keeps it as long as it would have before."""
         self._keeper.moved(directory)
 
-    def names_go(self) -> None:
-        """The kernel is about to forget all names."""
-        self._keeper.names_go()
+    def names_go(self) -> Callable[[object], None]:
+        """The kernel is about to forget all names. What to call when it has."""
+        going = self._keeper.names_go()
+        return lambda _told: self._keeper.names_went(going)
+
+    def listed(self, directory: int) -> None:
+        """A READDIRPLUS of it is about to be answered."""
+        self._listed.pop(directory, None)
+        if len(self._listed) >= LISTED_MAX:
+            del self._listed[next(iter(self._listed))]
+        self._listed[directory] = self._clock()
+
+    def listed_lately(self) -> tuple[int, ...]:
+        """Directories of which some program may still be taking an answer to READDIRPLUS in."""
+        since_ns = self._clock() - AGAIN_NS[-1]
+        while self._listed and next(iter(self._listed.values())) < since_ns:
+            del self._listed[next(iter(self._listed))]
+        return tuple(self._listed)
 
     def begin_drop(self) -> tuple[int, ...]:
         """Everything goes: all names, and the attributes of these."""

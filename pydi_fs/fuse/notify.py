@@ -23,6 +23,8 @@ Two cases end in INC_EPOCH, which makes every name stale, costs the kernel nothi
 What the kernel keeps for longer than a lease (`keeping`) asks for more: an answer on its way that
 carries old attributes would be believed for a minute. So an inode that may be kept and that the
 kernel did not know is told to it again, until whoever waits for such an answer has certainly run.
+A LOOKUP's name is as old as its question; one of READDIRPLUS is as new as the moment in which it is
+taken in. So where all names go, the second epoch comes behind what was listed in these seconds.
 """
 
 from __future__ import annotations
@@ -78,6 +80,7 @@ class _Batch(NamedTuple):
     entries: Entries
     everything: bool
     listings: Iterable[int]
+    listed: tuple[int, ...]  # directories whose answers to READDIRPLUS may still be taken in
     kept: tuple[int, ...]  # whose attributes go
     told: asyncio.Future[None]  # done when the kernel uses none of these any more
 
@@ -113,6 +116,7 @@ class Notifier:
         self._named: set[int] = set()
         self._named_before: set[int] = set()
         self._named_since_s = 0.0
+        self._epochs: list[asyncio.TimerHandle] = []  # that are to come
         self._thread = threading.Thread(target=self._run, name="fuse-notify", daemon=True)
 
     def start(self) -> None:
@@ -189,8 +193,13 @@ class Notifier:
                 kept += self.keeping.begin_drop()
                 told.add_done_callback(self._all_went)
         elif everything and self.keeping is not None:
-            self.keeping.names_go()
-        batch = _Batch(self._queued, tuple(nodeids), entries, everything, listings, kept, told)
+            told.add_done_callback(self.keeping.names_go())
+        listed: tuple[int, ...] = ()
+        if everything and self.keeping is not None:
+            listed = self.keeping.listed_lately()
+        batch = _Batch(
+            self._queued, tuple(nodeids), entries, everything, listings, listed, kept, told
+        )
         self._queue.put(batch)
         loop.call_later(DEADLINE_S, self._overdue, batch)
         return batch.told
@@ -202,6 +211,7 @@ class Notifier:
     def forget_names(self) -> None:
         """The kernel asks for every name at its next use. Never blocks."""
         self._inc_epoch()
+        self._names_again()
 
     def _all_went(self, _told: object) -> None:
         assert self.keeping is not None
@@ -218,6 +228,7 @@ class Notifier:
             if has_names:
                 log.debug("an invalidation waits for a local operation; all names go instead")
                 self._inc_epoch()
+                self._names_again()
             self._forget_kept(batch.kept)
             for nodeid in batch.nodeids:
                 self._tell_inode(nodeid, pages=False)
@@ -230,6 +241,16 @@ class Notifier:
             loop.call_at(self._remembered_until_s, _resolve, batch.told)
         else:
             _resolve(batch.told)
+
+    def _names_again(self) -> None:
+        """Names that are being taken in out of answers to READDIRPLUS count as new. Who can't wait
+        for these makes all names stale again, until whoever takes them in has certainly run."""
+        if self.keeping is None or not self.keeping.listed_lately():
+            return
+        for timer in self._epochs:  # what these were for, the one just now did
+            timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._epochs = [loop.call_later(ns / 1e9, self._inc_epoch) for ns in AGAIN_NS]
 
     def _again_later(self, nodeids: tuple[int, ...], times: int) -> None:
         """Again after each of AGAIN_NS, until the kernel knows them."""
@@ -282,6 +303,10 @@ class Notifier:
             self._send(codec.encode_inval_inode(directory, pages=True))
         for nodeid in batch.nodeids:
             self._tell_inode(nodeid, pages=True)
+        if batch.listed:
+            for directory in batch.listed:
+                self._send(codec.encode_inval_entry(directory, _ANY_NAME))
+            self._inc_epoch()
 
     # --- in either --------------------------------------------------------------------------------
 

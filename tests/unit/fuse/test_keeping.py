@@ -14,13 +14,13 @@ from pydi_fs.fuse import notify
 from pydi_fs.fuse.keeping import KEPT, Keeping
 from pydi_fs.fuse.nodeids import SECOND
 from pydi_fs.fuse.notify import Notifier
-from pydi_fs.watch import PAGE_BYTES, Page
+from pydi_fs.watch import AGAIN_NS, PAGE_BYTES, Page
 from pydi_node.ids import Ino
 from pydi_node.records import Attr
 from tests.harness.memory_vfs import MemoryVfs
 from tests.unit.fuse import kernel as k
 from tests.unit.fuse.kernel import ROOT, Answer, Kernel, settle
-from tests.unit.fuse.test_notify import INC_EPOCH, inval_inode
+from tests.unit.fuse.test_notify import INC_EPOCH, inval_entry, inval_inode
 
 WAIT_S = 10.0
 FILE, OTHER, DIRECTORY = Ino(7), Ino(8), Ino(3)
@@ -54,10 +54,10 @@ class Watched:
 
     def __init__(self) -> None:
         self.page = Page(memoryview(bytearray(PAGE_BYTES)))
-        self.page.looked_ns = NOW_NS
+        self.page.looked_ns = self.now_ns = NOW_NS
         self.rings = 0
         self.dropped = asyncio.Event()
-        self.keeping = Keeping(self.page, self._ring, self._drop, lambda: NOW_NS)
+        self.keeping = Keeping(self.page, self._ring, self._drop, lambda: self.now_ns)
         self.keeping.renewed(NOW_NS / 1e9 + LEASE_S)
 
     def _ring(self) -> None:
@@ -108,6 +108,7 @@ def test_what_is_looked_at_is_kept_and_booked() -> None:
         times = struct.unpack_from("=QQQQII", answer.payload, at)[2:]
         assert times == (_LONG[0], _LONG[0], _LONG[1], _LONG[1])
         assert kernel.dispatcher.listings.all() == (ROOT,)
+        assert watched.keeping.listed_lately() == (ROOT,)
 
     run(test)
 
@@ -257,8 +258,66 @@ def test_all_names_of_a_directory_are_an_epoch_and_leave_attributes() -> None:
     told(test)
 
 
+@pytest.mark.parametrize("attributes", [None, ()], ids=["names", "everything"])
+def test_all_names_go_again_behind_what_was_listed(attributes: tuple[int, ...] | None) -> None:
+    """An answer to READDIRPLUS makes names that count as new when it is taken in. Not one of long
+    ago."""
+
+    async def test(notifier: Notifier, device: Device, watched: Watched) -> None:
+        watched.keeping.listed(DIRECTORY)
+        watched.now_ns += AGAIN_NS[-1]
+        watched.keeping.listed(OTHER)
+        done = notifier.invalidate((), (), everything=True, attributes=attributes)
+        await asyncio.wait_for(done, WAIT_S)
+        assert device.messages == [
+            INC_EPOCH, inval_entry(DIRECTORY, b"any"), inval_entry(OTHER, b"any"), INC_EPOCH,
+        ]  # fmt: skip
+        device.messages.clear()
+        watched.now_ns += 1
+        done = notifier.invalidate((), (), everything=True, attributes=attributes)
+        await asyncio.wait_for(done, WAIT_S)
+        assert device.messages == [INC_EPOCH, inval_entry(OTHER, b"any"), INC_EPOCH]
+
+    told(test)
+
+
+def test_who_cannot_wait_for_what_was_listed_makes_more_epochs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notify, "AGAIN_NS", (0, 0))
+
+    async def test(notifier: Notifier, device: Device, watched: Watched) -> None:
+        notifier.forget_names()
+        await settle()
+        assert device.messages == [INC_EPOCH]
+        watched.keeping.listed(DIRECTORY)
+        device.awaited = 4
+        notifier.forget_names()
+        await asyncio.wait_for(device.came.wait(), WAIT_S)
+        assert device.messages == [INC_EPOCH] * 4
+
+    told(test)
+
+
+def test_names_are_known_until_the_kernel_was_told_that_they_go() -> None:
+    """Who takes the same directory over meanwhile is not told too early."""
+
+    async def test(notifier: Notifier, device: Device, watched: Watched) -> None:
+        assert watched.keeping.keeps_entry(DIRECTORY, FILE)
+        done = [notifier.invalidate((), (), everything=True) for _ in range(2)]
+        assert notifier.may_know_names_in([DIRECTORY])
+        await asyncio.wait_for(done[0], WAIT_S)
+        assert not notifier.may_know_names_in([DIRECTORY])
+        assert watched.keeping.keeps_entry(DIRECTORY, FILE)
+        await asyncio.wait_for(done[1], WAIT_S)
+        await settle()
+        assert notifier.may_know_names_in([DIRECTORY]), "kept since"
+
+    told(test)
+
+
 def test_what_the_kernel_does_not_know_yet_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer on its way would be kept for hours. Not what was never kept, and not for ever."""
+    """An answer on its way would be kept for long. Not what was never kept, and not for ever."""
     monkeypatch.setattr(notify, "AGAIN_NS", (0, 0, 0))
 
     async def test(notifier: Notifier, device: Device, watched: Watched) -> None:
