@@ -40,7 +40,8 @@ LOOK_NS = 250 * MS
 # An answer that was on its way when its inode was dropped may be taken in by the kernel later: its
 # program has to run for that. So what the kernel did not know is told to it again, after these.
 AGAIN_NS = (20 * MS, 200 * MS, 1_000 * MS, 5_000 * MS)
-# A full page is emptied so often: what is looked at changes.
+# A full book is emptied so often: what is looked at changes. A page of inodes alone: an epoch makes
+# Linux detach what is mounted inside.
 FULL_NS = 60_000 * MS
 # How long the kernel keeps what nobody takes back: all three processes were killed at once, or the
 # container is frozen. What is in use costs a question so often.
@@ -100,6 +101,9 @@ class Page:
 
     def clear(self) -> None:
         self._words[_UNTIL] = 0
+        self._words[_USED] = 0
+
+    def clear_inodes(self) -> None:
         self._words[_USED] = 0
 
 
@@ -162,8 +166,10 @@ class Keeper:
         self._directories: set[int] = set()
         self._going: list[set[int]] = []  # directories whose names are on their way out
         self._drop: Drop | None = None
-        self._is_full = False
+        self._is_full = False  # of inodes
+        self._names_full = False
         self._since_ns = 0  # the first was kept
+        self._inodes_since_ns = 0
         self.is_out = False  # something is kept
         self.rings = False  # the watch is to be woken; the caller does, and sets it back
 
@@ -207,6 +213,8 @@ class Keeper:
             if len(self._nodeids) >= INODES_MAX:
                 self._is_full = True
                 return False
+            if not self._nodeids:
+                self._inodes_since_ns = now_ns
             self._nodeids.add(nodeid)
             self._page.add(nodeid)
         self._is_kept(now_ns)
@@ -218,7 +226,7 @@ class Keeper:
             return False
         if directory not in self._directories:
             if len(self._directories) >= DIRECTORIES_MAX:
-                self._is_full = True
+                self._names_full = True
                 return False
             self._directories.add(directory)
         self._is_kept(now_ns)
@@ -249,29 +257,38 @@ class Keeper:
         return (
             self._is_overdue(now_ns)
             or now_ns - self._page.looked_ns > LOOKED_MAX_NS
-            or (self._is_full and now_ns - self._since_ns >= FULL_NS)
+            or (self._names_full and now_ns - self._since_ns >= FULL_NS)
         )
+
+    def must_make_room(self, now_ns: int) -> bool:
+        """Whether all attributes must go, and no name; asked when nothing must drop."""
+        return self._is_full and self._drop is None and now_ns - self._inodes_since_ns >= FULL_NS
 
     def wait_ns(self, now_ns: int) -> int:
         """Until when `must_drop` needs to be asked again."""
         return max(0, min(LOOK_NS, dropped_from_ns(self._until_ns, self._page.used) - now_ns))
 
     def begin_drop(self) -> tuple[int, ...]:
-        """Everything is about to be taken back: first all names, then the attributes of these.
+        """Everything is about to be taken back: all names, if they go, then attributes of these.
         Nothing more is kept before `end_drop`."""
         if self._drop is None:
             self._drop = Drop(tuple(self._nodeids), self._page.drops)
         return self._drop.nodeids
 
-    def end_drop(self) -> None:
-        """It is done."""
+    def end_drop(self, names: bool = True) -> None:
+        """It is done. Without ``names`` it was for attributes alone: a drop of the watch since it
+        began, and a lease that ended, are still to be followed by one of everything."""
         drop = self._drop
         if drop is None:
             return
         self._drop = None
-        self._drops = drop.drops
         self._is_full = False
         self._nodeids = set()
+        if not names:
+            self._page.clear_inodes()
+            return
+        self._drops = drop.drops
+        self._names_full = False
         self._directories = set()
         self._page.clear()
         # Did the watch drop everything meanwhile, a late answer of before may lie between the two.

@@ -322,11 +322,11 @@ class KernelBinding:
 
         self._vfs.on_changed = changed
 
-    def _forget_all(self) -> None:
-        """Nothing that the kernel keeps may be used any more."""
+    def _forget_all(self, names: bool) -> None:
+        """Nothing that the kernel keeps may be used any more; of attributes, if not of names."""
         assert self._notifier is not None
-        log.debug("the kernel forgets all that it was told to keep")
-        self._notifier.invalidate((), (), everything=True, attributes=())
+        log.debug("the kernel forgets all that it was told to keep, names: %s", names)
+        self._notifier.invalidate((), (), everything=names, attributes=())
 
     def _forget_names(self) -> None:
         if self._notifier is not None:

@@ -27,7 +27,8 @@ class Keeping:
 
     page   shared with the watch.
     ring   wakes the watch.
-    drop   makes the kernel forget all that it keeps: calls `begin_drop`, and at its end `end_drop`.
+    drop   makes the kernel forget all that it keeps, False: but names. Calls `begin_drop`, and at
+           its end `end_drop`.
     clock  nanoseconds, of the clock that leases are counted by.
     """
 
@@ -35,7 +36,7 @@ class Keeping:
         self,
         page: Page,
         ring: Callable[[], None],
-        drop: Callable[[], object],
+        drop: Callable[[bool], object],
         clock: Callable[[], int],
     ) -> None:
         self._keeper = Keeper(page)
@@ -44,6 +45,7 @@ class Keeping:
         self._clock = clock
         self._looking: asyncio.TimerHandle | None = None
         self._drops = 0  # under way
+        self._names_drop = False  # by one of these
         self._listed: dict[int, int] = {}  # directories -> when, the latest last
         self.knows = self._keeper.knows
 
@@ -104,15 +106,17 @@ class Keeping:
             del self._listed[next(iter(self._listed))]
         return tuple(self._listed)
 
-    def begin_drop(self) -> tuple[int, ...]:
-        """Everything goes: all names, and the attributes of these."""
+    def begin_drop(self, names: bool) -> tuple[int, ...]:
+        """All names go, if so, and the attributes of these."""
         self._drops += 1
+        self._names_drop = self._names_drop or names
         return self._keeper.begin_drop()
 
     def end_drop(self) -> None:
         self._drops -= 1
         if not self._drops:
-            self._keeper.end_drop()
+            names, self._names_drop = self._names_drop, False
+            self._keeper.end_drop(names)
 
     def stop(self) -> None:
         if self._looking is not None:
@@ -126,7 +130,10 @@ class Keeping:
 
     def _look(self) -> None:
         self._looking = None
-        if self._keeper.must_drop(self._clock()):
-            self._drop()
+        now_ns = self._clock()
+        if self._keeper.must_drop(now_ns):
+            self._drop(True)
+        elif self._keeper.must_make_room(now_ns):
+            self._drop(False)
         if self._keeper.is_out:
             self._look_later()

@@ -181,7 +181,7 @@ class Notifier:
         everything  all names are stale too; ``nodeids`` then are those that may have content, and
                     ``listings`` the directories that may have been listed.
         listings    directories of which only the listing goes.
-        attributes  all that is kept goes, too, and the attributes of these; None: only names do.
+        attributes  the attributes of all that is kept go, too, and of these; None: they do not.
         """
         loop = self._loop = asyncio.get_running_loop()
         self._queued += 1
@@ -190,7 +190,7 @@ class Notifier:
         if attributes is not None:
             kept = tuple(attributes)
             if self.keeping is not None:
-                kept += self.keeping.begin_drop()
+                kept += self.keeping.begin_drop(everything)
                 told.add_done_callback(self._all_went)
         elif everything and self.keeping is not None:
             told.add_done_callback(self.keeping.names_go())

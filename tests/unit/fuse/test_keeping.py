@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import struct
+import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -63,7 +64,7 @@ class Watched:
     def _ring(self) -> None:
         self.rings += 1
 
-    def _drop(self) -> None:
+    def _drop(self, names: bool) -> None:
         self.dropped.set()
 
 
@@ -202,11 +203,15 @@ class Device:
         self.unknown: set[bytes] = set()
         self.awaited = 0  # so many messages
         self.came = asyncio.Event()
+        self.held = b""  # waits until ``go``
+        self.go = threading.Event()
 
     def write(self, message: bytes) -> None:
         self.messages.append(message)
         if len(self.messages) == self.awaited:
             self.came.set()
+        if message == self.held:
+            assert self.go.wait(WAIT_S)
         if message in self.unknown:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
@@ -295,6 +300,52 @@ def test_who_cannot_wait_for_what_was_listed_makes_more_epochs(
         notifier.forget_names()
         await asyncio.wait_for(device.came.wait(), WAIT_S)
         assert device.messages == [INC_EPOCH] * 4
+
+    told(test)
+
+
+def test_so_does_who_is_behind_a_local_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify, "DEADLINE_S", 0.0)
+    monkeypatch.setattr(notify, "AGAIN_NS", (0,))
+
+    async def test(notifier: Notifier, device: Device, watched: Watched) -> None:
+        watched.keeping.listed(DIRECTORY)
+        device.held = inval_entry(DIRECTORY, b"new")
+        try:
+            await asyncio.wait_for(notifier.invalidate((), [(DIRECTORY, b"new")]), WAIT_S)
+            async with asyncio.timeout(WAIT_S):
+                while len(device.messages) < 3:
+                    await settle()
+            assert sorted(device.messages) == sorted([device.held, INC_EPOCH, INC_EPOCH])
+        finally:
+            device.go.set()
+
+    told(test)
+
+
+def test_a_full_book_takes_attributes_and_no_name() -> None:
+    async def test(notifier: Notifier, device: Device, watched: Watched) -> None:
+        assert watched.keeping.keeps_entry(DIRECTORY, FILE)
+        until_ns = watched.page.until_ns
+        await asyncio.wait_for(notifier.invalidate((), (), attributes=()), WAIT_S)
+        await settle()
+        assert device.messages == [inval_inode(FILE, -1)]
+        assert watched.page.nodeids() == []
+        assert watched.page.until_ns == until_ns, "the watch has names to take back"
+        assert watched.keeping.may_know_names_in([DIRECTORY])
+        assert watched.keeping.keeps(OTHER)
+
+    told(test)
+
+
+def test_what_goes_for_room_does_not_hide_that_all_goes() -> None:
+    async def test(notifier: Notifier, device: Device, watched: Watched) -> None:
+        assert watched.keeping.keeps_entry(DIRECTORY, FILE)
+        notifier.invalidate((), (), everything=True, attributes=())
+        await asyncio.wait_for(notifier.invalidate((), (), attributes=()), WAIT_S)
+        await settle()
+        assert watched.page.until_ns == 0
+        assert not watched.keeping.may_know_names_in([DIRECTORY])
 
     told(test)
 
