@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pydi_fs.fuse import dispatch
+from pydi_node.commands import Caller
 from pydi_node.errors import DeadlineError, FileError, NoQuorumError, NoSpaceError
 from pydi_node.ids import Ino
 from pydi_node.records import Attr
@@ -456,6 +457,28 @@ def test_an_open_that_nobody_waits_for_is_closed(cached: bool) -> None:
         kernel.send(k.OPEN, created.nodeid, struct.pack("=II", os.O_RDONLY, 0))
         await kernel.dispatcher.stop()
         assert kernel.vfs.open_handles == before
+
+    asyncio.run(main())
+
+
+class _QuickVfs(MemoryVfs):
+    def unlink_nowait(self, caller: Caller, parent: Ino, name: bytes) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("vfs", [MemoryVfs, _QuickVfs], ids=["asked for", "at once"])
+def test_of_a_change_that_nobody_waits_for_the_kernel_does_not_know(vfs: type[MemoryVfs]) -> None:
+    async def main() -> None:
+        unheard: list[None] = []
+        kernel = Kernel(vfs(), unheard=lambda: unheard.append(None))
+        for name in (b"seen", b"unseen"):
+            await kernel.create(name)
+        assert (await kernel.ask(k.UNLINK, ROOT, b"seen\0")).error == 0
+        assert not unheard
+        kernel.takes = False
+        kernel.send(k.UNLINK, ROOT, b"unseen\0")
+        await kernel.dispatcher.stop()
+        assert len(unheard) == 1
 
     asyncio.run(main())
 

@@ -49,6 +49,9 @@ class Vfs(MemoryVfs):
     def is_settled(self, attr: Attr) -> bool:
         return attr.ino not in self.unsettled
 
+    def is_absent(self, parent: Ino, name: bytes) -> bool:
+        return parent not in self.unsettled
+
 
 class Watched:
     """A Keeping whose watch looked just now, under a lease."""
@@ -177,6 +180,15 @@ def test_what_is_uncertain_is_not_kept(why: str) -> None:
         assert attr_time(await kernel.ask(k.GETATTR, ino, bytes(16))) == expected
         assert watched.rings == (why == "watch asleep") * 2
         assert watched.page.nodeids() == []
+
+    run(test)
+
+
+def test_an_absence_that_nobody_would_end_is_not_kept() -> None:
+    async def test(kernel: Kernel, vfs: Vfs, watched: Watched) -> None:
+        vfs.unsettled.add(Ino(ROOT))
+        assert entry_times(await kernel.ask(k.LOOKUP, ROOT, b"absent\0"))[0] == _SHORT
+        assert not watched.keeping.may_know_names_in([ROOT])
 
     run(test)
 
@@ -385,6 +397,24 @@ def test_what_the_kernel_does_not_know_yet_is_told_again(monkeypatch: pytest.Mon
         notifier.forget_attributes(FILE)
         await settle()
         assert device.messages == [inval_inode(FILE, -1)]
+
+    told(test)
+
+
+def test_all_that_goes_is_told_again_where_it_is_not_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notify, "AGAIN_NS", (0, 0))
+
+    async def test(notifier: Notifier, device: Device, watched: Watched) -> None:
+        assert watched.keeping.keeps(FILE)
+        device.unknown.add(inval_inode(FILE, -1))
+        done = notifier.invalidate((), (), everything=True, attributes=())
+        await asyncio.wait_for(done, WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            while len(device.messages) < 4:
+                await settle()
+        assert device.messages == [INC_EPOCH, *[inval_inode(FILE, -1)] * 3]
 
     told(test)
 
