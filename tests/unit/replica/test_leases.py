@@ -55,6 +55,23 @@ def ticks(seconds: float) -> int:
     return int(seconds / TICK_S) + 2
 
 
+def take_over(cluster: Cluster, leader: int, successor: int) -> None:
+    """The leader has handed over to that one, which is elected."""
+    term = cluster.replica(successor).raft.term
+    hand_over = TimeoutNow(NodeNumber(leader), NodeNumber(successor), term)
+    cluster.step(successor, FromPeer(hand_over))
+    cluster.until(lambda: cluster.leader() == successor)
+
+
+def assert_waited_for(cluster: Cluster, holder: int, number: int) -> None:
+    """A command on node ``number`` is answered, but not before the holder's lease is over."""
+    assert has_lease(cluster, holder)  # else there would be nothing to see
+    request = cluster.propose(number, 8, 1, create("a"))
+    while request not in cluster.members[number].replies:
+        cluster.tick()
+    assert not has_lease(cluster, holder)
+
+
 def answered_at_once(cluster: Cluster, number: int, serial: int) -> bool:
     """Whether a command on this node is answered without any time passing."""
     request = cluster.propose(number, 50 + number, serial, create(f"{number} {serial}"))
@@ -292,15 +309,8 @@ def test_whoever_may_have_followed_an_earlier_leader_counts(make: MakeCluster, w
         cluster.kill(other)
         cluster.start(other)
     began_s = cluster.now.uptime_s
-    term = cluster.replica(successor).raft.term
-    hand_over = TimeoutNow(NodeNumber(leader), NodeNumber(successor), term)
-    cluster.step(successor, FromPeer(hand_over))
-    cluster.until(lambda: cluster.leader() == successor)
-    assert has_lease(cluster, holder)  # else there would be nothing to see
-    request = cluster.propose(successor, 9, 1, create("a"))
-    while request not in cluster.members[successor].replies:
-        cluster.tick()
-    assert not has_lease(cluster, holder)
+    take_over(cluster, leader, successor)
+    assert_waited_for(cluster, holder, successor)
     assert cluster.now.uptime_s - began_s <= GRANTER_S + 2 * TICK_S
 
 
@@ -324,16 +334,10 @@ def test_a_leader_that_its_successor_deposed_counts(make: MakeCluster) -> None:
     cluster.tick(ticks(GRANTER_S))
     give_leases(cluster, holder)
     cluster.cut = lambda sender, to: holder in (sender, to)
-    term = cluster.replica(successor).raft.term
-    cluster.step(successor, FromPeer(TimeoutNow(NodeNumber(leader), NodeNumber(successor), term)))
-    cluster.until(lambda: cluster.leader() == successor)
+    take_over(cluster, leader, successor)
     cluster.lose = is_late
     cluster.tick()
-    assert has_lease(cluster, holder)  # else there would be nothing to see
-    request = cluster.propose(successor, 9, 1, create("a"))
-    while request not in cluster.members[successor].replies:
-        cluster.tick()
-    assert not has_lease(cluster, holder)
+    assert_waited_for(cluster, holder, successor)
 
 
 def test_what_a_successor_heard_itself_counts(make: MakeCluster) -> None:
@@ -347,14 +351,8 @@ def test_what_a_successor_heard_itself_counts(make: MakeCluster) -> None:
     give_leases(cluster, leader)
     cluster.cut = lambda sender, to: leader in (sender, to)
     cluster.lose = lambda message: False
-    term = cluster.replica(successor).raft.term
-    cluster.step(successor, FromPeer(TimeoutNow(NodeNumber(leader), NodeNumber(successor), term)))
-    cluster.until(lambda: cluster.leader() == successor)
-    assert has_lease(cluster, leader)
-    request = cluster.propose(successor, 9, 1, create("a"))
-    while request not in cluster.members[successor].replies:
-        cluster.tick()
-    assert not has_lease(cluster, leader)
+    take_over(cluster, leader, successor)
+    assert_waited_for(cluster, leader, successor)
 
 
 def test_a_member_that_left_is_remembered_over_a_restart() -> None:
@@ -377,15 +375,8 @@ def test_a_member_that_left_is_remembered_over_a_restart() -> None:
         assert has_lease(cluster, left)
         cluster.kill(successor)
         cluster.start(successor)
-        term = cluster.replica(successor).raft.term
-        hand_over = TimeoutNow(NodeNumber(leader), NodeNumber(successor), term)
-        cluster.step(successor, FromPeer(hand_over))
-        cluster.until(lambda: cluster.leader() == successor)
-        assert has_lease(cluster, left)  # else there would be nothing to see
-        request = cluster.propose(successor, 8, 1, create("a"))
-        while request not in cluster.members[successor].replies:
-            cluster.tick()
-        assert not has_lease(cluster, left)
+        take_over(cluster, leader, successor)
+        assert_waited_for(cluster, left, successor)
     finally:
         cluster.close()
 
