@@ -115,10 +115,12 @@ def small_files(directory: Path, sizes: Sizes) -> Measures:
 
     yield "create+write 1 KiB+close", timed(sizes.files, "ops/s", create)
     yield "stat", timed(sizes.files, "ops/s", look)
+    yield "stat, warm", timed(sizes.files, "ops/s", look)
     for path in paths:
         age(Path(path))
     yield "open+read 1 KiB+close", timed(sizes.files, "ops/s", read)
     yield "scandir, entries", timed(sizes.files, "ops/s", scan)
+    yield "scandir, entries, warm", timed(sizes.files, "ops/s", scan)
     yield "unlink", timed(sizes.files, "ops/s", remove)
 
 
