@@ -37,7 +37,7 @@ def test_directory_against_another(tmp_path: Path) -> None:
     lines = bench(tmp_path / "a", "--against", tmp_path / "b", *SMALL)
     figures = [line for line in lines if "rate" in line]
     ratios = [line for line in lines if "ratio" in line]
-    assert len(ratios) == 10
+    assert len(ratios) == 12
     assert len(figures) == 2 * len(ratios)
     assert all(line["seconds"] > 0 and line["rate"] > 0 for line in figures)
     assert {line["directory"] for line in ratios} == {str(tmp_path / "a")}
@@ -88,7 +88,7 @@ def test_own_mount(tmp_path: Path) -> None:
     """--mount starts node and mount, prints ratios and both daemons' memory, and leaves nothing."""
     load = ("--opens", "20", "--load-files", "50", "--load-size", "4M")
     lines = bench("--mount", "--work", tmp_path, *SMALL, *load)
-    assert sum("ratio" in line for line in lines) == 10 + 4
+    assert sum("ratio" in line for line in lines) == 12 + 4
     assert all(line["mount_cpu_us"] > 0 for line in lines if "mount_cpu_us" in line)
     memory = [line for line in lines if line["name"] == "memory"]
     assert {line["process"] for line in memory} == {"pydi-node 1", "pydi-mount"}
