@@ -384,21 +384,21 @@ class Dispatcher(ShortCuts, Closing, Names):
         return self._entry_timeout(timeout_s, directory, nodeid, attr)
 
     def _entry_timeout(self, timeout_s: float, directory: int, nodeid: int, attr: Attr) -> Timeout:
-        """How long the kernel may keep a name that it asked for, and the attributes behind it.
+        """How long the kernel may keep a name that it asked for, and the attributes behind it."""
+        keeping = self._keeping_of(timeout_s, attr, bool(nodeid & SECOND))
+        if keeping is not None and keeping.keeps_entry(directory, nodeid):
+            return KEPT
+        return Timeout.of(timeout_s)
+
+    def _keeping_of(self, timeout_s: float, attr: Attr, second: bool) -> Keeping | None:
+        """What may say that the kernel keeps these attributes; None: they are not for keeping.
 
         Of a second node id never for long: it may be forgotten here and not there (`nodeids`), and
         nobody would say when its attributes change.
         """
-        keeping = self.keeping
-        if (
-            keeping is not None
-            and timeout_s > 0
-            and not nodeid & SECOND
-            and self._vfs.is_settled(attr)
-            and keeping.keeps_entry(directory, nodeid)
-        ):
-            return KEPT
-        return Timeout.of(timeout_s)
+        if self.keeping is None or timeout_s <= 0 or second or not self._vfs.is_settled(attr):
+            return None
+        return self.keeping
 
     def _entry(self, header: Header, attr: Attr) -> bytes:
         """As long as the lease, at most: what the kernel is told of an inode that it has just made
@@ -424,14 +424,8 @@ class Dispatcher(ShortCuts, Closing, Names):
         if self.nodeids.is_outdated(Ino(header.nodeid), header.second):
             return _NO_TIMEOUT
         timeout_s = self._timeout_s(header)
-        keeping = self.keeping
-        if (
-            keeping is not None
-            and timeout_s > 0
-            and not header.second
-            and self._vfs.is_settled(attr)
-            and keeping.keeps(header.nodeid)
-        ):
+        keeping = self._keeping_of(timeout_s, attr, header.second)
+        if keeping is not None and keeping.keeps(header.nodeid):
             return KEPT
         return Timeout.of(timeout_s)
 

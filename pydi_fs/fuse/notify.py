@@ -262,7 +262,7 @@ class Notifier:
                 loop.call_later(after_s, self._tell_again, some, times + 1)
 
     def _tell_again(self, nodeids: tuple[int, ...], times: int = 0) -> None:
-        unknown = tuple(n for n in nodeids if not self._send(codec.encode_inval_inode(n, False)))
+        unknown = self._send_attributes(nodeids)
         if unknown and self.keeping is not None:
             self._again_later(unknown, times)
 
@@ -320,8 +320,12 @@ class Notifier:
         if self.keeping is not None and self.keeping.knows(nodeid):
             self._again_soon((nodeid,))
 
+    def _send_attributes(self, nodeids: Iterable[int]) -> tuple[int, ...]:
+        """The attributes of these go. Those that the kernel does not know."""
+        return tuple(n for n in nodeids if not self._send(codec.encode_inval_inode(n, False)))
+
     def _forget_kept(self, nodeids: Iterable[int]) -> None:
-        unknown = tuple(n for n in nodeids if not self._send(codec.encode_inval_inode(n, False)))
+        unknown = self._send_attributes(nodeids)
         if unknown:
             self._again_soon(unknown)
 
