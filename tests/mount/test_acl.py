@@ -226,7 +226,7 @@ def test_copies_archives_and_the_past_have_the_lists(shared: World, tmp_path: Pa
     run("tar", "--acls", "-xpf", tmp_path / "a.tar", "-C", shared.path / "unpacked")
     for copy in (shared.path / "copy", shared.path / "unpacked" / "source"):
         assert run("getfacl", "-Rcn", ".", cwd=copy) == expected
-    moment = moment_after_now()
+    moment = moment_after_now(shared.path)
     run("setfacl", "-R", "-b", source)
     (source / "sub" / "f").unlink()
     then = shared.path / ".pydi" / "at" / moment / "source"

@@ -13,8 +13,19 @@ from tests.harness.mounts import run
 from tests.harness.procs import wait_until
 
 
-def moment_after_now() -> str:
-    """A name of a moment, exact to the second, that everything done so far belongs to."""
+def root_of(folder: Path) -> Path:
+    """The mount point above it."""
+    return next(path for path in (folder, *folder.parents) if os.path.ismount(path))
+
+
+def moment_after_now(root: Path) -> str:
+    """A name of a moment, exact to the second, that everything done so far on the mount belongs to:
+    what it has not told its node yet would get the time at which it does."""
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
     second = int(time.time())
     wait_until(lambda: time.time() >= second + 1, "the second is over")
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(second))
@@ -23,9 +34,7 @@ def moment_after_now() -> str:
 def test_what_was_is_read_by_ordinary_tools(folder: Path, tmp_path: Path) -> None:
     """A directory of files, links and attributes is changed and removed: at the moment before, it
     is as it was, for cp, diff and find; the newest version is untouched by all that."""
-    root = folder
-    while not os.path.ismount(root):
-        root = root.parent
+    root = root_of(folder)
     tree = folder / "tree"
     (tree / "sub").mkdir(parents=True)
     (tree / "a").write_bytes(b"first" * 100)
@@ -34,7 +43,7 @@ def test_what_was_is_read_by_ordinary_tools(folder: Path, tmp_path: Path) -> Non
     os.setxattr(tree / "a", "user.colour", b"blue")
     saved = tmp_path / "saved"
     run("cp", "-a", tree, saved)
-    moment = moment_after_now()
+    moment = moment_after_now(root)
     (tree / "a").write_bytes(b"second")
     os.setxattr(tree / "a", "user.colour", b"red")
     (tree / "sub" / "large").unlink()
@@ -62,12 +71,10 @@ def test_what_was_is_read_by_ordinary_tools(folder: Path, tmp_path: Path) -> Non
 def test_nothing_there_can_be_changed(folder: Path) -> None:
     """Writing, making, renaming, removing, attributes: EROFS. What is no moment, or not kept, is
     not there."""
-    root = folder
-    while not os.path.ismount(root):
-        root = root.parent
+    root = root_of(folder)
     (folder / "f").write_bytes(b"content")
     os.mkdir(folder / "d")
-    moment = moment_after_now()
+    moment = moment_after_now(root)
     then = root / ".pydi" / "at" / moment / folder.relative_to(root)
     calls = [
         lambda: os.open(then / "f", os.O_WRONLY),

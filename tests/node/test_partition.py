@@ -43,10 +43,14 @@ class Machines:
         return int(status(self.nodes[1])["leader"])
 
     def heal(self) -> None:
-        """All are connected again, and all three hold one tree."""
+        """All are connected again: each hears from a leader, and all three hold one tree."""
         self.network.join()
+
+        def is_back(node: NodeProcess) -> bool:
+            return bool(status(node)["quorum"]) and len(voters(node)) == 3
+
         for node in self.nodes.values():
-            wait_until(lambda node=node: len(voters(node)) == 3, "all three meet", HEAL_DEADLINE_S)
+            wait_until(lambda node=node: is_back(node), "all three meet", HEAL_DEADLINE_S)
         wait_one_tree(list(self.nodes.values()))
 
     def assert_there(self, acknowledged: set[bytes]) -> None:
