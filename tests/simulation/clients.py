@@ -8,7 +8,7 @@ of linearize.py: names that come and go, registers that are overwritten, counter
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from errno import EEXIST, ENOENT
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -395,10 +395,15 @@ class Client:
         machines = self.simulation.machines
         up = [n for n in sorted(machines) if machines[n].process is not None]
         if again and self.simulation.healed and self._node is not None:
-            self._node = next((n for n in up if n > self._node), up[0]) if up else None
+            self._node = in_turn(up, self._node) if up else None
         elif self._node is None or (again and self._dice.percent(70)) or self._dice.percent(5):
             self._node = self._dice.pick(up) if up else None
         return machines[self._node].process if self._node is not None else None
+
+
+def in_turn(numbers: Sequence[int], last: int) -> int:
+    """The one behind ``last`` of those in ascending order, the first behind the end."""
+    return next((number for number in numbers if number > last), numbers[0])
 
 
 class _Errand:

@@ -33,7 +33,7 @@ from pydi_node.commands import (
 from pydi_node.ids import ROOT_INO, ClientId, Ino, TimeNs
 from pydi_node.records import Result, Touched
 from pydi_node.tree.machine import Tree
-from tests.simulation.clients import ANSWER_US, Attempted, HeldName, Plan
+from tests.simulation.clients import ANSWER_US, Attempted, HeldName, Plan, in_turn
 from tests.simulation.process import Outcome, Process
 from tests.simulation.watch import Key
 from tests.simulation.world import MS, SECOND, Owner, Violation
@@ -90,6 +90,7 @@ class Mount(Owner):
         self._serial = 0
         # The connection: a run of a node's program, and when the last thing arrives each way.
         self._process: Process | None = None
+        self._node: int | None = None  # of this connection, or of the last one
         self._connection = 0  # grows with each one
         self._to_node_us = self._to_mount_us = 0
         self._sequence = 0  # of the last push
@@ -141,11 +142,16 @@ class Mount(Owner):
         self._later(self._to_mount_us - now_us, what, arrive)
 
     def _connect(self) -> None:
-        up = [m.process for _, m in sorted(self.simulation.machines.items()) if m.process]
+        up = {n: m.process for n, m in sorted(self.simulation.machines.items()) if m.process}
         if not up:
             self._later(100 * MS, "connects", self._connect)
             return
-        self._process = self._dice.pick(up)
+        # Once all is healed each in turn: most may be nodes that were never made members.
+        if self.simulation.healed and self._node is not None:
+            self._node = in_turn(list(up), self._node)
+        else:
+            self._node = self._dice.pick(list(up))
+        self._process = up[self._node]
         self._connection += 1
         self._sequence = self._lease_until_us = 0
         self._to_node_us = self._to_mount_us = 0
