@@ -19,8 +19,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pydi_node.consensus.progress import ProgressState
-from pydi_node.consensus.types import Status
-from pydi_node.ids import NodeNumber
+from pydi_node.consensus.types import PeerStatus, Status
+from pydi_node.ids import LogIndex, NodeNumber
 from pydi_node.records import NodeInfo
 
 
@@ -97,3 +97,8 @@ def next_in_turn(status: Status) -> NodeNumber | None:
     not either does the same, and so everyone's turn comes. None: no other voter is there."""
     voters = [peer.number for peer in status.peers if peer.voter and peer.active]
     return min(voters, key=lambda number: (number < status.node, number), default=None)
+
+
+def advance(peer: PeerStatus) -> tuple[LogIndex, int]:
+    """Most advanced first, the lower number among equals."""
+    return (peer.match_index, -peer.number)

@@ -101,14 +101,14 @@ from pydi_node.errors import (
     UnavailableError,
     UserError,
 )
-from pydi_node.handover import Demand, can_lead, next_in_turn
+from pydi_node.handover import Demand, advance, can_lead, next_in_turn
 from pydi_node.ids import ClientId, Ino, LogIndex, NodeNumber, Serial, Term, TimeNs
 from pydi_node.leases import Grant, Leases, Renew, Unreleased
 from pydi_node.reads import Reads
 from pydi_node.recalls import RETRY_S, Recalls
 from pydi_node.records import DELEGATED, Result, Touched
 from pydi_node.replica_config import ReplicaConfig
-from pydi_node.replica_waits import Held, Leaving, MemberWaiter, Pending
+from pydi_node.replica_waits import Held, Leaving, MemberWaiter, Pending, Sizes
 from pydi_node.tree.committer import Committer
 from pydi_node.tree.machine import Tree
 
@@ -134,8 +134,10 @@ class Replica:
 
         # Commands.
         self._pending: dict[Key, Pending] = {}
+        self._pending_sizes = Sizes(config.pending_bytes_max)
         # To be proposed or forwarded; on a leader others' too.
         self._unsent: dict[Key, Command] = {}
+        self._forwarded = Sizes(config.forwarded_bytes_max)  # of ``_unsent``, what others sent
         self._in_log: set[Key] = set()  # proposed by this leader in this term, not yet applied
         self._proposed = NO_INDEX  # the last of them, or of what was applied since
         self._envelopes: dict[LogIndex, tuple[Term, Envelope]] = {}  # spares decoding on the leader
@@ -293,11 +295,31 @@ class Replica:
         elif self.space_is_short and not makes_room(event.command):
             self._reply(event.request, NoSpaceError("this node's disk is full"))
             return
-        else:
-            self._pending[key] = Pending(event.command, [(event.request, event.deadline_s)])
-            self._unsent[key] = event.command
+        elif self._await(key, event.command, event.request, event.deadline_s):
             self._count(self.raft.node, event.command)
+        else:
+            self._reply(event.request, BusyError("too many commands wait for the log"))
         self._next_expiry_s = min(self._next_expiry_s, event.deadline_s)
+
+    def _await(self, key: Key, command: Command, request: int, deadline_s: float) -> bool:
+        """Has the command done; False when so many wait that it would cost too much memory."""
+        if not self._pending_sizes.add(key, command):
+            return False
+        self._pending[key] = Pending(command, [(request, deadline_s)])
+        self._unsent[key] = command
+        return True
+
+    def _forget(self, key: Key) -> Pending | None:
+        """Nobody here waits for that command any more; who did."""
+        pending = self._pending.pop(key, None)
+        if pending is not None:
+            self._pending_sizes.remove(key)
+            self._no_longer_unsent(key)
+        return pending
+
+    def _no_longer_unsent(self, key: Key) -> None:
+        self._unsent.pop(key, None)
+        self._forwarded.remove(key)
 
     def _on_forward(self, message: Forward) -> None:
         if not self.is_leader:
@@ -308,9 +330,13 @@ class Replica:
             key = (client, serial)
             if self.space_is_short and not makes_room(command):
                 refused.append(key)
-            elif key not in self._in_log and len(self._unsent) < self.config.forwarded_max:
-                if key not in self._unsent:
-                    self._count(message.sender, command)
+            elif (
+                key not in self._in_log
+                and key not in self._unsent
+                and len(self._unsent) < self.config.forwarded_max
+                and self._forwarded.add(key, command)
+            ):
+                self._count(message.sender, command)
                 self._unsent[key] = command
         if refused:
             refuse = Refuse(self.raft.node, message.sender, RefuseReason.NO_SPACE, tuple(refused))
@@ -324,9 +350,8 @@ class Replica:
         if message.sender != self.raft.leader:
             return
         for key in message.keys:
-            pending = self._pending.pop(key, None)
+            pending = self._forget(key)
             if pending is not None:
-                self._unsent.pop(key, None)
                 for request, _ in pending.waiters:
                     self._reply(request, NoSpaceError("the leader's disk is full"))
 
@@ -365,7 +390,7 @@ class Replica:
             key = (envelope.client, envelope.serial)
             self._envelopes[LogIndex(index)] = (term, envelope)
             self._in_log.add(key)
-            del self._unsent[key]
+            self._no_longer_unsent(key)
 
     def _forward_unsent(self, leader: NodeNumber) -> None:
         items: list[tuple[ClientId, Serial, Command]] = []
@@ -384,6 +409,7 @@ class Replica:
             items.append((*key, command))
             size += length
         self._unsent.clear()
+        self._forwarded.clear()
         if items:
             self._send([Forward(self.raft.node, leader, tuple(items))])
 
@@ -403,8 +429,7 @@ class Replica:
             if left:
                 nearest = min(nearest, *[deadline_s for _, deadline_s in left])
             else:
-                del self._pending[key]
-                self._unsent.pop(key, None)
+                self._forget(key)
         late_reads, deadlines = self._reads.expire(now_s)
         late, unreleased_s = self._unreleased.expire(now_s)
         for request in late_reads + late:
@@ -465,8 +490,7 @@ class Replica:
             # Nobody waits for its outcome: what it does, the tree shows.
             self._own_serial += 1
             key = (ClientId(0), Serial(self.raft.node << 48 | OWN_SERIALS | self._own_serial))
-            self._pending[key] = Pending(command, [(NOBODY, now_s + RETRY_S)])
-            self._unsent[key] = command
+            self._await(key, command, NOBODY, now_s + RETRY_S)  # tried again, if there is no room
             self._next_expiry_s = min(self._next_expiry_s, now_s + RETRY_S)
 
     # --- what the core hands out ------------------------------------------------------------------
@@ -512,6 +536,7 @@ class Replica:
         self._proposed = NO_INDEX
         self._envelopes.clear()
         self._unsent = {key: pending.command for key, pending in self._pending.items()}
+        self._forwarded.clear()
 
     def _on_persisted(self, event: Persisted) -> None:
         assert self._persisted < event.number <= self._persisting, (event, self._persisting)
@@ -596,9 +621,8 @@ class Replica:
                 continue
             if result.touched.inos or result.touched.entries:
                 touched.append((index, *key, result.touched))
-            pending = self._pending.pop(key, None)
+            pending = self._forget(key)
             if pending is not None:
-                self._unsent.pop(key, None)
                 self._unreleased.hold(index, pending.waiters, result)
         if touched:
             self._effects.append(Push(touched))
@@ -672,8 +696,7 @@ class Replica:
         for key, pending in list(self._pending.items()):
             result = self.tree.session_result(*key) if key[0] else None
             if result is not None:
-                del self._pending[key]
-                self._unsent.pop(key, None)
+                self._forget(key)
                 self._unreleased.hold(self.tree.applied_index, pending.waiters, result)
 
     def _on_snapshot_refused(self, event: SnapshotRefused) -> None:
@@ -807,11 +830,11 @@ class Replica:
         voters = [peer for peer in peers if peer.voter]
         if voters:
             try:
-                raft.transfer_leadership(max(voters, key=_advance).number)
+                raft.transfer_leadership(max(voters, key=advance).number)
             except (UnavailableError, UserError) as exc:
                 _log.debug("hand-over put off: %s", exc)
         elif self._leaving is not None and (heirs := self._heirs()):
-            self._change(MembershipChange(ChangeKind.PROMOTE, max(heirs, key=_advance).number))
+            self._change(MembershipChange(ChangeKind.PROMOTE, max(heirs, key=advance).number))
 
     def _look_who_should_lead(self, now_s: float) -> None:
         favourite = self._demand.favourite(now_s)
@@ -875,8 +898,3 @@ class Replica:
         SnapshotRefused: _on_snapshot_refused,
         SnapshotPartial: _on_snapshot_partial,
     }
-
-
-def _advance(peer: PeerStatus) -> tuple[LogIndex, int]:
-    """Most advanced first, the lower number among equals."""
-    return (peer.match_index, -peer.number)

@@ -28,7 +28,13 @@ class ReplicaConfig:
     proposals_per_step_max: int = 2000  # bounds one append; the rest goes with the next one
     # Likewise. Larger ones hold up all that comes meanwhile; one larger command goes alone.
     proposal_bytes_per_step_max: int = 4 << 20
-    forwarded_max: int = 10_000  # waiting for the log on the leader; others are sent again
+    # Of other nodes, waiting for the log on the leader; what is beyond is sent again. A command of
+    # many extents is seven times as large in memory as in bytes.
+    forwarded_max: int = 10_000
+    forwarded_bytes_max: int = 8 << 20
+    # Of this node's own clients, without an outcome yet; beyond it they get BusyError. Files of
+    # 32 KiB made by a thousand threads at a time.
+    pending_bytes_max: int = 32 << 20
     # A commit that takes longer has every follower's disk asked, not only a majority's. Longer than
     # a network and a disk take; shorter than anybody notices, for it is what a dead follower costs.
     overdue_s: float = 0.01

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pydi_node.commands import Command
 from pydi_node.consensus.types import MembershipChange
 from pydi_node.effects import PeerMessage
-from pydi_node.ids import LogIndex, Term
+from pydi_node.envelopes import length_max
+from pydi_node.ids import ClientId, LogIndex, Serial, Term
 
 
 @dataclass(slots=True)
@@ -18,6 +19,31 @@ class Pending:
     command: Command
     waiters: list[tuple[int, float]]  # (request, deadline)
     sent_s: float = 0.0  # when it was last forwarded
+
+
+class Sizes:
+    """How many bytes the commands take that are kept, at least as many as in the log."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._sizes: dict[tuple[ClientId, Serial], int] = {}
+        self.total = 0
+
+    def add(self, key: tuple[ClientId, Serial], command: Command) -> bool:
+        """Counts one more; False if that is too much. One alone never is."""
+        size = length_max(command)
+        if self._sizes and self.total + size > self._bytes_max:
+            return False
+        self._sizes[key] = size
+        self.total += size
+        return True
+
+    def remove(self, key: tuple[ClientId, Serial]) -> None:
+        self.total -= self._sizes.pop(key, 0)
+
+    def clear(self) -> None:
+        self._sizes.clear()
+        self.total = 0
 
 
 @dataclass(slots=True)

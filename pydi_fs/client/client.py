@@ -28,6 +28,7 @@ from pydi_node import portable
 from pydi_node.commands import Command, PutFile, Undelegate
 from pydi_node.errors import (
     EXIT_UNREACHABLE,
+    BusyError,
     DeadlineError,
     DisconnectedError,
     FileError,
@@ -236,7 +237,7 @@ class Client:
             except DisconnectedError:
                 if once or isinstance(request, _BOUND_TO_SESSION):
                     raise
-            except NotLeaderError as exc:
+            except (BusyError, NotLeaderError) as exc:  # nothing was accepted
                 if loop.time() + pause_s >= deadline:
                     raise
                 log.debug("%s: %s", connection.endpoint, exc)

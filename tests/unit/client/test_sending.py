@@ -8,15 +8,15 @@ from typing import Any, cast
 
 import pytest
 
-from pydi_fs.client import UnixEndpoint
+from pydi_fs.client import Client, UnixEndpoint
 from pydi_fs.client.connection import Connection
-from pydi_node.errors import DeadlineError, DisconnectedError
+from pydi_node.errors import BusyError, DeadlineError, DisconnectedError
 from pydi_node.ids import BlobId
 from pydi_node.wire.events import Hello, HelloReceived, RequestReceived, Welcome
 from pydi_node.wire.messages import CHUNK_MAX_BYTES, BlobWrite, Nodes, Role
 from pydi_node.wire.session import PAYLOAD_OUTSTANDING_MAX_BYTES, PROTOCOL_VERSIONS, Session
 from tests.harness.feeding import feed
-from tests.unit.client.stand_ins import run
+from tests.unit.client.stand_ins import Buffers, Node, run, says_welcome, serving
 
 
 class Transport:
@@ -117,3 +117,29 @@ def test_content_on_its_way_stays_below_what_a_node_reads() -> None:
         client.connection_lost(None)
 
     run(test())
+
+
+def test_a_busy_node_is_asked_again(tmp_path: Path) -> None:
+    """It has accepted nothing, as when too many commands wait for its log: no program hears of
+    that while there is time."""
+    asked = 0
+
+    def answer_of(node: Node, event: object) -> Buffers:
+        nonlocal asked
+        if not isinstance(event, RequestReceived):
+            return []
+        asked += 1
+        if asked < 3:
+            return list(node.session.send_error(event.request_id, BusyError("busy")))
+        return list(node.session.send_answer(event.request_id, []))
+
+    async def test() -> None:
+        async with serving(tmp_path / "a", says_welcome, answer_of) as node:
+            client = Client([node.endpoint])
+            await client.connect()
+            assert await client.call(Nodes()) == ()
+            await client.close()
+            await node.left.wait()
+
+    run(test())
+    assert asked == 3

@@ -30,6 +30,7 @@ from pydi_node.effects import (
     encode_peer_message,
 )
 from pydi_node.errors import (
+    BusyError,
     DeadlineError,
     NoQuorumError,
     NoSpaceError,
@@ -590,6 +591,48 @@ def test_any_schedule_keeps_every_acknowledged_command_once(data: st.DataObject)
     assert acknowledged <= set(names)
     assert len(names) == len(set(names))
     cluster.close()
+
+
+def large(number: int, size: int) -> SetXattr:
+    return SetXattr(ROOT_CALLER, ROOT_INO, b"user.%d" % number, bytes(size), 0)
+
+
+def test_clients_of_a_node_whose_disk_hangs_are_refused_by_bytes(make: MakeCluster) -> None:
+    """Whoever goes on sending hears that the node is busy; what it took is done in the end, and
+    then there is room again."""
+    cluster = make(1, config=ReplicaConfig(pending_bytes_max=100_000))
+    cluster.elect()
+    member = cluster.members[1]
+    member.disk_stopped = True
+    requests = [cluster.propose(1, 1, serial, large(serial, 30_000)) for serial in range(1, 50)]
+    busy = [r for r in requests if isinstance(member.replies.get(r), BusyError)]
+    assert busy == requests[3:]
+    member.disk_stopped = False
+    cluster.deliver()
+    assert all(isinstance(member.replies[request], Result) for request in requests[:3])
+    assert isinstance(cluster.execute(1, 1, 50, large(50, 90_000)), Result)
+
+
+def test_a_leader_whose_disk_hangs_holds_few_bytes_of_others(make: MakeCluster) -> None:
+    """A member sends as fast as it can; what the leader did not keep is sent again and done."""
+    config = ReplicaConfig(forwarded_bytes_max=100_000)
+    cluster = make(3, config=config)
+    leader = cluster.elect()
+    cluster.tick()
+    sender = next(number for number in cluster.members if number != leader)
+    for member in cluster.members.values():
+        member.disk_stopped = True
+    cluster.propose(leader, 9, 1, create("first"))  # what follows waits for the log
+    requests = [cluster.propose(sender, 1, s, large(s, 30_000)) for s in range(1, 50)]
+    cluster.deliver()
+    replica = cluster.replica(leader)
+    assert 0 < sum(len(c.value) for c in replica._unsent.values()) <= 100_000  # type: ignore[union-attr]
+    for member in cluster.members.values():
+        member.disk_stopped = False
+    replies = cluster.members[sender].replies
+    cluster.until(lambda: all(request in replies for request in requests))
+    assert all(isinstance(replies[request], (Result, DeadlineError)) for request in requests)
+    assert replica._forwarded.total == 0 == cluster.replica(sender)._pending_sizes.total
 
 
 # --- messages -------------------------------------------------------------------------------------
