@@ -25,7 +25,7 @@ from pydi_node.ids import NodeNumber
 from pydi_node.runtime.datadir import DataDir, Identity
 from pydi_node.runtime.disklog import read_log
 from pydi_node.runtime.histories import HISTORY_KEY, unpack
-from pydi_node.runtime.peers import CONNECT_TIMEOUT_S, StrangerError, connect_to
+from pydi_node.runtime.peers import StrangerError, connect_to
 from pydi_node.tree import schema
 from pydi_node.tree.machine import Tree
 from pydi_node.wire import session as wire
@@ -96,8 +96,7 @@ async def _join_through(address: Address, token: NodeToken, config: NodeConfig) 
     hello = Hello(wire.PROTOCOL_VERSIONS, Role.CLIENT, token.cluster, 0, socket.gethostname())
     link = await connect_to(address, hello, tls.client_context(leaf), credentials)
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            await link.welcomed
+        await link.welcome()
         arguments: dict[str, Any] = {
             "witness": config.witness,
             "time_ms": time.time_ns() // 1_000_000,

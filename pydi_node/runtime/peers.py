@@ -115,7 +115,7 @@ class Link(asyncio.BufferedProtocol):
         self.was_ended = False  # by the other side's machine
         self.generation = 0  # of the secret that it is under
         # Done when welcomed; its exception says why that didn't happen.
-        self.welcomed: asyncio.Future[NodeNumber] = self._loop.create_future()
+        self._welcomed: asyncio.Future[NodeNumber] = self._loop.create_future()
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -126,6 +126,16 @@ class Link(asyncio.BufferedProtocol):
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_MS)
         transport.writelines(self._wire.send_hello())
+
+    async def welcome(self) -> NodeNumber:
+        """The number of the node that is there. PydiError, TimeoutError: nobody of use, and the
+        connection is closed; a machine that dies just now never says that it did."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                return await self._welcomed
+        except BaseException:
+            self.close()
+            raise
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._wire.room()
@@ -158,8 +168,8 @@ class Link(asyncio.BufferedProtocol):
                 self._answers.pop(request_id).set_exception(error)
                 self._end_retired()
             case WelcomeReceived(welcome):
-                if not self.welcomed.done():
-                    self.welcomed.set_result(NodeNumber(welcome.number))
+                if not self._welcomed.done():
+                    self._welcomed.set_result(NodeNumber(welcome.number))
             case RefuseReceived(Refusal.LEFT_BEHIND, sentence):
                 self._end(LeftBehindError(sentence))
             case RefuseReceived(Refusal.STOPPING | Refusal.BUSY, sentence):
@@ -280,9 +290,9 @@ class Link(asyncio.BufferedProtocol):
         if self.lost.done():
             return
         self.lost.set_result(None)
-        if not self.welcomed.done():
-            self.welcomed.set_exception(error)
-            self.welcomed.exception()  # whoever waits gets it; nobody waiting is no trouble
+        if not self._welcomed.done():
+            self._welcomed.set_exception(error)
+            self._welcomed.exception()  # whoever waits gets it; nobody waiting is no trouble
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(DisconnectedError(str(error)))
@@ -398,14 +408,10 @@ class Peers:
         if address is None:
             raise DisconnectedError(f"nobody knows where node {number} is")
         link = await self._connect(address, newest=newest)
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                found = await link.welcomed
-            if found != number:
-                raise DisconnectedError(f"node {found} is where node {number} was")
-        except BaseException:
+        found = await link.welcome()
+        if found != number:
             link.close()
-            raise
+            raise DisconnectedError(f"node {found} is where node {number} was")
         return link
 
     def is_connected(self, number: NodeNumber) -> bool:
@@ -522,7 +528,7 @@ class Peers:
                 address = places[attempt % len(places)]
                 try:
                     link = await self._connect(address)
-                    number = await link.welcomed
+                    number = await link.welcome()
                 except LeftBehindError as exc:
                     self.on_left_behind(f"{address}: {exc}")
                 except (OSError, PydiError) as exc:
@@ -747,11 +753,9 @@ async def who_answers(address: Address, token: NodeToken) -> NodeNumber | None:
     hello = Hello(wire.PROTOCOL_VERSIONS, Role.CLIENT, token.cluster, 0, socket.gethostname())
     try:
         link = await connect_to(address, hello, tls.client_context(leaf), credentials)
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                return await link.welcomed
-        finally:
-            link.close()
+        number = await link.welcome()
+        link.close()
+        return number
     except (OSError, PydiError, TimeoutError):
         return None
 

@@ -11,6 +11,7 @@ import pytest
 
 from pydi_node.errors import DeadlineError
 from pydi_node.ids import NodeNumber
+from pydi_node.runtime import peers as peers_module
 from pydi_node.runtime import transfers as transfers_module
 from pydi_node.runtime.peers import Link
 from pydi_node.runtime.transfers import Transfers, _Node
@@ -22,6 +23,10 @@ from tests.unit.runtime.inner import ONE, Inner
 TWO = NodeNumber(2)
 NEVER_S = 3600.0
 HANGS_S = 0.1
+
+
+class Silent(asyncio.Protocol):
+    """A machine that died when it had taken the connection."""
 
 
 class Slow(asyncio.Protocol):
@@ -65,7 +70,7 @@ def run(path: Path, hangs: bool) -> Coroutine[Any, Any, bool]:
             hello = Hello(PROTOCOL_VERSIONS, Role.NODE, "0" * 32, 1, "host")
             address = server.sockets[0].getsockname()
             _, link = await loop.create_connection(lambda: Link(hello), *address)
-            await link.welcomed
+            await link.welcome()
             transfers = Transfers(inner.peers, inner.store, ONE, inner.streams)
             transfers._nodes[TWO] = _Node(link)
             try:
@@ -90,3 +95,22 @@ def test_who_answers_nothing_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(transfers_module, "HANGS_S", HANGS_S)
     with pytest.raises(DeadlineError):
         asyncio.run(run(tmp_path, hangs=True))
+
+
+def test_who_never_welcomes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the connection with it, so that the next attempt may find more."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Silent, "127.0.0.1", 0)
+        hello = Hello(PROTOCOL_VERSIONS, Role.NODE, "0" * 32, 1, "host")
+        _, link = await loop.create_connection(
+            lambda: Link(hello), *server.sockets[0].getsockname()
+        )
+        with pytest.raises(TimeoutError):
+            await link.welcome()
+        assert not link.is_open
+        server.close()
+
+    monkeypatch.setattr(peers_module, "CONNECT_TIMEOUT_S", HANGS_S)
+    asyncio.run(asyncio.wait_for(main(), 60))
