@@ -17,13 +17,15 @@ import time
 from collections.abc import Iterable
 from typing import NoReturn
 
-from pydi_fs.watch import MS, PAGE_BYTES, Page, Watch
+from pydi_fs.watch import PAGE_BYTES, Page, Watch
 
 NAME = "pydi-watch"  # of the process, for people and tests
 PRIORITY = 1  # of real time: any
 LAST_WAIT_S = 0.05  # between the last two drops
 
 _PR_SET_NAME = 15
+_TFD_TIMER_ABSTIME = 1
+_NS_PER_S = 1_000_000_000
 
 
 class Bell:
@@ -75,17 +77,47 @@ def run(bell: Bell, device: int, supervisor: int) -> NoReturn:
         os._exit(0)
 
 
+class _Alarm:
+    """Becomes readable at a moment of the clock that leases are counted by.
+
+    A time-out of poll(2) counts by a clock that stands still while the machine sleeps, so it would
+    end that much too late. This one is due at once when the machine wakes up.
+    """
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)  # os has it from Python 3.13 on
+        flags = os.O_NONBLOCK | os.O_CLOEXEC  # TFD_NONBLOCK, TFD_CLOEXEC
+        self.fd: int = self._libc.timerfd_create(time.CLOCK_BOOTTIME, flags)
+        self._check(self.fd)
+
+    def set(self, at_ns: int | None) -> None:
+        """At that moment, or at once when it has passed; None: never."""
+        # struct itimerspec: no repetition, then when. All zero would mean never.
+        words = (0, 0, *divmod(max(1, at_ns), _NS_PER_S)) if at_ns is not None else (0, 0, 0, 0)
+        when = (ctypes.c_long * 4)(*words)
+        self._check(self._libc.timerfd_settime(self.fd, _TFD_TIMER_ABSTIME, when, None))
+
+    @staticmethod
+    def _check(result: int) -> None:
+        if result < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+
 def _watch(bell: Bell, device: int, pidfd: int) -> None:
     """Returns when the supervisor is gone."""
     watch = Watch(bell.page)
+    alarm = _Alarm()
     poll = select.poll()
-    poll.register(bell.fd, select.POLLIN)
-    poll.register(pidfd, select.POLLIN)
+    for fd in (bell.fd, pidfd, alarm.fd):
+        poll.register(fd, select.POLLIN)
     while True:
         if watch.is_due(now_ns()):
             forget_everything(device, bell.page.nodeids())
-        wait_ns = watch.looked(now_ns())
-        ready = {fd for fd, _ in poll.poll(None if wait_ns is None else -(-wait_ns // MS))}
+        looked_ns = now_ns()
+        wait_ns = watch.looked(looked_ns)
+        alarm.set(None if wait_ns is None else looked_ns + wait_ns)  # it is not readable any more
+        ready = {fd for fd, _ in poll.poll()}
         if pidfd in ready:
             return
         if bell.fd in ready:

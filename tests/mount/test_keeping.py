@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
@@ -305,6 +306,21 @@ def test_without_the_watch_time_outs_are_short_again(
     wait_until(
         lambda: not requests(world, lambda: os.stat(folder.path / "file")), "kept", DEADLINE_S
     )
+
+
+def test_the_watch_sleeps_by_a_clock_that_goes_on_in_suspend(
+    two: tuple[World, MountProcess], folder: Folder
+) -> None:
+    """Else its time-out would end that much too late behind a machine's sleep. What the kernel says
+    of its timer: timerfd_create(2), "/proc/pid/fdinfo"."""
+    world, _ = two
+    wait_kept(world, folder)
+    timers = [
+        dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+        for file in Path(f"/proc/{world.mount.watch}/fdinfo").iterdir()
+        if "clockid" in (text := file.read_text())
+    ]
+    assert [timer["clockid"] for timer in timers] == [str(time.CLOCK_BOOTTIME)], timers
 
 
 def test_a_killed_watch_is_followed_by_another(
