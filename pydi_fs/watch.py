@@ -40,12 +40,14 @@ LOOK_NS = 250 * MS
 # An answer that was on its way when its inode was dropped may be taken in by the kernel later: its
 # program has to run for that. So what the kernel did not know is told to it again, after these.
 AGAIN_NS = (20 * MS, 200 * MS, 1_000 * MS, 5_000 * MS)
-# A full book is emptied so often: what is looked at changes. A page of inodes alone: an epoch makes
-# Linux detach what is mounted inside.
+# A full page of inodes is emptied so often: what is looked at changes. Without the names: an epoch
+# makes Linux detach what is mounted inside.
 FULL_NS = 60_000 * MS
 # How long the kernel keeps what nobody takes back: all three processes were killed at once, or the
 # container is frozen. What is in use costs a question so often.
 KEPT_S = 60.0
+# After that long the kernel has certainly forgotten a name: a late answer counts from when it came.
+NAMES_NS = int(KEPT_S * 1000) * MS + AGAIN_NS[-1]
 
 _UNTIL, _LOOKED, _DROPS, _USED, _INODES = range(5)
 PAGE_BYTES = 8 * (_INODES + INODES_MAX)
@@ -155,6 +157,30 @@ class Drop(NamedTuple):
     drops: int  # of the watch, before it began
 
 
+class _Names:
+    """In which directories the kernel keeps a name, of those that it was told of in some time."""
+
+    __slots__ = ("_directories", "_has_others")
+
+    def __init__(self) -> None:
+        self._directories: set[int] = set()
+        self._has_others = False  # than these, for want of room
+
+    def add(self, directory: int) -> None:
+        if directory in self._directories:
+            return
+        if len(self._directories) < DIRECTORIES_MAX:
+            self._directories.add(directory)
+        else:
+            self._has_others = True
+
+    def may_be_in(self, directories: Iterable[int]) -> bool:
+        return self._has_others or not self._directories.isdisjoint(directories)
+
+
+NamesGoing = tuple[_Names, ...]
+
+
 class Keeper:
     """The worker's part: what the kernel may keep beyond the lease."""
 
@@ -163,12 +189,12 @@ class Keeper:
         self._drops = page.drops  # that this side has done as well
         self._until_ns = 0
         self._nodeids: set[int] = set()
-        self._directories: set[int] = set()
-        self._going: list[set[int]] = []  # directories whose names are on their way out
+        # What was kept before the older of these two was begun, its time-out has ended.
+        self._names: NamesGoing = (_Names(), _Names())  # the newer one first
+        self._names_since_ns = 0  # the newer one was begun
+        self._going: list[NamesGoing] = []  # on their way out
         self._drop: Drop | None = None
         self._is_full = False  # of inodes
-        self._names_full = False
-        self._since_ns = 0  # the first was kept
         self._inodes_since_ns = 0
         self.is_out = False  # something is kept
         self.rings = False  # the watch is to be woken; the caller does, and sets it back
@@ -185,25 +211,24 @@ class Keeper:
 
     def may_know_names_in(self, directories: Iterable[int]) -> bool:
         """Whether the kernel may keep a name, or an absence, in one of them."""
-        known = (self._directories, *self._going)
-        return len(self._directories) >= DIRECTORIES_MAX or any(
-            ino in some for ino in directories for some in known
-        )
+        asked = tuple(directories)
+        known = (self._names, *self._going)
+        return any(some.may_be_in(asked) for pair in known for some in pair)
 
     def moved(self, directory: int) -> None:
         """The kernel moves a name that it may keep into there by itself."""
-        if self.is_out and len(self._directories) < DIRECTORIES_MAX:
-            self._directories.add(directory)
+        if self.is_out:
+            self._names[0].add(directory)
 
-    def names_go(self) -> set[int]:
+    def names_go(self) -> NamesGoing:
         """The kernel is about to forget all names. What to call `names_went` with when it has."""
-        going = self._directories
+        going = self._names
         self._going.append(going)
-        self._directories = set()
+        self._names = (_Names(), _Names())
         return going
 
-    def names_went(self, going: set[int]) -> None:
-        self._going = [some for some in self._going if some is not going]
+    def names_went(self, going: NamesGoing) -> None:
+        self._going = [pair for pair in self._going if pair is not going]
 
     def keep(self, nodeid: int, now_ns: int) -> bool:
         """Whether the attributes that are about to be sent may be kept. They are booked."""
@@ -224,18 +249,16 @@ class Keeper:
         """Whether a name, or an absence, in there may be kept. It is booked."""
         if not self._may_keep(now_ns):
             return False
-        if directory not in self._directories:
-            if len(self._directories) >= DIRECTORIES_MAX:
-                self._names_full = True
-                return False
-            self._directories.add(directory)
+        if now_ns - self._names_since_ns >= NAMES_NS:
+            self._names = (_Names(), self._names[0])
+            self._names_since_ns = now_ns
+        self._names[0].add(directory)
         self._is_kept(now_ns)
         return True
 
     def _is_kept(self, now_ns: int) -> None:
         if not self.is_out:
             self.is_out = self.rings = True
-            self._since_ns = now_ns
             self._page.until_ns = self._until_ns
 
     def _may_keep(self, now_ns: int) -> bool:
@@ -254,11 +277,7 @@ class Keeper:
         """Whether all that is kept must go now: `begin_drop`."""
         if not self.is_out or self._drop is not None:
             return False
-        return (
-            self._is_overdue(now_ns)
-            or now_ns - self._page.looked_ns > LOOKED_MAX_NS
-            or (self._names_full and now_ns - self._since_ns >= FULL_NS)
-        )
+        return self._is_overdue(now_ns) or now_ns - self._page.looked_ns > LOOKED_MAX_NS
 
     def must_make_room(self, now_ns: int) -> bool:
         """Whether all attributes must go, and no name; asked when nothing must drop."""
@@ -288,8 +307,7 @@ class Keeper:
             self._page.clear_inodes()
             return
         self._drops = drop.drops
-        self._names_full = False
-        self._directories = set()
+        self._names = (_Names(), _Names())
         self._page.clear()
         # Did the watch drop everything meanwhile, a late answer of before may lie between the two.
         self.is_out = self._page.drops != drop.drops

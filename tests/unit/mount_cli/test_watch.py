@@ -16,6 +16,7 @@ from pydi_fs.watch import (
     LOOKED_MAX_NS,
     MARGIN_NS,
     MS,
+    NAMES_NS,
     PAGE_BYTES,
     Keeper,
     Page,
@@ -267,6 +268,40 @@ def test_what_does_not_fit_is_kept_after_a_while(monkeypatch: pytest.MonkeyPatch
     assert cluster.inodes == set()
     assert cluster.names == names != set()
     cluster.wait_kept(4)
+
+
+def test_names_are_kept_in_any_number_of_directories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A book that is full of directories takes no name back. Who asks of one that is not in it is
+    told of as well, until all time-outs of then have ended."""
+    monkeypatch.setattr(watch, "DIRECTORIES_MAX", 2)
+    cluster = Cluster()
+    for number in (1, 2):
+        cluster.wait_kept(number)
+    assert not cluster.keeper.may_know_names_in([3, 4])
+    cluster.wait_kept(3)
+    assert cluster.keeper.may_know_names_in([4])
+    drops, began_ns = cluster.drops, cluster.now_ns
+    while cluster.now_ns < began_ns + NAMES_NS:
+        cluster.step(1000 * MS)
+        assert cluster.answer(1)
+        assert cluster.keeper.may_know_names_in([3])
+    cluster.step(NAMES_NS)
+    assert cluster.answer(1)
+    assert cluster.drops == drops
+    assert cluster.keeper.may_know_names_in([1])
+    assert not cluster.keeper.may_know_names_in([3, 4])
+
+
+def test_names_that_go_are_known_until_they_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "DIRECTORIES_MAX", 1)
+    cluster = Cluster()
+    for number in (1, 2):
+        cluster.wait_kept(number)
+    going = cluster.keeper.names_go()
+    assert cluster.keeper.may_know_names_in([1])
+    assert cluster.keeper.may_know_names_in([2])
+    cluster.keeper.names_went(going)
+    assert not cluster.keeper.may_know_names_in([1, 2])
 
 
 def test_nothing_is_kept_while_all_goes() -> None:
