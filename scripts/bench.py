@@ -581,7 +581,7 @@ def parse_arguments() -> argparse.Namespace:
                         help="with --mount: warm opens (default %(default)s)")  # fmt: skip
     parser.add_argument("--file-size", type=parse_size, default=256 * MIB, metavar="SIZE",
                         help="sequential file (default 256M)")  # fmt: skip
-    parser.add_argument("--pages", type=int, default=2000,
+    parser.add_argument("--pages", type=int, default=20_000,
                         help="random accesses (default %(default)s)")  # fmt: skip
     parser.add_argument("--page-file-size", type=parse_size, default=64 * MIB, metavar="SIZE",
                         help="file they fall into (default 64M)")  # fmt: skip

@@ -22,7 +22,7 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from blake3 import blake3
@@ -55,6 +55,8 @@ log = logging.getLogger("pydi.vfs")
 
 CHUNK_BYTES = 1 << 20  # one BlobWrite; a quarter of the largest payload
 WINDOW_CHUNKS = 4  # BlobWrites on their way at once: bounds memory, hides the round trip
+# Rewritten ranges so close to each other travel as one: about what a request of its own costs.
+RESEND_GAP_BYTES = 16 * 1024
 MEMORY_BYTES_MAX = 256 * 1024  # a stage above this moves to a file
 SEAL_ATTEMPTS_MAX = 5  # a node that dies during a seal is followed by another; not for ever
 
@@ -273,7 +275,7 @@ class Stage:
         if small is not None:
             info = await self._client.call(BlobPut(self.copies_as), small)
         else:
-            await self._send(self.size)
+            await self._send()
             assert self._blob is not None
             info = await self._client.call(BlobSeal(self._blob, self.size, checksum))
         if info.checksum != checksum or info.size != self.size:
@@ -327,10 +329,12 @@ class Stage:
     # --- sending -----------------------------------------------------------------------------
 
     async def _stream(self) -> None:
-        """Send full chunks while the program writes. Trouble is left to `seal`, which retries."""
+        """Send full chunks while the program writes. What is rewritten meanwhile is left to `seal`,
+        for it may be once more; so is trouble, which that tries again."""
         try:
             while self.size - self._claimed >= CHUNK_BYTES:
-                await self._send(self.size - self.size % CHUNK_BYTES)
+                await self._open_upload()
+                await self._send_all(self._new(self.size - self.size % CHUNK_BYTES))
         except (UnavailableError, BlobError):
             self._forget_upload()
         except PydiError as exc:
@@ -338,20 +342,21 @@ class Stage:
         finally:
             self._streaming = None
 
-    async def _send(self, until: int) -> None:
-        """Bytes below ``until`` are at the node of the present connection when this returns."""
+    async def _open_upload(self) -> None:
+        """There is a blob at the node of the present connection."""
         if self._blob is None or self._epoch != self._client.epoch:
             self._forget_upload()
             self._epoch = self._client.epoch
             self._blob = await self._begin()
-        while self._claimed < until or len(self._resend):
-            # A rewritten range travels only while nothing else does: two writes of one range must
+
+    async def _send(self) -> None:
+        """All that is staged is at the node of the present connection when this returns."""
+        await self._open_upload()
+        while self._claimed < self.size or len(self._resend):
+            # Rewritten ranges travel only while nothing else does: two writes of one range must
             # not overtake each other on their way to the node's disk.
-            for segment in list(self._resend):
-                length = min(segment.length, CHUNK_BYTES)
-                self._resend.carve(segment.offset, length)
-                await self._send_chunk(segment.offset, length)
-            await self._send_new(until)
+            await self._send_all(self._rewritten())
+            await self._send_all(self._new(self.size))
 
     async def _begin(self) -> BlobId:
         """A new blob at the node, with this stage's file if that is lent."""
@@ -370,13 +375,29 @@ class Stage:
         blob = await self._client.call(BlobCreate(self.copies_as))
         return blob
 
-    async def _send_new(self, until: int) -> None:
+    def _new(self, until: int) -> Iterator[tuple[int, int]]:
+        """Offset and length of what was never sent, in chunks; claimed as it is taken."""
+        while self._claimed < until:
+            offset, length = self._claimed, min(CHUNK_BYTES, until - self._claimed)
+            self._claimed += length
+            yield offset, length
+
+    def _rewritten(self) -> Iterator[tuple[int, int]]:
+        """Likewise of what is to be sent again, no two of which overlap."""
+        ranges, self._resend = self._resend, ExtentMap()
+        start = end = 0
+        for segment in ranges:
+            if segment.offset > end + RESEND_GAP_BYTES:
+                yield from _chunks(start, end)
+                start = segment.offset
+            end = segment.end
+        yield from _chunks(start, end)
+
+    async def _send_all(self, chunks: Iterator[tuple[int, int]]) -> None:
         outstanding: deque[asyncio.Task[None]] = deque()
         try:
-            while self._claimed < until:
-                length = min(CHUNK_BYTES, until - self._claimed)
-                outstanding.append(asyncio.ensure_future(self._send_chunk(self._claimed, length)))
-                self._claimed += length
+            for offset, length in chunks:
+                outstanding.append(asyncio.ensure_future(self._send_chunk(offset, length)))
                 if len(outstanding) >= WINDOW_CHUNKS:
                     await outstanding.popleft()
             while outstanding:
@@ -399,6 +420,11 @@ class Stage:
         self._blob = None
         self._claimed = 0
         self._resend = ExtentMap()
+
+
+def _chunks(start: int, end: int) -> Iterator[tuple[int, int]]:
+    for offset in range(start, end, CHUNK_BYTES):
+        yield offset, min(CHUNK_BYTES, end - offset)
 
 
 def _hash_file(fd: int, size: int) -> bytes:

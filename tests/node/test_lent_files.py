@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import socket
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from tests.harness.procs import NodeProcess
 from tests.node.test_local_blobs import CountingClient, blob_files, read, run
 
 MIB = 1 << 20
+PAGE = 4096
 CONTENT = os.urandom(5 * MIB + 17)
 
 
@@ -103,6 +105,41 @@ def test_what_is_written_beside_a_node_is_not_sent_to_it(node: NodeProcess, tmp_
 
     run(test())
     assert unfinished(node) == []
+
+
+@pytest.mark.parametrize("is_lent", [True, False])
+def test_what_is_written_again_and_again_is_sent_once(
+    node: NodeProcess, tmp_path: Path, is_lent: bool
+) -> None:
+    """Pages all over a file that is at the node already, each some times: they go when the file is
+    closed, those beside each other together; two that are far from all others by themselves."""
+    dice = random.Random(7)
+    if not is_lent:
+        (node.data_dir / "blobs.sock").unlink()
+
+    async def test() -> None:
+        async with Beside(node, tmp_path / "staging") as mount:
+            if is_lent:
+                await until(lambda: mount.lender._spare is not None)
+            fh = await mount.create()
+            await mount.vfs.write(fh, 0, CONTENT)
+            expected = bytearray(CONTENT)
+            kind = BlobGrown if is_lent else BlobWrite
+            await until(lambda: mount.client.sent[kind] == 5)
+            places = [dice.randrange(2 * MIB, 4 * MIB - PAGE) for _ in range(2000)]
+            for place in [100_000, 900_000, *places]:
+                page = dice.randbytes(PAGE)
+                await mount.vfs.write(fh, place, page)
+                expected[place : place + PAGE] = page
+            assert mount.client.sent[kind] == 5
+            await mount.close(fh)
+            # The end of the file, the two alone, and the 2 MiB in which the others are.
+            assert mount.client.sent[kind] == 5 + 1 + 2 + 2
+            assert await read(mount.vfs) == bytes(expected)
+            (path,) = blob_files(node)
+            assert path.read_bytes() == bytes(expected)
+
+    run(test())
 
 
 def test_a_node_that_was_started_again_gets_the_bytes(node: NodeProcess, tmp_path: Path) -> None:
