@@ -19,14 +19,15 @@ from pydi_node.replica_config import ReplicaConfig
 from tests.unit.replica.cluster import TICK_S, Cluster, applied, create
 
 MakeCluster = Callable[..., Cluster]
+RENEW_ROUNDING_S = 2e-6  # times of a Renew are whole microseconds
 
 
 @pytest.fixture
 def make() -> Iterator[MakeCluster]:
     clusters: list[Cluster] = []
 
-    def make_cluster(voters: int) -> Cluster:
-        clusters.append(Cluster(voters))
+    def make_cluster(voters: int, newcomers: int = 0) -> Cluster:
+        clusters.append(Cluster(voters, newcomers))
         clusters[-1].elect()
         clusters[-1].tick()
         return clusters[-1]
@@ -278,8 +279,17 @@ def test_leases_of_a_leader_that_hangs_are_counted_from_its_last_word(make: Make
     last heard from the leader, and no less, for the leader can't know of them."""
     cluster = make(3)
     leader = cluster.elect()
+    heard_s: list[float] = []
+
+    def note(message: PeerMessage) -> bool:
+        if message.sender == leader:
+            heard_s.append(cluster.now.uptime_s)
+        return False
+
+    cluster.lose = note
     give_leases(cluster, leader, *others_of(cluster, leader))
     cluster.cut = lambda sender, to: leader in (sender, to)
+    cluster.lose = lambda message: False
     cut_s = cluster.now.uptime_s
     cluster.until(lambda: cluster.leader() not in (None, leader))
     successor = cluster.leader()
@@ -290,6 +300,8 @@ def test_leases_of_a_leader_that_hangs_are_counted_from_its_last_word(make: Make
         cluster.tick()
     assert not has_lease(cluster, leader)
     assert cluster.now.uptime_s - cut_s <= GRANTER_S + 2 * TICK_S
+    # No less for a leader whose clock goes slower than the others'.
+    assert cluster.now.uptime_s - heard_s[-1] >= GRANTER_S - RENEW_ROUNDING_S
 
 
 @pytest.mark.parametrize("which", ["led", "was started"])
@@ -353,6 +365,47 @@ def test_what_a_successor_heard_itself_counts(make: MakeCluster) -> None:
     cluster.lose = lambda message: False
     take_over(cluster, leader, successor)
     assert_waited_for(cluster, leader, successor)
+
+
+def test_who_heard_only_a_grant_heard_from_the_leader(make: MakeCluster) -> None:
+    """It counts as the last word, and not the entry or heartbeat before. (The successor's own last
+    word is the order to take over: one of the four that report here, and three count.)"""
+    cluster = make(5, newcomers=1)
+    leader = cluster.elect()
+    (successor, *_, newcomer) = others_of(cluster, leader)
+    holder = NodeNumber(newcomer)
+    cluster.request(leader, lambda request, at_s: AddMember(request, holder, at_s))
+    give_leases(cluster, holder)
+    cluster.lose = lambda message: isinstance(message, (AppendRequest, HeartbeatRequest))
+    cluster.tick(ticks(GRANTER_S - HOLDER_S + 2 * RENEW_S))
+    assert cluster.leader() == leader
+    cluster.cut = lambda sender, to: not {sender, to}.isdisjoint({leader, holder})
+    cluster.lose = lambda message: False
+    take_over(cluster, leader, successor)
+    assert_waited_for(cluster, holder, successor)
+
+
+def test_only_a_majority_of_the_electors_vouches_for_the_time_before(make: MakeCluster) -> None:
+    """Three of five elect a leader. Two of them have long heard nothing from the one before; the
+    third has, and says so when the other two voters are no members any more: then those two are a
+    majority of the voters, but not of those who could follow the leader before."""
+    cluster = make(5)
+    leader = cluster.elect()
+    (successor, friend, late, holder) = others_of(cluster, leader)
+    from_leader = (AppendRequest, HeartbeatRequest, Grant)
+    cluster.lose = lambda message: (
+        isinstance(message, from_leader) and message.to in (successor, friend)
+    )
+    cluster.tick(ticks(GRANTER_S))
+    give_leases(cluster, holder)
+    cluster.cut = lambda sender, to: not {sender, to}.isdisjoint({leader, holder})
+    cluster.lose = lambda message: isinstance(message, Renew) and message.sender == late
+    take_over(cluster, leader, successor)
+    for number in (leader, holder):
+        gone = NodeNumber(number)
+        cluster.request(successor, lambda request, at_s, n=gone: RemoveMember(request, n, at_s))
+    cluster.lose = lambda message: False
+    assert_waited_for(cluster, holder, successor)
 
 
 def test_a_member_that_left_is_remembered_over_a_restart() -> None:
