@@ -77,7 +77,11 @@ def test_copies(tmp_path: Path) -> None:
     lines = bench("--copies", "30", "--rounds", "1", "--work", tmp_path)
     assert sum("ratio" in line for line in lines) == 2
     assert sum("rate" in line for line in lines) == 4
-    assert all(line["peak_mib"] > 1 for line in lines if line["name"] == "memory")
+    memory = {line["process"]: line["peak_mib"] for line in lines if line["name"] == "memory"}
+    assert len(memory) == 4
+    # A short cp may end before it is looked at for the second time.
+    assert memory["put -r"] > 1
+    assert memory["get -r"] > 1
     assert list(tmp_path.iterdir()) == []
 
 
