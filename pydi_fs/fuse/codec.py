@@ -228,6 +228,9 @@ _RELEASE = int(FuseOpcode.FUSE_RELEASE)
 _LOOKUP = int(FuseOpcode.FUSE_LOOKUP)
 _OPEN_REQUEST = struct.Struct(abi.fuse_in_header.format + abi.fuse_open_in.format[1:])
 _RELEASE_REQUEST = struct.Struct(abi.fuse_in_header.format + abi.fuse_release_in.format[1:])
+_WRITE = int(FuseOpcode.FUSE_WRITE)
+_WRITE_REQUEST = struct.Struct(abi.fuse_in_header.format + abi.fuse_write_in.format[1:])
+_WRITE_BYTES = _WRITE_REQUEST.size
 HEADER_BYTES = abi.fuse_in_header.size
 OPEN_BYTES = _OPEN_REQUEST.size
 RELEASE_BYTES = _RELEASE_REQUEST.size
@@ -287,6 +290,25 @@ def decode_release(request: memoryview) -> tuple[int, int, int] | None:
     if opcode != _RELEASE or length != RELEASE_BYTES or extensions or release_flags:
         return None
     return unique, nodeid, fh
+
+
+def decode_write(request: memoryview) -> tuple[int, int, int, memoryview] | None:
+    """(unique, handle, offset, data) of a WRITE; the data is a part of the request."""
+    if len(request) < _WRITE_BYTES:
+        return None
+    (length, opcode, unique, _, _, _, _, extensions, _, fh, offset, size, flags, _, _, _) = (
+        _WRITE_REQUEST.unpack_from(request)
+    )
+    if (
+        opcode != _WRITE
+        or length != len(request)
+        or length - _WRITE_BYTES != size
+        or extensions
+        or flags & abi.FUSE_WRITE_KILL_SUIDGID
+        or offset > INT64_MAX
+    ):
+        return None
+    return unique, fh, offset, request[_WRITE_BYTES:]
 
 
 def decode_body(opcode: int, body: memoryview, agreed: int = 0) -> Any:

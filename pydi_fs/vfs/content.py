@@ -144,6 +144,12 @@ class Content:
         self._changed.put(Segment(offset, length, _CHANGED, offset))
         self._grow(offset + length)
 
+    def rewrote(self) -> None:
+        """What a `write` since the last `take_changes` has mapped got other bytes in its source, by
+        a writer that did not ask for O_APPEND."""
+        assert self._touched
+        self._append_start = None
+
     def punch(self, offset: int, length: int, keep_size: bool) -> None:
         """``[offset, offset + length)`` reads as zeros and takes no space."""
         self._append_start = None

@@ -60,25 +60,53 @@ class ExtentMap:
     def put(self, new: Segment) -> None:
         """Map ``new``'s range to it, whatever was there before."""
         segments, starts = self._segments, self._starts
-        if not segments or new.offset >= segments[-1].end:
-            index = len(segments)
+        offset, length = new.offset, new.length
+        end = offset + length
+        first = bisect_right(starts, offset)
+        before = segments[first - 1] if first else None
+        overlaps = before is not None and before.offset + before.length > offset
+        self.mapped_bytes += length
+        if first == len(segments) and not overlaps:  # behind all others
+            if before is not None and _continues(before, new):
+                segments[-1] = _joined(before, new)
+            else:
+                segments.append(new)
+                starts.append(offset)
+            return
+        last = first
+        while last < len(segments) and starts[last] < end:
+            last += 1
+        if overlaps:
+            first -= 1
+        for old in segments[first:last]:
+            self.mapped_bytes -= min(old.offset + old.length, end) - max(old.offset, offset)
+        after = None
+        if first < last and (old := segments[last - 1]).offset + old.length > end:
+            after = _clip(old, end, old.offset + old.length)
+        elif last < len(segments) and _continues(new, segments[last]):
+            after = segments[last]
+            last += 1
+        # What is left of it stays; a neighbour that goes on in this one is taken in as a whole.
+        if overlaps and before is not None:
+            start = before.offset
+            before = _clip(before, start, offset) if start < offset else None
+            if before is None and first and _continues(segments[first - 1], new):
+                first -= 1
+                before = segments[first]
+        elif before is not None and _continues(before, new):
+            first -= 1
         else:
-            self.carve(new.offset, new.length)
-            index = bisect_right(starts, new.offset)
-        self.mapped_bytes += new.length
-        if index and _continues(segments[index - 1], new):
-            index -= 1
-            before = segments[index]
-            new = Segment(
-                before.offset, before.length + new.length, before.source, before.source_offset
-            )
-            segments[index] = new
-        else:
-            segments.insert(index, new)
-            starts.insert(index, new.offset)
-        if index + 1 < len(segments) and _continues(new, segments[index + 1]):
-            segments[index] = new._replace(length=new.length + segments[index + 1].length)
-            del segments[index + 1], starts[index + 1]
+            before = None
+        placed = [new]
+        if after is not None:
+            placed = [_joined(new, after)] if _continues(new, after) else [new, after]
+        if before is not None:
+            if _continues(before, new):
+                placed[0] = _joined(before, placed[0])
+            else:
+                placed.insert(0, before)
+        segments[first:last] = placed
+        starts[first:last] = [segment.offset for segment in placed]
 
     def carve(self, offset: int, length: int) -> None:
         """Make ``[offset, offset + length)`` a hole."""
@@ -118,6 +146,14 @@ class ExtentMap:
             index += 1
         return found
 
+    def inside(self, offset: int, length: int) -> Segment | None:
+        """The segment that has all of ``[offset, offset + length)``; None: no single one has."""
+        index = bisect_right(self._starts, offset) - 1
+        if index < 0:
+            return None
+        segment = self._segments[index]
+        return segment if offset + length <= segment.offset + segment.length else None
+
     def next_data(self, offset: int) -> int | None:
         """The first mapped byte at or after ``offset``, None when only holes follow."""
         index = max(bisect_right(self._starts, offset) - 1, 0)
@@ -144,11 +180,17 @@ class ExtentMap:
 
 
 def _continues(before: Segment, after: Segment) -> bool:
+    offset, length, source, source_offset = before
     return (
-        before.source == after.source
-        and before.end == after.offset
-        and before.source_offset + before.length == after.source_offset
+        source == after.source
+        and offset + length == after.offset
+        and source_offset + length == after.source_offset
     )
+
+
+def _joined(before: Segment, after: Segment) -> Segment:
+    """Of two that continue each other."""
+    return Segment(before.offset, before.length + after.length, before.source, before.source_offset)
 
 
 def _clip(segment: Segment, start: int, end: int) -> Segment:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -330,6 +331,40 @@ def encode(record: Any) -> bytes:
     """One record, framed."""
     body = _pack((_KINDS[type(record)], *record))
     return _FRAME.pack(len(body), zlib.crc32(body)) + body
+
+
+def encode_write(
+    unique: int, ino: int, size: int, caller: Caller, mtime_ns: int, append: bool, length: int,
+    offset: int, source: int, source_offset: int,
+) -> bytes:  # fmt: skip
+    """`encode` of a `Wrote` of one piece whose bytes are in the stage's file, in a third of the
+    time: nearly all records of who writes much are such."""
+    body = (
+        _WRITE_HEAD.pack(
+            _MSGPACK_ARRAY + 9, _WROTE, _UINT64_MARK, unique, _UINT64_MARK, ino, _UINT64_MARK, size
+        )
+        + _packed(caller)
+        + _WRITE_TAIL.pack(
+            _INT64_MARK, mtime_ns, _MSGPACK_TRUE if append else _MSGPACK_FALSE, _UINT64_MARK,
+            length, _MSGPACK_ARRAY + 1, _MSGPACK_ARRAY + 5, _UINT64_MARK, offset, _UINT64_MARK,
+            length, _INT64_MARK, source, _UINT64_MARK, source_offset, _MSGPACK_NIL,
+        )
+    )  # fmt: skip
+    return _FRAME.pack(len(body), zlib.crc32(body)) + body
+
+
+# As msgpack has it: unique, inode, size; and behind the caller: time, whether it appends, length,
+# and one piece, of which the last is that there are no bytes.
+_WRITE_HEAD = Struct(">BBBQBQBQ")
+_WRITE_TAIL = Struct(">BqBBQBBBQBQBqBQB")
+_WROTE = _KINDS[Wrote]
+_UINT64_MARK, _INT64_MARK = 0xCF, 0xD3
+_MSGPACK_NIL, _MSGPACK_FALSE, _MSGPACK_TRUE = 0xC0, 0xC2, 0xC3
+
+
+@lru_cache(maxsize=64)
+def _packed(caller: Caller) -> bytes:
+    return _pack(caller)
 
 
 class Again:

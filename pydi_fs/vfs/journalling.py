@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -93,7 +93,7 @@ class Journal:
     def backing(self, number: int, is_open: bool) -> None: ...
     def wrote(
         self, ino: Ino, size: int, caller: Caller, mtime_ns: int, append: bool,
-        length: int, pieces: Iterable[Piece],
+        length: int, pieces: Sequence[Piece],
     ) -> None: ...  # fmt: skip
     def cut(self, ino: Ino, size: int, caller: Caller, mtime_ns: int, to: int) -> None: ...
     def punched(
@@ -292,9 +292,18 @@ class KeptJournal(Journal):
 
     def wrote(
         self, ino: Ino, size: int, caller: Caller, mtime_ns: int, append: bool,
-        length: int, pieces: Iterable[Piece],
+        length: int, pieces: Sequence[Piece],
     ) -> None:  # fmt: skip
         unique = _request.get()
+        if len(pieces) == 1 and pieces[0][4] is None:
+            offset, _, source, source_offset, _ = pieces[0]
+            self._append(
+                records.encode_write(
+                    unique, ino, size, caller, mtime_ns, append, length, offset, source,
+                    source_offset,
+                )
+            )  # fmt: skip
+            return
         self._write(
             records.Wrote(unique, ino, size, caller, mtime_ns, append, length, tuple(pieces))
         )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 from blake3 import blake3
@@ -410,47 +410,66 @@ class OpenFile:
 
         EFBIG past the largest size; ENOSPC when the node or the staging directory is full.
         """
+        content = self._content
+        size_before = content.size
+        length = len(data)
         if append:
-            offset = self._content.size
-        if offset + len(data) > FILE_SIZE_MAX:
+            offset = size_before
+        if offset + length > FILE_SIZE_MAX:
             raise FileError(errno.EFBIG)
-        if not len(data):
+        if not length:
             return 0
-        stage = self._writable_stage()
-        size_before = self._content.size
-        pieces: list[Piece] = []
-        view = memoryview(data)
-        at = offset
+        stage = self._stage or self._writable_stage()
+        pieces: Sequence[Piece]
         # Ranges that are already in this stage are rewritten in place, so a page that is written a
         # thousand times between two fsyncs is stored once.
-        for segment in self._content.map.slices(offset, len(data)) if not append else ():
+        if append or offset >= content.map.end:
+            pieces = (self._append(stage, offset, data, append),)
+        else:
+            known = content.map.inside(offset, length)
+            if known is None:
+                pieces = self._write_pieces(stage, offset, memoryview(data))
+            elif known.source != stage.source:
+                pieces = (self._append(stage, offset, data, append),)
+            else:
+                source_offset = known.source_offset + offset - known.offset
+                stage.overwrite(source_offset, data)
+                content.rewrote()
+                pieces = (self._piece(stage, offset, source_offset, data),)
+        self._note_change(caller)
+        if self._journal.keeps:
+            self._journal.wrote(
+                self.ino, size_before, caller, self._mtime_ns, append, length, pieces
+            )
+        return length
+
+    def _write_pieces(self, stage: Stage, offset: int, view: memoryview) -> list[Piece]:
+        """Some of it may be in the stage already."""
+        pieces: list[Piece] = []
+        at = offset
+        for segment in self._content.map.slices(offset, len(view)):
             if segment.source != stage.source:
                 continue
             if segment.offset > at:
                 gap = view[at - offset : segment.offset - offset]
-                pieces.append(self._append(stage, at, gap, append))
+                pieces.append(self._append(stage, at, gap, False))
             piece = view[segment.offset - offset : segment.end - offset]
             stage.overwrite(segment.source_offset, piece)
-            self._content.write(
-                segment.offset, segment.length, stage.source, segment.source_offset, append
-            )
+            self._content.rewrote()
             pieces.append(self._piece(stage, segment.offset, segment.source_offset, piece))
             at = segment.end
-        if at < offset + len(data):
-            pieces.append(self._append(stage, at, view[at - offset :], append))
-        self._note_change(caller)
-        if self._journal.keeps:
-            self._journal.wrote(
-                self.ino, size_before, caller, self._mtime_ns, append, len(data), pieces
-            )
-        return len(data)
+        if at < offset + len(view):
+            pieces.append(self._append(stage, at, view[at - offset :], False))
+        return pieces
 
-    def _append(self, stage: Stage, offset: int, data: memoryview, append: bool) -> Piece:
+    def _append(self, stage: Stage, offset: int, data: bytes | memoryview, append: bool) -> Piece:
         source_offset = stage.append(data)
         self._content.write(offset, len(data), stage.source, source_offset, append)
         return self._piece(stage, offset, source_offset, data)
 
-    def _piece(self, stage: Stage, offset: int, source_offset: int, data: memoryview) -> Piece:
+    def _piece(
+        self, stage: Stage, offset: int, source_offset: int, data: bytes | memoryview
+    ) -> Piece:
         """For the journal, which takes the bytes as long as they are nowhere else."""
         kept = bytes(data) if self._journal.keeps and stage.in_memory else None
         return (offset, len(data), stage.source, source_offset, kept)

@@ -587,9 +587,8 @@ class Vfs(Names, FileLocks):
         handle = self._handle(fh)
         if not handle.writable:
             raise FileError(errno.EBADF)
-        if handle.file.stale:
-            return None
-        return handle.file.write(handle.caller, offset, data, handle.appends)
+        file = handle.file
+        return None if file.stale else file.write(handle.caller, offset, data, handle.appends)
 
     async def flush(self, fh: int) -> None:
         """close(2) of one descriptor: what was written is durable, or close() gets the error. Or it

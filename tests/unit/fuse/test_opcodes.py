@@ -267,6 +267,38 @@ def test_file_content_goes_in_and_out() -> None:
     run(scenario)
 
 
+@pytest.mark.expects_log("refused a request")
+@pytest.mark.parametrize("debug", [False, True], ids=["in one step", "as any request"])
+def test_a_write_is_answered_in_the_same_way_however_it_is_handled(debug: bool) -> None:
+    """WRITE: what lands, at its end too; refused are a handle that can't write, a place beyond
+    off_t, a length that it does not have; it may have to be looked at first."""
+
+    async def main() -> None:
+        unheard: list[int] = []
+        kernel = Kernel(debug=debug, unheard=lambda: unheard.append(1))
+        ino, fh = (created := await kernel.create(b"file")).nodeid, created.fh
+        assert (await kernel.write(ino, fh, 3, b"content")).unpack("II") == (7, 0)
+        appending = (await kernel.open(ino, os.O_WRONLY | os.O_APPEND)).fh
+        assert (await kernel.write(ino, appending, 10, b"!")).unpack("II") == (1, 0)
+        kernel.vfs.cached = False
+        assert (await kernel.write(ino, fh, 0, b"the")).unpack("II") == (3, 0)
+        kernel.vfs.cached = True
+        reader = (await kernel.open(ino)).fh
+        assert (await kernel.write(ino, reader, 0, b"x")).error == errno.EBADF
+        assert (await kernel.write(ino, 1 << 40, 0, b"x")).error == errno.EBADF
+        assert (await kernel.write(ino, fh, 1 << 63, b"x")).error == errno.EINVAL
+        longer = struct.pack("=QQIIQII", fh, 0, 2, 0, 0, 0, 0) + b"x"
+        assert (await kernel.ask(k.WRITE, ino, longer)).error == errno.EINVAL
+        assert (await kernel.read(ino, reader, 0, 100)).payload == b"thecontent!"
+        assert unheard == []
+        kernel.takes = False
+        kernel.send(k.WRITE, ino, struct.pack("=QQIIQII", fh, 0, 1, 0, 0, 0, 0) + b"T")
+        await kernel.dispatcher.stop()
+        assert unheard == [1], "nobody took the answer"
+
+    asyncio.run(main())
+
+
 def test_tmpfile_has_no_name() -> None:
     """TMPFILE answers as CREATE does, for an inode with no links."""
 

@@ -77,6 +77,14 @@ def test_every_byte_comes_from_where_it_was_last_put(
         for segment in extents.slices(offset, length)
         for i in range(segment.length)
     } == inside
+    whole = extents.inside(offset, length)
+    assert (whole is not None) == any(
+        segment.offset <= offset and offset + length <= segment.end for segment in extents
+    )
+    if whole is not None:
+        assert whole in list(extents)
+        assert whole.offset <= offset
+        assert offset + length <= whole.end
     assert extents.next_data(offset) == min((at for at in model if at >= offset), default=None)
     hole = offset
     while hole in model:

@@ -32,12 +32,13 @@ from pydi_fs.vfs.journal import (
     Wrote,
     decode,
     encode,
+    encode_write,
 )
 from pydi_fs.vfs.journalling import RESENT, KeptJournal, read_logs
 from pydi_fs.vfs.open_file import OpenFile
 from pydi_fs.vfs.resuming import restore_content, unknown
 from pydi_fs.vfs.staging import StagingArea
-from pydi_node.commands import ROOT_CALLER, Mkdir, SetAttr
+from pydi_node.commands import ROOT_CALLER, Caller, Mkdir, SetAttr
 from pydi_node.ids import Ino, Serial
 from pydi_node.records import FileVersion
 
@@ -347,6 +348,38 @@ def test_a_handle_that_is_opened_again_is_written_as_any_other(opened: Opened, u
     again = Again(opened)
     assert list(decode(again.opened(unique))) == [opened._replace(unique=unique)]
     assert list(decode(again.closed)) == [Closed(opened.fh)]
+
+
+places = st.integers(0, (1 << 63) - 1)
+
+
+@given(
+    st.integers(0, (1 << 63) - 1), st.integers(1, (1 << 63) - 1), places, places, st.booleans(),
+    places, places, st.integers(-(1 << 40), -1), places,
+    st.sampled_from((None, (), (4, 5), tuple(range(1000, 1040)))),
+)  # fmt: skip
+def test_a_write_into_a_file_is_written_as_any_other(
+    unique: int, ino: int, size: int, mtime_ns: int, append: bool, length: int, offset: int,
+    source: int, source_offset: int, groups: tuple[int, ...] | None,
+) -> None:  # fmt: skip
+    caller = Caller(1000, 100_000, groups)
+    pieces = ((offset, length, source, source_offset, None),)
+    record = Wrote(unique, ino, size, caller, mtime_ns, append, length, pieces)
+    written = encode_write(
+        unique, ino, size, caller, mtime_ns, append, length, offset, source, source_offset
+    )
+    assert list(decode(written)) == list(decode(encode(record))) == [record]
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_successor_hears_of_a_write_wherever_its_bytes_are(
+    logs: tuple[int, int], in_file: bool
+) -> None:
+    first = journal(logs)
+    first.enter(20)
+    first.wrote(INO, 0, ROOT_CALLER, 5, True, 3, [(0, 3, -1, 0, None if in_file else b"abc")])
+    second = journal(logs)
+    assert second.written_before(20 | RESENT) == 3
 
 
 def test_an_open_again_is_known_when_it_comes_again(logs: tuple[int, int]) -> None:
