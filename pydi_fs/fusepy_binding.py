@@ -658,7 +658,9 @@ class _Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
 
     def write(self, _path: bytes | None, buf: Any, size: int, offset: int, info: Any) -> int:
         data = ctypes.string_at(buf, size)
-        return self._await(self._vfs.write(info.contents.fh, offset, data))
+        # Not as it was opened: F_SETFL changes that, and a page of a mapping never appends.
+        append = bool(info.contents.flags & os.O_APPEND)
+        return self._await(self._vfs.write(info.contents.fh, offset, data, append))
 
     def flush(self, _path: bytes | None, info: Any) -> None:
         """close(2) of one descriptor waits for this and returns its error."""

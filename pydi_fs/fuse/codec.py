@@ -10,6 +10,7 @@ what a WRITE carries.
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import struct
 from collections.abc import Callable, Iterable
@@ -124,11 +125,16 @@ class Read(NamedTuple):
 
 
 class Write(NamedTuple):
-    """``data`` is a part of the request: whoever needs it later makes it `owned`."""
+    """``data`` is a part of the request: whoever needs it later makes it `owned`.
+
+    append  O_APPEND is set now. How the file was opened does not say so: F_SETFL changes it, and a
+            page of a mapping is sent under any handle and never appends.
+    """
 
     fh: int
     offset: int
     write_flags: int
+    append: bool
     data: memoryview | bytes
 
     def owned(self) -> Write:
@@ -228,6 +234,7 @@ _RELEASE = int(FuseOpcode.FUSE_RELEASE)
 _LOOKUP = int(FuseOpcode.FUSE_LOOKUP)
 _OPEN_REQUEST = struct.Struct(abi.fuse_in_header.format + abi.fuse_open_in.format[1:])
 _RELEASE_REQUEST = struct.Struct(abi.fuse_in_header.format + abi.fuse_release_in.format[1:])
+_O_APPEND = os.O_APPEND
 _WRITE = int(FuseOpcode.FUSE_WRITE)
 _WRITE_REQUEST = struct.Struct(abi.fuse_in_header.format + abi.fuse_write_in.format[1:])
 _WRITE_BYTES = _WRITE_REQUEST.size
@@ -292,23 +299,25 @@ def decode_release(request: memoryview) -> tuple[int, int, int] | None:
     return unique, nodeid, fh
 
 
-def decode_write(request: memoryview) -> tuple[int, int, int, memoryview] | None:
-    """(unique, handle, offset, data) of a WRITE; the data is a part of the request."""
+def decode_write(request: memoryview) -> tuple[int, int, int, memoryview, bool] | None:
+    """(unique, handle, offset, data, whether it appends) of a WRITE; the data is a part of the
+    request."""
     if len(request) < _WRITE_BYTES:
         return None
-    (length, opcode, unique, _, _, _, _, extensions, _, fh, offset, size, flags, _, _, _) = (
-        _WRITE_REQUEST.unpack_from(request)
-    )
+    (
+        length, opcode, unique, _, _, _, _, extensions, _, fh, offset, size, write_flags, _, flags,
+        _,
+    ) = _WRITE_REQUEST.unpack_from(request)  # fmt: skip
     if (
         opcode != _WRITE
         or length != len(request)
         or length - _WRITE_BYTES != size
         or extensions
-        or flags & abi.FUSE_WRITE_KILL_SUIDGID
+        or write_flags & abi.FUSE_WRITE_KILL_SUIDGID
         or offset > INT64_MAX
     ):
         return None
-    return unique, fh, offset, request[_WRITE_BYTES:]
+    return unique, fh, offset, request[_WRITE_BYTES:], bool(flags & _O_APPEND)
 
 
 def decode_body(opcode: int, body: memoryview, agreed: int = 0) -> Any:
@@ -402,10 +411,10 @@ def _read(body: memoryview) -> Read:
 
 
 def _write(body: memoryview) -> Write:
-    fh, offset, size, write_flags, _, _, _ = abi.fuse_write_in.unpack_from(body)
+    fh, offset, size, write_flags, _, flags, _ = abi.fuse_write_in.unpack_from(body)
     if len(body) != 40 + size:
         raise CodecError(f"WRITE of {size} bytes carries {len(body) - 40}")
-    return Write(fh, offset, write_flags, body[40:])
+    return Write(fh, offset, write_flags, bool(flags & _O_APPEND), body[40:])
 
 
 def _release(body: memoryview) -> Release:

@@ -616,7 +616,9 @@ class Dispatcher(ShortCuts, Closing, Names):
         if body.write_flags & abi.FUSE_WRITE_KILL_SUIDGID:
             return None
         with self._journal.request(header.unique):
-            written = self._vfs.write_nowait(body.fh, arguments.size(body.offset), body.data)
+            written = self._vfs.write_nowait(
+                body.fh, arguments.size(body.offset), body.data, body.append
+            )
         return None if written is None else codec.encode_write(written)
 
     async def _write_file(self, header: Header, body: codec.Write) -> bytes:
@@ -626,7 +628,7 @@ class Dispatcher(ShortCuts, Closing, Names):
         if body.write_flags & abi.FUSE_WRITE_KILL_SUIDGID:
             await self._clear_set_id(Ino(header.nodeid))
         return codec.encode_write(
-            await self._vfs.write(body.fh, arguments.size(body.offset), body.data)
+            await self._vfs.write(body.fh, arguments.size(body.offset), body.data, body.append)
         )
 
     async def _fallocate(self, _header: Header, body: codec.Fallocate) -> bytes:

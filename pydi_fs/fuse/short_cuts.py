@@ -95,12 +95,12 @@ class ShortCuts(Opens):
         writing = codec.decode_write(request)
         if writing is None:
             return False
-        unique, fh, offset, data = writing
+        unique, fh, offset, data, append = writing
         if unique & RESENT:
             return False
         self._journal.enter(unique)
         try:
-            written = self._vfs.write_nowait(fh, offset, data)
+            written = self._vfs.write_nowait(fh, offset, data, append)
         finally:
             self._journal.enter(0)
         if written is None:

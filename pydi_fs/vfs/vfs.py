@@ -571,24 +571,35 @@ class Vfs(Names, FileLocks):
         info = file.whole_blob()
         return (True, None) if info is None else self._local.get_nowait(info)
 
-    async def write(self, fh: int, offset: int, data: bytes | memoryview) -> int:
-        """Stage ``data``; durable and seen by other machines after flush or fsync."""
-        written = self.write_nowait(fh, offset, data)
+    async def write(
+        self, fh: int, offset: int, data: bytes | memoryview, append: bool | None = None
+    ) -> int:
+        """Stage ``data``; durable and seen by other machines after flush or fsync.
+
+        append  at the file's end, wherever ``offset`` is; None: if it was opened so.
+        """
+        written = self.write_nowait(fh, offset, data, append)
         if written is not None:
             return written
         # A write on top of a size that is no longer the file's would show that size until the next
         # read.
         handle = self._handle(fh)
         await handle.file.look()
-        return handle.file.write(handle.caller, offset, data, handle.appends)
+        append = handle.appends if append is None else append
+        return handle.file.write(handle.caller, offset, data, append)
 
-    def write_nowait(self, fh: int, offset: int, data: bytes | memoryview) -> int | None:
+    def write_nowait(
+        self, fh: int, offset: int, data: bytes | memoryview, append: bool | None = None
+    ) -> int | None:
         """As `write`; None: what the cluster has of the file must be looked at first."""
         handle = self._handle(fh)
         if not handle.writable:
             raise FileError(errno.EBADF)
         file = handle.file
-        return None if file.stale else file.write(handle.caller, offset, data, handle.appends)
+        if file.stale:
+            return None
+        append = handle.appends if append is None else append
+        return file.write(handle.caller, offset, data, append)
 
     async def flush(self, fh: int) -> None:
         """close(2) of one descriptor: what was written is durable, or close() gets the error. Or it

@@ -431,15 +431,17 @@ class MemoryVfs:
             offset += length
         return b"".join(parts)
 
-    async def write(self, fh: int, offset: int, data: bytes | memoryview) -> int:
-        return self._write(fh, offset, data)
+    async def write(
+        self, fh: int, offset: int, data: bytes | memoryview, append: bool | None = None
+    ) -> int:
+        return self._write(fh, offset, data, append)
 
-    def _write(self, fh: int, offset: int, data: bytes | memoryview) -> int:
+    def _write(self, fh: int, offset: int, data: bytes | memoryview, append: bool | None) -> int:
         handle = self._handle(fh)
         if not handle.writable:
             raise FileError(errno.EBADF)
         inode = self._inode(handle.ino)
-        if handle.flags & os.O_APPEND:
+        if handle.flags & os.O_APPEND if append is None else append:
             offset = inode.size
         self._store(inode, offset, data)
         inode.size = max(inode.size, offset + len(data))
@@ -451,8 +453,10 @@ class MemoryVfs:
     ) -> tuple[Attr, int] | None:
         return None
 
-    def write_nowait(self, fh: int, offset: int, data: bytes | memoryview) -> int | None:
-        return self._write(fh, offset, data) if self.cached else None
+    def write_nowait(
+        self, fh: int, offset: int, data: bytes | memoryview, append: bool | None = None
+    ) -> int | None:
+        return self._write(fh, offset, data, append) if self.cached else None
 
     def flush_nowait(self, fh: int) -> bool:
         return self.cached and not self._inode(self._handle(fh).ino).dirty

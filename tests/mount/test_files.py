@@ -534,6 +534,32 @@ def test_mmap(folder: Path) -> None:
     assert path.read_bytes() == b"a" * 5_000 + b"new" + b"a" * 4_997
 
 
+def test_a_mapping_of_what_is_open_for_appending_writes_in_place(folder: Path) -> None:
+    """O_APPEND is about write(2): a page of a shared mapping goes where it is mapped."""
+    path = folder / "file"
+    path.write_bytes(b"a" * 10_000)
+    fd = os.open(path, os.O_RDWR | os.O_APPEND)
+    with mmap.mmap(fd, 0) as memory:
+        memory[5_000:5_003] = b"new"
+        memory.flush()
+        os.write(fd, b"end")
+    os.close(fd)
+    assert path.read_bytes() == b"a" * 5_000 + b"new" + b"a" * 4_997 + b"end"
+
+
+def test_o_append_can_be_changed_while_a_file_is_open(folder: Path) -> None:
+    """fcntl(2), F_SETFL: each write(2) goes by what is set then."""
+    path = folder / "file"
+    path.write_bytes(b"a" * 10)
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+    os.pwrite(fd, b"b", 3)
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+    os.pwrite(fd, b"c", 5)
+    os.close(fd)
+    assert path.read_bytes() == b"aaabaaaaaac"
+
+
 def test_private_mapping_keeps_its_changes(folder: Path) -> None:
     """mmap(2), MAP_PRIVATE: what is written to it is in no file, and no other mapping."""
     path = folder / "file"

@@ -152,8 +152,11 @@ class Kernel:
     async def open(self, ino: int, flags: int = os.O_RDONLY) -> Answer:
         return await self.ask(OPEN, ino, struct.pack("=II", flags, 0))
 
-    async def write(self, ino: int, fh: int, offset: int, data: bytes, flags: int = 0) -> Answer:
-        head = struct.pack("=QQIIQII", fh, offset, len(data), flags, 0, 0, 0)
+    async def write(
+        self, ino: int, fh: int, offset: int, data: bytes, flags: int = 0, open_flags: int = 0
+    ) -> Answer:
+        """flags: FUSE_WRITE_*; open_flags: as F_GETFL would say."""
+        head = struct.pack("=QQIIQII", fh, offset, len(data), flags, 0, open_flags, 0)
         return await self.ask(WRITE, ino, head + data)
 
     async def read(self, ino: int, fh: int, offset: int, size: int) -> Answer:

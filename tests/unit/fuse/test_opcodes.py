@@ -270,8 +270,9 @@ def test_file_content_goes_in_and_out() -> None:
 @pytest.mark.expects_log("refused a request")
 @pytest.mark.parametrize("debug", [False, True], ids=["in one step", "as any request"])
 def test_a_write_is_answered_in_the_same_way_however_it_is_handled(debug: bool) -> None:
-    """WRITE: what lands, at its end too; refused are a handle that can't write, a place beyond
-    off_t, a length that it does not have; it may have to be looked at first."""
+    """WRITE: what lands, at the file's end if O_APPEND is set now; refused are a handle that can't
+    write, a place beyond off_t, a length that it does not have; it may have to be looked at
+    first."""
 
     async def main() -> None:
         unheard: list[int] = []
@@ -279,7 +280,13 @@ def test_a_write_is_answered_in_the_same_way_however_it_is_handled(debug: bool) 
         ino, fh = (created := await kernel.create(b"file")).nodeid, created.fh
         assert (await kernel.write(ino, fh, 3, b"content")).unpack("II") == (7, 0)
         appending = (await kernel.open(ino, os.O_WRONLY | os.O_APPEND)).fh
-        assert (await kernel.write(ino, appending, 10, b"!")).unpack("II") == (1, 0)
+        append = os.O_WRONLY | os.O_APPEND
+        assert (await kernel.write(ino, appending, 0, b"!", 0, append)).unpack("II") == (1, 0)
+        assert (await kernel.write(ino, appending, 3, b"C", 1)).error == 0, "a page of a mapping"
+        kernel.vfs.cached = False
+        assert (await kernel.write(ino, fh, 0, b"?", 0, append)).unpack("II") == (1, 0)
+        assert (await kernel.write(ino, appending, 3, b"c")).error == 0
+        kernel.vfs.cached = True
         kernel.vfs.cached = False
         assert (await kernel.write(ino, fh, 0, b"the")).unpack("II") == (3, 0)
         kernel.vfs.cached = True
@@ -289,7 +296,7 @@ def test_a_write_is_answered_in_the_same_way_however_it_is_handled(debug: bool) 
         assert (await kernel.write(ino, fh, 1 << 63, b"x")).error == errno.EINVAL
         longer = struct.pack("=QQIIQII", fh, 0, 2, 0, 0, 0, 0) + b"x"
         assert (await kernel.ask(k.WRITE, ino, longer)).error == errno.EINVAL
-        assert (await kernel.read(ino, reader, 0, 100)).payload == b"thecontent!"
+        assert (await kernel.read(ino, reader, 0, 100)).payload == b"thecontent!?"
         assert unheard == []
         kernel.takes = False
         kernel.send(k.WRITE, ino, struct.pack("=QQIIQII", fh, 0, 1, 0, 0, 0, 0) + b"T")

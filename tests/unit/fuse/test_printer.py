@@ -33,7 +33,7 @@ def test_a_request_shows_who_asks_what() -> None:
 
 def test_content_is_cut_and_its_length_told() -> None:
     """A megabyte of data is one line all the same."""
-    line = describe_request(header(k.WRITE), codec.Write(3, 0, 0, b"x" * 1000000))
+    line = describe_request(header(k.WRITE), codec.Write(3, 0, 0, False, b"x" * 1000000))
     assert "(1000000 bytes)" in line
     assert len(line) < 200
 
