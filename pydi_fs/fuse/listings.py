@@ -5,8 +5,9 @@ READDIR said, so that a directory which nobody changes is listed without a reque
 right:
 
  * Opening a directory checks permissions, and so needs attributes whose time-out is not over: a
-   listing can't be begun behind the lease, also when this process is stopped. Where a watch makes
-   the kernel forget everything before the lease ends, listings go with it.
+   listing can't be begun behind the lease, also when this process is stopped. Only rewinddir(3)
+   of a directory that is open needs nothing, and no epoch takes from it what the kernel has: until
+   this process goes on, or its successor, such a program may read what was before.
  * A change by this kernel makes the next listing that begins ask anew, and so does another mtime.
  * For a change made elsewhere `notify` drops the listing, once every READDIR that may still carry
    the old one has been taken in.

@@ -22,7 +22,9 @@ Two cases end in INC_EPOCH, which makes every name stale, costs the kernel nothi
 
 What the kernel keeps for longer than a lease (`keeping`) asks for more: an answer on its way that
 carries old attributes would be believed for a minute. So an inode that may be kept and that the
-kernel did not know is told to it again, until whoever waits for such an answer has certainly run.
+kernel did not know is told to it again: behind whoever lists one of the directories that were
+listed in the last seconds, for memory to read into may be long in coming; and a few times more,
+until who waits for another answer has certainly run.
 A LOOKUP's name is as old as its question; one of READDIRPLUS is as new as the moment in which it is
 taken in. So where all names go, the second epoch comes behind what was listed in these seconds.
 """
@@ -194,9 +196,7 @@ class Notifier:
                 told.add_done_callback(self._all_went)
         elif everything and self.keeping is not None:
             told.add_done_callback(self.keeping.names_go())
-        listed: tuple[int, ...] = ()
-        if everything and self.keeping is not None:
-            listed = self.keeping.listed_lately()
+        listed = () if self.keeping is None else self.keeping.listed_lately()
         batch = _Batch(
             self._queued, tuple(nodeids), entries, everything, listings, listed, kept, told
         )
@@ -301,24 +301,28 @@ class Notifier:
             if batch.everything:
                 self._send(codec.encode_inval_entry(directory, _ANY_NAME))
             self._send(codec.encode_inval_inode(directory, pages=True))
-        for nodeid in batch.nodeids:
-            self._tell_inode(nodeid, pages=True)
-        if batch.listed:
+        late = [n for n in batch.nodeids if not self._tell_inode(n, pages=True)]
+        if batch.listed and (late or batch.everything):
             for directory in batch.listed:
                 self._send(codec.encode_inval_entry(directory, _ANY_NAME))
-            self._inc_epoch()
+            self._send_attributes(late)
+            if batch.everything:
+                self._inc_epoch()
 
     # --- in either --------------------------------------------------------------------------------
 
-    def _tell_inode(self, nodeid: int, pages: bool) -> None:
-        """Without ``pages`` it never blocks."""
+    def _tell_inode(self, nodeid: int, pages: bool) -> bool:
+        """Without ``pages`` it never blocks. False if the kernel does not know an inode that it is
+        to keep: an answer to READDIRPLUS may bring it yet."""
         known = self._send(codec.encode_inval_inode(nodeid, pages))
         if known:
-            return
+            return True
         if nodeid in self._handed_out or nodeid in self._handed_out_before:
             self._inc_epoch()
-        if self.keeping is not None and self.keeping.knows(nodeid):
-            self._again_soon((nodeid,))
+        if self.keeping is None or not self.keeping.knows(nodeid):
+            return True
+        self._again_soon((nodeid,))
+        return False
 
     def _send_attributes(self, nodeids: Iterable[int]) -> tuple[int, ...]:
         """The attributes of these go. Those that the kernel does not know."""

@@ -401,6 +401,35 @@ def test_what_the_kernel_does_not_know_yet_is_told_again(monkeypatch: pytest.Mon
     told(test)
 
 
+def test_what_is_not_known_is_told_again_behind_what_was_listed() -> None:
+    """An answer to READDIRPLUS may bring it as late as there is memory to read into. Nobody waits
+    for that where the kernel knows all, or keeps nothing of what it does not know."""
+
+    async def test(notifier: Notifier, device: Device, watched: Watched) -> None:
+        watched.keeping.listed(DIRECTORY)
+        assert watched.keeping.keeps(FILE)
+        await asyncio.wait_for(notifier.invalidate((FILE,), ()), WAIT_S)
+        assert device.messages == [inval_inode(FILE, 0)]
+        device.messages.clear()
+        device.unknown |= {inval_inode(FILE, 0), inval_inode(OTHER, 0)}
+        await asyncio.wait_for(notifier.invalidate((OTHER,), ()), WAIT_S)
+        assert device.messages == [inval_inode(OTHER, 0)]
+        device.messages.clear()
+        device.held = inval_entry(DIRECTORY, b"any")
+        done = notifier.invalidate((FILE, OTHER), ())
+        device.awaited = 3
+        await asyncio.wait_for(device.came.wait(), WAIT_S)
+        assert not done.done()
+        device.go.set()
+        await asyncio.wait_for(done, WAIT_S)
+        assert device.messages == [
+            inval_inode(FILE, 0), inval_inode(OTHER, 0), inval_entry(DIRECTORY, b"any"),
+            inval_inode(FILE, -1),
+        ]  # fmt: skip
+
+    told(test)
+
+
 def test_all_that_goes_is_told_again_where_it_is_not_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
