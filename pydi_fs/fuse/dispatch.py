@@ -194,6 +194,8 @@ class Dispatcher(ShortCuts, Closing, Names):
             if opcode == FuseOpcode.FUSE_INTERRUPT:
                 self._on_interrupt(body.unique)
             return
+        if opcode == FuseOpcode.FUSE_SETLKW and body.kind == fcntl.F_UNLCK:
+            opcode = FuseOpcode.FUSE_SETLK  # it waits for nobody: no signal takes it back
         operation = _OPERATIONS[opcode]
         # What comes again may have been done before, which takes a task to find out.
         if operation.nowait is not None and (not header.unique & RESENT or not operation.changes):

@@ -210,6 +210,40 @@ def test_an_interrupted_lock_waiter_gets_eintr_at_once_and_no_lock(
     run(scenario)
 
 
+def test_an_interrupted_unlock_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """flock(2) gives a lock back by SETLKW, too: it goes, whatever signals the program gets
+    meanwhile."""
+    monkeypatch.setattr(dispatch, "INTERRUPT_GRACE_S", 3600.0)
+
+    class SlowUnlock(MemoryVfs):
+        go = asyncio.Event()
+
+        async def setlk(self, fh: int, owner: int, kind: int, *rest: Any, **more: Any) -> None:
+            if kind == fcntl.F_UNLCK:
+                await self.go.wait()
+            await super().setlk(fh, owner, kind, *rest, **more)
+
+    async def main() -> None:
+        vfs = SlowUnlock()
+        kernel = Kernel(vfs)
+        created = await kernel.create(b"file")
+        ino, fh = created.nodeid, created.fh
+        await kernel.ask(k.SETLKW, ino, lock_in(fh, 1, fcntl.F_WRLCK, flags=1))
+        unique = kernel.send(k.SETLKW, ino, lock_in(fh, 1, fcntl.F_UNLCK, flags=1))
+        await settle()
+        kernel.interrupt(unique)
+        await settle()
+        assert kernel.answer_to(unique) is None
+        vfs.go.set()
+        await settle()
+        answer = kernel.answer_to(unique)
+        assert answer is not None
+        assert answer.error == 0
+        await kernel.ask(k.SETLK, ino, lock_in(fh, 2, fcntl.F_WRLCK, flags=1))
+
+    asyncio.run(main())
+
+
 def test_a_waiting_lock_is_granted_when_the_other_goes() -> None:
     """SETLKW answers once the lock is free, and other requests are served meanwhile."""
 
