@@ -33,7 +33,7 @@ from pydi_fs.vfs.queued import Change, Queue
 from pydi_fs.vfs.reader import BlobReader
 from pydi_fs.vfs.staging import Lender, StagingArea
 from pydi_fs.vfs.xattrs import Xattrs
-from pydi_node.commands import Batch, Command, Commit, Link, PutFile, Rename, SetAttr
+from pydi_node.commands import Batch, Command, Commit, Delegate, Link, PutFile, Rename, SetAttr
 from pydi_node.errors import FileError, PydiError, errno_of
 from pydi_node.ids import Ino
 from pydi_node.records import EVERY_NAME, Attr, FileVersion, Result, Statfs
@@ -228,6 +228,8 @@ class VfsCore(Xattrs):
         """Run a command; what it touched leaves the caches before its answer enters them."""
 
         def handed_over(result: Result) -> Any:
+            if isinstance(command, Delegate):
+                return arrived(result.value)  # it is others who must not know its names any more
             self._cache.forget(*result.touched, content_only=isinstance(command, (Commit, PutFile)))
             if not _keeps_content(command):
                 self._closed.drop(result.touched.inos)

@@ -38,6 +38,7 @@ from pydi_fs.vfs.journal import State
 from pydi_fs.vfs.journalling import Journal
 from pydi_fs.vfs.made_here import MadeHere
 from pydi_fs.vfs.numbers import Numbers
+from pydi_fs.vfs.occasions import Occasions, make_room
 from pydi_fs.vfs.pending import PendingCreate, new_attr
 from pydi_fs.vfs.posix import permitted
 from pydi_fs.vfs.queued import Change, Queue, uncount
@@ -72,14 +73,9 @@ SETTLE_AGAIN_S = 1.0  # when nobody has answered
 DIRECTORIES_MAX = 1024  # that are held at a time; the tree allows each client 4096
 ENTRIES_MAX = 1000  # of a directory that is worth it: all its names are kept, one listing each time
 NAMES_MAX = 65536  # of all of them together; some 100 bytes each
-AGAIN_WITHIN_S = 2.0  # a second create in one directory within this asks for it
 UNUSED_S = 30.0  # what was not used for so long is given back
 SWEEP_S = 5.0
 RETRY_S = 1.0
-# Somebody else uses it, too: asking for it would only slow both down. Doubled at each recall.
-RECALLED_MIN_S = 10.0
-RECALLED_MAX_S = 600.0
-REMEMBERED_MAX = 1024  # directories of each of the small memories below
 _NO_NAMES = (b"", b".", b"..")
 # Requests about a directory that show, or change, what is true of all names in it.
 _OF_ALL_NAMES = (ReadDir, SetAttr, SetXattr, RemoveXattr)
@@ -102,10 +98,11 @@ class RunCommand(Protocol):
 class _Asked:
     """A Delegate that is under way."""
 
-    __slots__ = ("untouched",)
+    __slots__ = ("task", "untouched")
 
     def __init__(self) -> None:
         self.untouched = True  # by others, since it was decided to ask
+        self.task: asyncio.Task[None] | None = None  # ends when all names are known, or it failed
 
 
 class _Held:
@@ -176,8 +173,7 @@ class Delegations:
         self._naming: Counter[tuple[Ino, bytes]] = Counter()  # names in commands that are under way
         self._removing: Counter[Ino] = Counter()  # directories likewise
         self._busy: Counter[Ino] = Counter()  # all inodes likewise
-        self._changed_s: dict[Ino, float] = {}  # when a name was last changed there
-        self._not_before: dict[Ino, tuple[float, float]] = {}  # when to ask again, the last wait
+        self.occasions = Occasions()
         self._tasks: set[asyncio.Task[None]] = set()
         self._returning: asyncio.Task[None] | None = None
         # A pending create was settled or lost, or there is more to give back.
@@ -199,7 +195,9 @@ class Delegations:
                 create.restore_empty(serial)
         self._owed.update(state.delegated)
         for directory in state.delegated:
-            self._wait_before(directory)  # what that worker sent may come late: see `_return`
+            self.occasions.wait(
+                directory, time.monotonic()
+            )  # what that worker sent may come late: see `_return`
         self.numbers.restore(state.reserved.values())
 
     def start(self) -> None:
@@ -390,10 +388,7 @@ class Delegations:
     def create(self, caller: Caller, parent: Ino, name: bytes, mode: int) -> PendingCreate | None:
         """A new file that the cluster hears of later; None: it must be asked, as ever."""
         held = self._complete(parent)
-        if held is None:
-            self.note_change(parent)
-            return None
-        if self._client.lease_s() <= 0 or not self._client.is_connected:
+        if held is None or self._client.lease_s() <= 0 or not self._client.is_connected:
             return None
         if (
             name in held.names
@@ -604,7 +599,7 @@ class Delegations:
 
     def _doubt(self, directory: Ino, name: bytes) -> None:
         self._cache.forget((), ((directory, name),))
-        self._wait_before(directory)
+        self.occasions.wait(directory, time.monotonic())
         if directory in self._asking:
             self._asking[directory].untouched = False
 
@@ -633,7 +628,7 @@ class Delegations:
         answer: from here on every change of others in there is heard of."""
         if not self._enabled or epoch != self._client.epoch or self._cache.is_late(directory):
             return
-        _make_room(self._fresh)
+        make_room(self._fresh)
         self._fresh[directory] = set()
         self._ask(directory)
 
@@ -641,12 +636,18 @@ class Delegations:
         """The cluster is asked to change a name in there."""
         if not self._enabled or directory in self._held:
             return
-        now_s = time.monotonic()
-        before_s = self._changed_s.pop(directory, None)
-        _make_room(self._changed_s)
-        self._changed_s[directory] = now_s
-        if before_s is not None and now_s - before_s <= AGAIN_WITHIN_S:
+        if self.occasions.is_one(directory, time.monotonic()):
             self._ask(directory)
+
+    async def wait_asked(self, *directories: Ino) -> bool:
+        """Whether some of these were asked for, and no answer was here yet, and one is this mount's
+        now with all names known: a change can be made here, for the price of one command."""
+        asked = [self._asking[directory] for directory in directories if directory in self._asking]
+        tasks = [one.task for one in asked if one.task is not None]
+        if not tasks:
+            return False
+        await asyncio.wait(tasks)
+        return any(directory in self._held for directory in directories)
 
     def _may_ask(self, directory: Ino) -> bool:
         now_s = time.monotonic()
@@ -654,7 +655,7 @@ class Delegations:
             self._enabled
             and self._client.lease_s() > 0
             and now_s >= self.numbers.not_before_s
-            and now_s >= self._not_before.get(directory, (0.0, 0.0))[0]
+            and self.occasions.may_ask(directory, now_s)
             and directory not in self._asking
             and directory not in self._owed
             and directory not in self._held
@@ -666,7 +667,7 @@ class Delegations:
     def _ask(self, directory: Ino) -> None:
         if self._may_ask(directory):
             asked = self._asking[directory] = _Asked()
-            self._later(self._ask_for(directory, asked))
+            asked.task = self._later(self._ask_for(directory, asked))
 
     async def _ask_for(self, directory: Ino, asked: _Asked) -> None:
         epoch = self._client.epoch
@@ -681,7 +682,7 @@ class Delegations:
                 del self._asking[directory]
             if not granted:
                 self._journal.undelegated((directory,))
-                self._wait_before(directory)
+                self.occasions.wait(directory, time.monotonic())
             elif is_awaited and asked.untouched and epoch == self._client.epoch:
                 self._take(directory)
             else:
@@ -742,9 +743,7 @@ class Delegations:
         if self._held.get(directory) is not held:
             return  # it was taken back meanwhile
         if len(entries) > ENTRIES_MAX:
-            self._not_before[directory] = (
-                time.monotonic() + RECALLED_MAX_S, RECALLED_MAX_S,
-            )  # fmt: skip
+            self.occasions.wait_long(directory, time.monotonic())
             self._owe((directory,))
             return
         held.names.update(entry.name for entry in entries)
@@ -766,10 +765,10 @@ class Delegations:
             self._fresh.pop(ino, None)
             if ino in self._asking:
                 self._asking[ino].untouched = False
-                self._wait_before(ino)
+                self.occasions.wait(ino, time.monotonic())
             if ino in self._held:
                 lost.append(ino)
-                self._wait_before(ino)
+                self.occasions.wait(ino, time.monotonic())
             elif ino in self._owed:
                 self._give_back()
         return self._owe(lost) if lost else None
@@ -793,13 +792,6 @@ class Delegations:
             create.overtaken = True
             create.start()
         self._owe(list(self._held))
-
-    def _wait_before(self, directory: Ino) -> None:
-        """Somebody else uses it. Not asked for again for a while, and each time for longer."""
-        wait_s = self._not_before.pop(directory, (0.0, 0.0))[1]
-        wait_s = min(max(2 * wait_s, RECALLED_MIN_S), RECALLED_MAX_S)
-        _make_room(self._not_before)
-        self._not_before[directory] = (time.monotonic() + wait_s, wait_s)
 
     def _owe(self, directories: Sequence[Ino]) -> asyncio.Future[None] | None:
         """Nothing is answered from these any more, and they are given back. Done when what is
@@ -875,7 +867,7 @@ class Delegations:
         if unused:
             self._owe(unused)
 
-    def _later(self, work: Any) -> None:
+    def _later(self, work: Any) -> asyncio.Task[None]:
         async def run() -> None:
             try:
                 await work
@@ -885,14 +877,9 @@ class Delegations:
         task = asyncio.get_running_loop().create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 async def when_all(futures: Iterable[asyncio.Future[Any]]) -> None:
     """All of these are done, however they ended."""
     await asyncio.wait(futures)
-
-
-def _make_room(memory: dict[Ino, Any]) -> None:
-    """The oldest goes."""
-    if len(memory) >= REMEMBERED_MAX:
-        del memory[next(iter(memory))]

@@ -71,9 +71,12 @@ class Names(VfsCore):
     async def unlink(self, caller: Caller, parent: Ino, name: bytes) -> None:
         if self._was_done():
             return
-        if not self._journal.sent_before() and self.unlink_nowait(caller, parent, name):
+        is_new = not self._journal.sent_before()
+        if is_new and self.unlink_nowait(caller, parent, name):
             return
-        self._delegations.note_change(parent)
+        may_be_ours = await self._ask_for(parent)
+        if is_new and may_be_ours and self.unlink_nowait(caller, parent, name):
+            return
 
         def arrived(answer: Any) -> None:
             self._arrived_attr(answer)
@@ -89,7 +92,11 @@ class Names(VfsCore):
     async def rmdir(self, caller: Caller, parent: Ino, name: bytes) -> None:
         if self._was_done():
             return
-        if not self._journal.sent_before() and self.rmdir_nowait(caller, parent, name):
+        is_new = not self._journal.sent_before()
+        if is_new and self.rmdir_nowait(caller, parent, name):
+            return
+        may_be_ours = await self._ask_for(parent)
+        if is_new and may_be_ours and self.rmdir_nowait(caller, parent, name):
             return
         removed = self._known(parent, name)
 
@@ -129,8 +136,12 @@ class Names(VfsCore):
         is_new = not self._journal.sent_before()
         if is_new and self.rename_nowait(caller, parent, name, new_parent, new_name, flags):
             return
-        for directory in {parent, new_parent}:
-            self._delegations.note_change(directory)
+        may_be_ours = await self._ask_for(parent, new_parent)
+        if is_new and may_be_ours:
+            # A file may have been written meanwhile.
+            await self._publish_before_rename(parent, name)
+            if self.rename_nowait(caller, parent, name, new_parent, new_name, flags):
+                return
         await self._before_name_goes(new_parent, new_name)
 
         def arrived(answer: Any) -> None:
@@ -161,6 +172,13 @@ class Names(VfsCore):
     def _may_make(self, parent: Ino, name: bytes) -> bool:
         return len(name) <= NAME_MAX_BYTES
 
+    async def _ask_for(self, *directories: Ino) -> bool:
+        """A name is about to be changed in these. Whether one is this mount's since, which it was
+        not: then the change may not need the cluster any more."""
+        for directory in dict.fromkeys(directories):
+            self._delegations.note_change(directory)
+        return await self._delegations.wait_asked(*directories)
+
     def _was_done(self) -> bool:
         """By the worker before this one, which died before its request was answered."""
         return self._journal.made_before() is not None
@@ -174,9 +192,12 @@ class Names(VfsCore):
         """What ``nowait`` makes, or else the command."""
         if made := self._journal.made_before():
             return await self.getattr(made)
-        if not self._journal.sent_before() and (attr := nowait()) is not None:
+        is_new = not self._journal.sent_before()
+        if is_new and (attr := nowait()) is not None:
             return attr
-        self._delegations.note_change(command.parent)
+        may_be_ours = await self._ask_for(command.parent)
+        if is_new and may_be_ours and (attr := nowait()) is not None:
+            return attr
         return await self._make(command)
 
     async def _make(self, command: Mkdir | Mknod | Symlink) -> Attr:

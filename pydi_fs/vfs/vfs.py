@@ -475,7 +475,12 @@ class Vfs(Names, FileLocks):
             fh = await self.open(caller, made, flags & ~os.O_TRUNC)
             return await self.getattr(made), fh
         known = self.create_nowait(caller, parent, name, mode, flags, umask)
-        if known is None and await self._delegations.wait_numbers(parent):
+        may_be_here = flags & O_ACCMODE != os.O_RDONLY and not self._journal.sent_before()
+        if (
+            known is None
+            and may_be_here
+            and (await self._ask_for(parent) or await self._delegations.wait_numbers(parent))
+        ):
             known = self.create_nowait(caller, parent, name, mode, flags, umask)
         if known is not None:
             return known

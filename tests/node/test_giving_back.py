@@ -67,6 +67,7 @@ def test_a_directory_is_given_back_while_another_one_waits(
     """What can't be told of one directory holds up nobody who looks into another one."""
 
     async def scenario(holder: DelegatingMount, other: DelegatingMount) -> None:
+        holder.changed_nothing_lately()
         second = (await holder.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"e", 0o755)).ino
         await holder.wait_delegated(second)
         _, fh = await holder.begin(b"f")
@@ -134,6 +135,7 @@ def test_what_is_asked_for_at_the_end_is_given_back(node: NodeProcess, tmp_path:
         async with DelegatingMount(node, tmp_path / "c") as leaving:
             made = await leaving.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"e", 0o755)
             await leaving.wait_delegated(made.ino)
+            leaving.changed_nothing_lately()
             last = await leaving.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"f", 0o755)
             await eventually(lambda: "Execute" in leaving.client.sent[1:])
             assert last.ino in leaving.vfs._delegations._asking

@@ -22,6 +22,7 @@ from pydi_fs.vfs import delegations as delegations_module
 from pydi_fs.vfs import holds
 from pydi_fs.vfs.core import VfsConfig
 from pydi_fs.vfs.journalling import RESENT, KeptJournal
+from pydi_fs.vfs.occasions import Occasions
 from pydi_fs.vfs.vfs import Vfs
 from pydi_node import portable
 from pydi_node.commands import (
@@ -62,6 +63,10 @@ class DelegatingMount(Mount):
         await eventually(lambda: self.vfs._delegations.is_complete(directory))
         await self.vfs.getattr(directory)  # the kernel asks for it before each create
         self.client.sent.clear()
+
+    def changed_nothing_lately(self) -> None:
+        """So that the next change of a name asks for no directory."""
+        self.vfs._delegations.occasions = Occasions()
 
     async def begin(self, name: bytes, flags: int = 0, mode: int = 0o644) -> tuple[Ino, int]:
         """A new file that stays open, pending here."""
@@ -393,6 +398,7 @@ def test_what_needs_a_pending_file_in_the_cluster_finds_it_there(
 
     async def scenario(mount: DelegatingMount, _: DelegatingMount) -> None:
         ino, fh = await mount.begin(b"f")
+        mount.changed_nothing_lately()
         await STEPS[name](Step(mount.vfs, mount.at, ino, fh))
         assert not mount.is_pending(ino)
         attr: Attr = await mount.asker.call(GetAttr(ino))
@@ -461,7 +467,7 @@ def test_another_mount_sees_at_once_what_is_pending_here(
             # It looks, which takes the directory away; and then it is delegated again.
             with file_error(errno.ENOENT):
                 await other.vfs.lookup(other.at, b"f")
-            holder.vfs._delegations._not_before.clear()
+            holder.vfs._delegations.occasions.not_before.clear()
             for number in range(3):
                 name = b"tmp%d" % number
                 _, fh = await holder.vfs.create(ROOT_CALLER, holder.at, name, 0o644, os.O_WRONLY)
@@ -593,8 +599,8 @@ def test_of_all_who_create_a_name_exclusively_one_wins(node: NodeProcess, tmp_pa
     """Both mounts at once, whoever has the directory."""
 
     async def scenario(holder: DelegatingMount, other: DelegatingMount) -> None:
-        holder.vfs._delegations._not_before = _Forgetful()
-        other.vfs._delegations._not_before = _Forgetful()
+        holder.vfs._delegations.occasions.not_before = _Forgetful()
+        other.vfs._delegations.occasions.not_before = _Forgetful()
 
         async def take(mount: DelegatingMount, name: bytes) -> int:
             flags = os.O_WRONLY | os.O_EXCL
@@ -690,7 +696,7 @@ def test_random_operations_of_both_against_one_model(
 
     async def scenario(holder: DelegatingMount, other: DelegatingMount) -> None:
         for mount in (holder, other):
-            mount.vfs._delegations._not_before = _Forgetful()
+            mount.vfs._delegations.occasions.not_before = _Forgetful()
         # One mount is at work for a while, and then the other one looks.
         mount = holder
         for _ in range(OPERATIONS):

@@ -241,7 +241,7 @@ def test_attributes_of_what_others_may_know_are_told_at_once(
         fh = await vfs.open(ROOT_CALLER, ino, os.O_RDWR)
         if by == "old":
             await other.vfs.lookup(at, b"f")
-            mount.vfs._delegations._not_before = _Forgetful()
+            mount.vfs._delegations.occasions.not_before = _Forgetful()
             await make(mount, b"again")
             await make(mount, b"and again")
             await mount.wait_delegated(at)
@@ -744,7 +744,7 @@ def test_random_changes_of_both_against_one_model(
 
     async def scenario(holder: DelegatingMount, other: DelegatingMount) -> None:
         for mount in (holder, other):
-            mount.vfs._delegations._not_before = _Forgetful()
+            mount.vfs._delegations.occasions.not_before = _Forgetful()
         mount = holder
         for _ in range(OPERATIONS):
             mount = rng.choice((holder, other)) if rng.random() < 0.02 else mount
