@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from pydi_node.errors import PydiError
@@ -28,6 +28,11 @@ class Background:
         """Nothing runs any more."""
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+
+async def when_all(futures: Iterable[asyncio.Future[Any]]) -> None:
+    """All of these are done, however they ended."""
+    await asyncio.wait(futures)
 
 
 async def _run(work: Coroutine[Any, Any, None]) -> None:

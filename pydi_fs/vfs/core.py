@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from pydi_fs.client import Client
-from pydi_fs.vfs.background import Background
+from pydi_fs.vfs.background import Background, when_all
 from pydi_fs.vfs.behind import FILES_MAX, Behind
 from pydi_fs.vfs.blob_cache import BlobCache
 from pydi_fs.vfs.cache import NameCache
 from pydi_fs.vfs.changes import Changes
 from pydi_fs.vfs.closed_files import ClosedFiles
-from pydi_fs.vfs.delegations import PENDING_MAX, Delegations, when_all
+from pydi_fs.vfs.delegations import PENDING_MAX, Delegations
 from pydi_fs.vfs.directories import Directories
 from pydi_fs.vfs.holds import Holds
 from pydi_fs.vfs.journalling import Journal

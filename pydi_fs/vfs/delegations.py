@@ -33,6 +33,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from pydi_fs.client import Client
+from pydi_fs.vfs.background import when_all
 from pydi_fs.vfs.cache import ABSENT, NameCache
 from pydi_fs.vfs.journal import State
 from pydi_fs.vfs.journalling import Journal
@@ -41,7 +42,7 @@ from pydi_fs.vfs.numbers import Numbers
 from pydi_fs.vfs.occasions import Occasions, make_room
 from pydi_fs.vfs.pending import PendingCreate, new_attr
 from pydi_fs.vfs.posix import permitted
-from pydi_fs.vfs.queued import Change, Queue, uncount
+from pydi_fs.vfs.queued import Change, Queue, Rider, uncount
 from pydi_node.commands import (
     INODES_RESERVED,
     INOS_PER_COMMAND_MAX,
@@ -59,7 +60,7 @@ from pydi_node.commands import (
     Unlink,
     new_file_gid,
 )
-from pydi_node.errors import FileError, PydiError
+from pydi_node.errors import FileError, NoSpaceError, PydiError
 from pydi_node.ids import Ino, Serial, TimeNs
 from pydi_node.records import DEFAULT_ACL, EVERY_NAME, NAME_MAX_BYTES, Attr, DirEntry
 from pydi_node.wire.messages import Execute, ExecutePut, ReadDir, Request
@@ -190,7 +191,7 @@ class Delegations:
                 attr, Ino(record.parent), record.name, Caller(*record.caller)
             )
             create.restore_atime(record.atime_ns)
-            serial = state.creating.get(create.ino)
+            serial = state.serial_of_create(create.ino)
             if serial is not None:
                 create.restore_empty(serial)
         self._owed.update(state.delegated)
@@ -451,8 +452,15 @@ class Delegations:
                 self._cache.put_name(create.parent, create.name, create.ino)
             return answer
 
-        attr: Attr = await self._run(command, arrived, payload, serial=serial, sent=has_left)
-        return attr
+        attempt = create.attempt
+        assert attempt is not None, create.ino
+        rider = Rider(command, payload, serial, has_left, attempt.decided, arrived)
+        try:
+            return await self._queue.make(rider, is_new=attempt.count == 1)
+        except NoSpaceError:
+            # Another node may have had room for what left for it before.
+            attempt.count = max(attempt.count, len(epochs))
+            raise
 
     def _has_ended(self, create: PendingCreate) -> None:
         del self.pending[create.ino]
@@ -710,8 +718,7 @@ class Delegations:
 
     def _take(self, directory: Ino) -> None:
         fresh = self._fresh.pop(directory, None)
-        under_way = {name for parent, name in self._naming if parent == directory}
-        names = (fresh or set()) | under_way
+        names = (fresh or set()) | {name for parent, name in self._naming if parent == directory}
         attr = self._cache.attr(directory)
         self._hold(directory, _Held(attr, names, fresh is not None, time.monotonic()))
 
@@ -878,8 +885,3 @@ class Delegations:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-async def when_all(futures: Iterable[asyncio.Future[Any]]) -> None:
-    """All of these are done, however they ended."""
-    await asyncio.wait(futures)

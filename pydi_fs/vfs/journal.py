@@ -29,7 +29,7 @@ from pydi_fs.vfs.extents import Segment
 from pydi_node.commands import ROOT_CALLER, Caller
 from pydi_node.ids import Ino, LogIndex, Serial
 
-FORMAT = 6  # of all records together; a worker takes over from one of the same format only
+FORMAT = 7  # of all records together; a worker takes over from one of the same format only
 HEADER = Struct("<Q")
 _FRAME = Struct("<II")
 
@@ -301,12 +301,14 @@ class Telling(NamedTuple):
 
     serial: int
     numbers: tuple[int, ...]
+    ino: int  # a pending file that the same command makes, as its last part; 0: none
 
 
 class Told(NamedTuple):
     """It has them, or never will."""
 
     numbers: tuple[int, ...]
+    ino: int  # the pending file that it has with them; 0: none, or it was refused
 
 
 class Done(NamedTuple):
@@ -531,8 +533,10 @@ class State:
                 self.creating[Ino(record.ino)] = Serial(record.serial)
                 self.last_serial = max(self.last_serial, record.serial)
             case Settled():
-                self.pending.pop(Ino(record.ino), None)
-                self.creating.pop(Ino(record.ino), None)
+                # Given up by the mount, it may still be part of a command that is under way: who
+                # sends that again must know it.
+                if self.telling is None or self.telling.ino != record.ino:
+                    self._settle(Ino(record.ino))
             case Reserved():
                 self.reserved[record.end] = record
                 for end in list(self.reserved)[:-2]:  # no older ones are used
@@ -573,8 +577,26 @@ class State:
             case Told():
                 for number in record.numbers:
                     self.queued.pop(number, None)
+                if record.ino:
+                    self._settle(Ino(record.ino))
                 if self.telling and not self.queued.keys() & set(self.telling.numbers):
                     self.telling = None
+
+    def _settle(self, ino: Ino) -> None:
+        self.pending.pop(ino, None)
+        self.creating.pop(ino, None)
+
+    def serial_of_create(self, ino: Ino) -> Serial | None:
+        """Under which the cluster may have heard of this pending file, with content that is not in
+        here or without any; None: under none, or with what is unpublished of it here."""
+        serial = self.creating.get(ino)
+        if serial is None and self.telling is not None and self.telling.ino == ino:
+            image = self.files.get(ino)
+            sent = None if image is None else image.publication
+            # Else its part of the answer was noted, and its worker died before the rest was.
+            if sent is None or self.telling.serial not in sent.serials:
+                serial = Serial(self.telling.serial)
+        return serial
 
     def _drop_locks(self, is_gone: Callable[[Locked], bool]) -> None:
         for lock in filter(is_gone, list(self.locks)):

@@ -139,8 +139,12 @@ class Journal:
     ) -> None:  # fmt: skip
         """The present request makes a change of which the cluster hears later."""
 
-    def telling(self, serial: Serial, numbers: Iterable[int]) -> None: ...
-    def told(self, numbers: Iterable[int]) -> None: ...
+    def telling(self, serial: Serial, numbers: Iterable[int], ino: Ino | None) -> None:
+        """ino: the pending file that the same command makes."""
+
+    def told(self, numbers: Iterable[int], ino: Ino | None = None) -> None:
+        """ino: a pending file that the cluster has with them."""
+
     def made_before(self) -> Ino | None:
         """What the present request did on this mount only when it was sent the first time: the
         inode that it made, or 0. None: nothing."""
@@ -384,11 +388,11 @@ class KeptJournal(Journal):
         )  # fmt: skip
         self._note(record)
 
-    def telling(self, serial: Serial, numbers: Iterable[int]) -> None:
-        self._note(records.Telling(serial, tuple(numbers)))
+    def telling(self, serial: Serial, numbers: Iterable[int], ino: Ino | None) -> None:
+        self._note(records.Telling(serial, tuple(numbers), ino or 0))
 
-    def told(self, numbers: Iterable[int]) -> None:
-        self._note(records.Told(tuple(numbers)))
+    def told(self, numbers: Iterable[int], ino: Ino | None = None) -> None:
+        self._note(records.Told(tuple(numbers), ino or 0))
 
     def sent_before(self) -> bool:
         return bool(self._serials.get(_request.get()))

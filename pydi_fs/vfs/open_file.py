@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -200,7 +201,21 @@ class OpenFile:
         # The worker before this one may have sent it under this serial.
         count = len(publication.serials)
         serial = self._serial_of(publication, 0)
-        return Attempt(command, None if put is None else put.content(), serial, publication, count)
+        payload = None if put is None else put.content()
+        decided = functools.partial(self._decided, publication)
+        return Attempt(command, payload, serial, publication, count, decided)
+
+    def _decided(self, publication: Publication, is_there: bool) -> None:
+        """`Attempt.decided`: its changes are in the cluster, or dirty again."""
+        if self._publication is not publication:
+            return
+        self._publication = None
+        if not is_there:
+            self._content.restore(publication.changes)
+        self._journal.published(self.ino, is_there)
+        if self._undecided:  # nobody waits for it
+            self._undecided = False
+            self.changed_elsewhere()
 
     def _command(
         self,
@@ -584,6 +599,8 @@ class OpenFile:
         try:
             infos = await self._commit(publication, sources)
         except decides as exc:
+            if self._publication is not publication:
+                raise  # `_decided`
             if self._create is not None and self._create.carries(publication):
                 self._undecided = True  # the file may be there, with this content
                 raise
@@ -593,8 +610,9 @@ class OpenFile:
             self._content.restore(changes)
             self._journal.published(self.ino, False)
             raise
-        self._publication = None
-        self._journal.published(self.ino, True)
+        if self._publication is publication:
+            self._publication = None
+            self._journal.published(self.ino, True)
         for source, info in infos.items():
             self._blobs[info.blob] = info
             self._content.sealed(source, info.blob)

@@ -59,6 +59,8 @@ class Attempt:
     serial: Serial
     publication: Publication | None  # whose changes are its content; None: it has none
     count: int = 0  # how often it was sent
+    # What an answer says of it, whether the file is there, goes here first: see `queued.Rider`.
+    decided: Callable[[bool], None] = lambda is_there: None
 
 
 class PendingCreate:

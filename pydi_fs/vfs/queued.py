@@ -5,6 +5,10 @@ in order, many in one Batch. `changes` decides which; called by it, by `delegati
               ▲                                                          │ no answer: the very same
               └────────── no room for it: nothing has changed ───────────┴─ again, under its serial
 
+A file that is closed meanwhile takes along what waits here: its PutFile ends the Batch (`Rider`),
+so that `close` waits for one command. The two have one serial, and share a record of the journal
+when they are sent and when they are told; a worker that follows sends them together again.
+
 One Batch is under way at a time, so what is in the cluster is always a beginning of what programs
 did. Until its answer is here, a change is shown from here (`name`, `attr`), but for directories
 that are wanted back: of these only the cluster may tell, and whatever is asked of it about a change
@@ -47,8 +51,8 @@ from pydi_node.commands import (
     decode,
     makes_room,
 )
-from pydi_node.errors import FileError, NoSpaceError, PydiError
-from pydi_node.ids import Ino, Serial, TimeNs
+from pydi_node.errors import DeadlineError, FileError, NoSpaceError, PydiError
+from pydi_node.ids import INT64_MAX, Ino, Serial, TimeNs
 from pydi_node.records import Attr
 from pydi_node.wire.messages import (
     Execute,
@@ -67,6 +71,7 @@ TELL_AFTER_S = 0.2  # what a machine that dies may lose of what nobody synced
 TOLD_AT_ONCE = 64  # some 10 KiB of log; half of what a Batch may have
 QUEUED_MAX = 256  # beyond it programs wait, as they do for any command
 MADE_MAX = 64  # of them, that make an inode: about one reservation of numbers
+RIDING_MAX_BYTES = 32 * 1024  # of a file that goes along: what a command carries, if so set
 RETRY_S = 1.0
 FAILURES_MAX = 1024  # directories whose loss nobody has asked for
 
@@ -87,13 +92,55 @@ class Change:
     time_ns: TimeNs  # when it was done, as programs see it
 
 
+class Rider:
+    """A pending file that the last command of a Batch makes.
+
+    sent     called when it has left.
+    decided  called with whether the file is there, when an answer says so, before that is noted.
+    arrived  called with its attributes then.
+    """
+
+    __slots__ = ("arrived", "command", "decided", "outcome", "payload", "sent", "serial")
+
+    def __init__(
+        self,
+        command: PutFile,
+        payload: bytes | None,
+        serial: Serial,
+        sent: Callable[[], None],
+        decided: Callable[[bool], None],
+        arrived: Callable[[Attr], Attr],
+    ) -> None:
+        self.command = command
+        self.payload = payload
+        self.serial = serial
+        self.sent = sent
+        self.decided = decided
+        self.arrived = arrived
+        self.outcome: asyncio.Future[Attr] = asyncio.get_running_loop().create_future()
+
+    def made(self, attr: Attr) -> None:
+        known = self.arrived(attr)
+        if not self.outcome.done():
+            self.outcome.set_result(known)
+
+    def failed(self, error: PydiError) -> None:
+        """Also where that is not known."""
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
+            self.outcome.exception()  # whoever waited may be gone
+
+
 @dataclass(slots=True)
 class _Attempt:
     """The Batch that may have been sent; only the same one may be sent again."""
 
     changes: Sequence[Change]
     serial: Serial
+    ino: Ino | None  # the pending file that is part of it
+    rider: Rider | None = None  # None, with an ino: the worker before this one had sent it
     count: int = 0  # how often
+    leaves: int = 0  # how often it has left
 
 
 class Queue:
@@ -133,6 +180,10 @@ class Queue:
         self._attrs: dict[Ino, tuple[Attr, int]] = {}
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []  # (number, all up to it is told)
         self._wanted = 0  # all up to this number is to be told now
+        self._rider: Rider | None = None  # waits for the next Batch
+        self._rides_after = 0  # the last change that comes before it
+        self._boards = asyncio.Event()  # a rider is there
+        self._is_stopped = False
         self._teller: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_stuck = False  # the last attempt got no answer
@@ -151,15 +202,18 @@ class Queue:
         if state.telling is not None:
             under_way = set(state.telling.numbers)
             changes = [change for change in self._changes if change.number in under_way]
-            self._attempt = _Attempt(changes, Serial(state.telling.serial), 1)
+            ino = Ino(state.telling.ino) if state.telling.ino else None
+            self._attempt = _Attempt(changes, Serial(state.telling.serial), ino, count=1)
 
     async def stop(self) -> None:
         """All of it is told. An error when that is not so."""
         try:
             await self.flush()
         finally:
+            self._is_stopped = True
             if self._timer is not None:
                 self._timer.cancel()
+            self._fail_riders(DeadlineError("the mount ends"))
             if self._teller is not None:
                 self._teller.cancel()
                 await asyncio.wait([self._teller])
@@ -256,8 +310,8 @@ class Queue:
         if change.made is not None:
             self._made.add(change.made)
 
-    def _drop(self, changes: Collection[Change]) -> None:
-        """They are decided."""
+    def _drop(self, changes: Collection[Change], is_noted: bool = False) -> None:
+        """They are decided. is_noted: in the journal, too."""
         for change in changes:
             uncount(self._keys, change.names)
             uncount(self._inos, change.inos)
@@ -267,7 +321,7 @@ class Queue:
             self._forget(change)
         gone = {change.number for change in changes}
         self._changes = deque(change for change in self._changes if change.number not in gone)
-        if gone:
+        if gone and not is_noted:
             self._journal.told(gone)
 
     def _forget(self, change: Change) -> None:
@@ -294,8 +348,8 @@ class Queue:
                     waits = False
                 case Delegate(ino=ino) | Commit(ino=ino):
                     waits = ino in self._inos
-                case PutFile(ino=int(), parent=parent):
-                    waits = parent in self._inos or parent in self._directories
+                case PutFile(ino=int()):
+                    waits = self._is_before(about)
                 case _:
                     waits = True
         elif getattr(request, "at", None) is not None:
@@ -311,6 +365,49 @@ class Queue:
                 case _:
                     waits = getattr(request, "ino", None) in self._made
         return self.flush() if waits else None
+
+    def _is_before(self, command: PutFile) -> bool:
+        """Whether some of it must be told before a file is made in its directory."""
+        return command.parent in self._inos or command.parent in self._directories
+
+    async def make(self, rider: Rider, is_new: bool) -> Attr:
+        """A pending file is in the cluster, made by a Batch with what waits here, or by itself.
+
+        is_new  nothing was ever sent under its serial, of which the answer is that of what was.
+
+        Errors are those of `Client.execute`.
+        """
+        riding = self._ride(rider, is_new)
+        if riding is not None:
+            return await riding
+        attr: Attr = await self._run(
+            rider.command, rider.arrived, rider.payload, serial=rider.serial, sent=rider.sent
+        )
+        return attr
+
+    def _ride(self, rider: Rider, is_new: bool) -> asyncio.Future[Attr] | None:
+        """None: it goes by itself, for nothing waits here, or it would wait without need."""
+        attempt = self._attempt
+        if attempt is not None and attempt.serial == rider.serial:
+            attempt.rider = rider
+            self._boards.set()
+            if attempt.leaves:
+                rider.sent()
+            if self._is_stopped:
+                rider.failed(DeadlineError("the mount ends"))
+            self.start()
+            return rider.outcome
+        if not is_new or self._is_stopped or not self._changes or self._rider is not None:
+            return None
+        # What becomes a file of a node's first would hold up what others wait for, and a worker
+        # that follows makes another one of it.
+        if rider.command.blobs or len(rider.payload or b"") > RIDING_MAX_BYTES:
+            return None
+        if attempt is not None and not self._is_before(rider.command):
+            return None
+        self._rider, self._rides_after = rider, self._last
+        self.start()
+        return rider.outcome
 
     async def flush(self) -> None:
         """All that was done before is in the cluster, or lost. An error when it is not known."""
@@ -349,12 +446,14 @@ class Queue:
             self._teller = asyncio.get_running_loop().create_task(self._tell())
 
     async def _tell(self) -> None:
-        while self._changes and self._changes[0].number <= self._wanted:
+        await asyncio.sleep(0)  # who had it started may be about to have a file ride
+        while self._rider or (self._changes and self._changes[0].number <= self._wanted):
             try:
                 await self._tell_some()
             except PydiError as exc:
                 log.debug("changes are not told yet: %s", exc)
                 self._is_stuck = True
+                self._fail_riders(exc)
                 self._wake(self._last, exc)
                 await asyncio.sleep(RETRY_S)
         if self._changes:
@@ -367,42 +466,78 @@ class Queue:
     async def _tell_some(self) -> None:
         attempt = self._attempt
         if attempt is None:
-            changes = list(self._changes)[:TOLD_AT_ONCE]
-            attempt = self._attempt = _Attempt(changes, self._client.new_serial())
-            self._journal.telling(attempt.serial, [change.number for change in changes])
+            attempt = self._attempt = self._next_attempt()
+        while attempt.ino is not None and attempt.rider is None:
+            self._boards.clear()
+            await self._boards.wait()  # it is being restored, which asks nobody
         attempt.count += 1
-        leaves = 0
 
         def has_left() -> None:
-            nonlocal leaves
-            leaves += 1
+            attempt.leaves += 1
+            if attempt.rider is not None:
+                attempt.rider.sent()
 
         def arrived(outcomes: Sequence[tuple[int, Any]]) -> None:
             # Of the first answer, repeated, nothing is believed but what was refused.
-            self._arrived(attempt, outcomes, attempt.count == 1 and leaves == 1)
+            self._arrived(attempt, outcomes, attempt.count == 1 and attempt.leaves == 1)
 
-        command = Batch(
-            tuple(change.command for change in attempt.changes),
-            tuple(change.time_ns for change in attempt.changes),
-        )
+        commands: list[Command] = [change.command for change in attempt.changes]
+        times = [change.time_ns for change in attempt.changes]
+        payload = None
+        if attempt.rider is not None:
+            commands.append(attempt.rider.command)
+            times.append(TimeNs(INT64_MAX))  # when it is applied, as without a Batch
+            payload = attempt.rider.payload
+        command = Batch(tuple(commands), tuple(times))
         try:
-            await self._run(command, arrived, serial=attempt.serial, sent=has_left)
-        except NoSpaceError:
-            if attempt.count > 1 or leaves > 1:
+            await self._run(command, arrived, payload, serial=attempt.serial, sent=has_left)
+        except (NoSpaceError, FileError) as exc:
+            if isinstance(exc, NoSpaceError) and (attempt.count > 1 or attempt.leaves > 1):
                 raise  # it may have been sent to a node that had room
             self._attempt = None
-            self._lose_what_needs_room(attempt)
-        except FileError as exc:
-            self._attempt = None
-            self._lose(attempt.changes, exc)
+            if attempt.rider is not None:  # the others may be taken without it
+                attempt.rider.decided(False)
+                attempt.rider.failed(exc)
+            elif isinstance(exc, NoSpaceError):
+                self._lose_what_needs_room(attempt)
+            else:
+                self._lose(attempt.changes, exc)
         self._is_stuck = False
         self._wake_told()
+
+    def _next_attempt(self) -> _Attempt:
+        changes = list(self._changes)[:TOLD_AT_ONCE]
+        rider = self._rider
+        if rider is None or (changes and changes[-1].number < self._rides_after):
+            attempt = _Attempt(changes, self._client.new_serial(), None)
+        else:
+            attempt = _Attempt(changes, rider.serial, rider.command.ino, rider)
+            self._rider = None
+        self._journal.telling(attempt.serial, [c.number for c in changes], attempt.ino)
+        return attempt
+
+    def _fail_riders(self, error: PydiError) -> None:
+        """What was sent may be told later, and what was not may go by itself."""
+        under_way = None if self._attempt is None else self._attempt.rider
+        for rider in (under_way, self._rider):
+            if rider is not None:
+                rider.failed(error)
+        self._rider = None
 
     def _arrived(
         self, attempt: _Attempt, outcomes: Sequence[tuple[int, Any]], is_first: bool
     ) -> None:
         """Called at the arrival of the answer, in order with invalidations."""
         self._attempt = None
+        rider = attempt.rider
+        made: Attr | None = None
+        if rider is not None:
+            *outcomes, (refused, made) = outcomes
+            # First what is known of the content alone: whoever follows then asks for the rest again
+            # under this serial. After the record behind it nothing is asked.
+            rider.decided(not refused)
+        numbers = [change.number for change in attempt.changes]
+        self._journal.told(numbers, None if made is None else made.ino)
         lost = []
         done = []
         known: dict[Ino, Attr] = {}
@@ -421,10 +556,15 @@ class Queue:
             else:
                 self._cache.forget(change.inos, change.names)
                 self._cache.note(change.inos, change.names)
-        self._drop(done)
+        self._drop(done, is_noted=True)
         if lost:
             self._lose([change for change, _ in lost], FileError(lost[0][1]))
         self._on_told(done, known)
+        if rider is not None:
+            if made is not None:
+                rider.made(made)
+            else:
+                rider.failed(FileError(refused or errno.EIO))
 
     def _learn(self, change: Change, value: Any, last: Mapping[Ino, Change]) -> None:
         """The cluster has done it."""

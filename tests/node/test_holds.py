@@ -15,7 +15,7 @@ from pydi_fs.client import Client, node_on_this_machine
 from pydi_fs.vfs import holds
 from pydi_fs.vfs.core import VfsConfig
 from pydi_fs.vfs.vfs import Vfs
-from pydi_node.commands import RENAME_EXCHANGE, ROOT_CALLER
+from pydi_node.commands import RENAME_EXCHANGE, ROOT_CALLER, Batch
 from pydi_node.ids import ROOT_INO, ClientId, Ino
 from pydi_node.runtime.housekeeping import ORPHAN_DELAY_S
 from pydi_node.wire.messages import Admin, Execute, ExecutePut, GetAttr, Lookup, Request, Role
@@ -33,11 +33,14 @@ class WatchedClient(Client):
         super().__init__([endpoint], role=Role.MOUNT, identity=identity)
         self.sent: list[str] = []
         self.commands: list[str] = []  # of them, likewise
+        self.parts: list[list[str]] = []  # what each Batch consisted of
 
     async def call(self, request: Request, *arguments: Any, **options: Any) -> Any:
         self.sent.append(type(request).__name__)
         if isinstance(request, (Execute, ExecutePut)):
             self.commands.append(type(request.command).__name__)
+            if isinstance(request.command, Batch):
+                self.parts.append([type(part).__name__ for part in request.command.commands])
         return await super().call(request, *arguments, **options)
 
 

@@ -38,8 +38,8 @@ from pydi_fs.vfs.journalling import RESENT, KeptJournal, read_logs
 from pydi_fs.vfs.open_file import OpenFile
 from pydi_fs.vfs.resuming import restore_content, unknown
 from pydi_fs.vfs.staging import StagingArea
-from pydi_node.commands import ROOT_CALLER, Caller, Mkdir, SetAttr
-from pydi_node.ids import Ino, Serial
+from pydi_node.commands import ROOT_CALLER, Caller, Mkdir, SetAttr, Unlink
+from pydi_node.ids import Ino, Serial, TimeNs
 from pydi_node.records import FileVersion
 
 INO = Ino(7)
@@ -479,3 +479,58 @@ def test_what_only_this_mount_knows_of_is_told_to_its_successor(logs: tuple[int,
     assert successor.made_before() == 202
     successor.enter(8)
     assert successor.made_before() is None
+
+
+@pytest.mark.parametrize("answered", ["no", "in part", "refused", "yes"])
+@pytest.mark.parametrize("compacted", [False, True])
+def test_changes_and_the_file_that_is_told_with_them_have_one_fate(
+    logs: tuple[int, int], answered: str, compacted: bool
+) -> None:
+    """Whoever follows sends both under the one serial, or neither. The file, with its content as
+    long as that counts as under way."""
+    journal = KeptJournal(logs, lambda name, fd: None, lambda name: None)
+    journal.begin(lambda: ())
+    journal.identify(5, bytes(16))
+    file, serial = Ino(200), Serial(90)
+    journal.created(file, Ino(2), b"f", ROOT_CALLER, 0o600, 7)
+    journal.wrote(file, 0, ROOT_CALLER, 8, False, 3, [(0, 3, -1, 0, b"abc")])
+    for number in (1, 2):
+        unlink = Unlink(ROOT_CALLER, Ino(2), b"%d" % number)
+        journal.queued(number, unlink, [Ino(2)], [], [], None, TimeNs(9))
+    journal.publishing(file)
+    journal.committing(file, serial)
+    journal.telling(serial, [1, 2], file)
+    if answered != "no":
+        journal.published(file, answered != "refused")
+    if answered in ("refused", "yes"):
+        journal.told([1, 2], file if answered == "yes" else None)
+    if compacted:
+        frozen = read_logs(logs)[2]
+        journal._frozen = lambda: _frozen(frozen)
+        journal.compact()
+    state = read_logs(logs)[2]
+    is_there = answered == "yes"
+    assert [*state.pending] == ([] if is_there else [file])
+    under_way = answered in ("no", "in part")
+    assert [*state.queued] == ([1, 2] if under_way else [])
+    assert (None if state.telling is None else state.telling[:]) == (
+        (serial, (1, 2), file) if under_way else None
+    )
+    image = state.files.get(file)
+    sent = None if image is None else image.publication
+    assert (sent is not None and sent.serials == [serial]) == (answered == "no")
+    assert (image is not None and image.content.dirty) == (answered == "refused")
+    assert state.serial_of_create(file) == (serial if answered == "in part" else None)
+    # Given up meanwhile, it is still part of what is sent again.
+    journal.settled(file)
+    assert (file in read_logs(logs)[2].pending) == under_way
+
+
+def _frozen(state: State) -> Iterator[Any]:
+    for source, stage in state.stages.items():
+        yield Staged(
+            source, stage.ino, stage.size, None if stage.data is None else bytes(stage.data)
+        )
+    for ino, image in state.files.items():
+        sent = None if image.publication is None else image.publication.pack()
+        yield Frozen(ino, image.caller, image.mtime_ns, image.content.freeze(), sent)
