@@ -117,12 +117,18 @@ class Rider:
         self.sent = sent
         self.decided = decided
         self.arrived = arrived
-        self.outcome: asyncio.Future[Attr] = asyncio.get_running_loop().create_future()
+        # None: it goes by itself.
+        self.outcome: asyncio.Future[Attr | None] = asyncio.get_running_loop().create_future()
 
     def made(self, attr: Attr) -> None:
         known = self.arrived(attr)
         if not self.outcome.done():
             self.outcome.set_result(known)
+
+    def left_behind(self) -> None:
+        """It was not sent, and nothing is to be told with it any more."""
+        if not self.outcome.done():
+            self.outcome.set_result(None)
 
     def failed(self, error: PydiError) -> None:
         """Also where that is not known."""
@@ -378,14 +384,15 @@ class Queue:
         Errors are those of `Client.execute`.
         """
         riding = self._ride(rider, is_new)
-        if riding is not None:
-            return await riding
+        made = None if riding is None else await riding
+        if made is not None:
+            return made
         attr: Attr = await self._run(
             rider.command, rider.arrived, rider.payload, serial=rider.serial, sent=rider.sent
         )
         return attr
 
-    def _ride(self, rider: Rider, is_new: bool) -> asyncio.Future[Attr] | None:
+    def _ride(self, rider: Rider, is_new: bool) -> asyncio.Future[Attr | None] | None:
         """None: it goes by itself, for nothing waits here, or it would wait without need."""
         attempt = self._attempt
         if attempt is not None and attempt.serial == rider.serial:
@@ -403,7 +410,8 @@ class Queue:
         # that follows makes another one of it.
         if rider.command.blobs or len(rider.payload or b"") > RIDING_MAX_BYTES:
             return None
-        if attempt is not None and not self._is_before(rider.command):
+        is_next = attempt is None and len(self._changes) <= TOLD_AT_ONCE
+        if not is_next and not self._is_before(rider.command):
             return None
         self._rider, self._rides_after = rider, self._last
         self.start()
@@ -466,6 +474,10 @@ class Queue:
     async def _tell_some(self) -> None:
         attempt = self._attempt
         if attempt is None:
+            if self._rider is not None and not self._changes:
+                self._rider.left_behind()
+                self._rider = None
+                return
             attempt = self._attempt = self._next_attempt()
         while attempt.ino is not None and attempt.rider is None:
             self._boards.clear()
@@ -508,7 +520,7 @@ class Queue:
     def _next_attempt(self) -> _Attempt:
         changes = list(self._changes)[:TOLD_AT_ONCE]
         rider = self._rider
-        if rider is None or (changes and changes[-1].number < self._rides_after):
+        if rider is None or changes[-1].number < self._rides_after:
             attempt = _Attempt(changes, self._client.new_serial(), None)
         else:
             attempt = _Attempt(changes, rider.serial, rider.command.ino, rider)

@@ -121,6 +121,71 @@ def test_a_close_waits_for_no_command_that_it_does_not_need(
     run(node, tmp_path, scenario)
 
 
+def test_a_file_that_would_ride_alone_goes_by_itself(node: NodeProcess, tmp_path: Path) -> None:
+    """What it waited for was all told by the Batch before. No answer: the next close asks again."""
+
+    async def scenario(mount: DelegatingMount, _: DelegatingMount) -> None:
+        execute = mount.client.execute
+        may_go = asyncio.Event()
+        lost = 0
+
+        async def is_slow(command: Command, payload: bytes | None = None, **options: Any) -> Any:
+            nonlocal lost
+            if isinstance(command, Batch) and not payload:
+                await may_go.wait()
+            if payload and not lost:
+                lost += 1
+                await execute(command, payload, serial=options["serial"])
+                raise DeadlineError("no answer")
+            return await execute(command, payload, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mount.client, "execute", is_slow)
+            sub = (await mount.vfs.mkdir(ROOT_CALLER, mount.at, b"sub", 0o755)).ino
+            syncing = asyncio.create_task(mount.vfs.fsyncdir(mount.at))
+            await eventually(lambda: mount.vfs._queue._attempt is not None)
+            flags = os.O_RDWR | os.O_EXCL | os.O_APPEND
+            attr, fh = await mount.vfs.create(ROOT_CALLER, sub, b"f", 0o644, flags)
+            await mount.vfs.write(fh, 0, b"once")
+            closing = asyncio.create_task(mount.vfs.flush(fh))
+            await eventually(lambda: mount.vfs._queue._rider is not None)
+            may_go.set()
+            await syncing
+            with pytest.raises(DeadlineError):
+                await closing
+            async with asyncio.timeout(10):
+                await mount.end(fh)
+            assert mount.client.parts[-1] == ["Mkdir"]
+        assert await in_cluster(mount, sub) == {b"f": attr.ino}
+        assert await mount.content(attr.ino) == b"once"
+
+    run(node, tmp_path, scenario)
+
+
+def test_a_close_waits_for_no_more_than_one_command(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where more is queued than a Batch takes, a file that needs none of it goes beside."""
+    monkeypatch.setattr(queued, "TOLD_AT_ONCE", 2)
+
+    async def scenario(mount: DelegatingMount, _: DelegatingMount) -> None:
+        ino = await make(mount, b"a")
+        other = (await mount.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"e", 0o755)).ino
+        await mount.wait_delegated(other)
+        attr, fh = await mount.vfs.create(ROOT_CALLER, other, b"f", 0o644, os.O_RDWR | os.O_EXCL)
+        await mount.vfs.write(fh, 0, b"f")
+        asked(mount)
+        for mode in (0o600, 0o640, 0o644):
+            await mount.vfs.setattr(ROOT_CALLER, ino, mode=mode)
+        assert len(queue(mount)) == 3
+        await mount.end(fh)
+        await mount.vfs.fsyncdir(mount.at)
+        assert sorted(asked(mount)) == ["Batch", "Batch", "PutFile"]
+        assert await in_cluster(mount, other) == {b"f": attr.ino}
+
+    run(node, tmp_path, scenario)
+
+
 @pytest.mark.expects_log(
     r"unlink of 'f' in ino=\d+ was answered, and is lost: Stale file handle",
     r"ino=\d+: not created, its directory was taken back",
