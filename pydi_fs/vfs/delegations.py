@@ -454,7 +454,7 @@ class Delegations:
 
         attempt = create.attempt
         assert attempt is not None, create.ino
-        rider = Rider(command, payload, serial, has_left, attempt.decided, arrived)
+        rider = Rider(command, payload, serial, has_left, attempt.decided, arrived, create.decided)
         try:
             return await self._queue.make(rider, is_new=attempt.count == 1)
         except NoSpaceError:

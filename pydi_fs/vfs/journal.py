@@ -572,6 +572,7 @@ class State:
                     self.made[record.unique] = record.made
                 self._use_number(record.made)
             case Telling():
+                self._forget_refused()
                 self.telling = record
                 self.last_serial = max(self.last_serial, record.serial)
             case Told():
@@ -580,7 +581,14 @@ class State:
                 if record.ino:
                     self._settle(Ino(record.ino))
                 if self.telling and not self.queued.keys() & set(self.telling.numbers):
+                    self._forget_refused()
                     self.telling = None
+
+    def _forget_refused(self) -> None:
+        """A file that was told of with others and is not there is told of under another serial:
+        the answer under this one is that of all."""
+        if self.telling is not None:
+            self.creating.pop(Ino(self.telling.ino), None)
 
     def _settle(self, ino: Ino) -> None:
         self.pending.pop(ino, None)

@@ -213,10 +213,7 @@ class PendingCreate:
         try:
             await self._run(self, attempt.command, attempt.payload, attempt.serial, self._has_left)
         except FileError as exc:
-            if exc.errno in _LOST:
-                return self.give_up(FileError(errno.ESTALE, "its directory was taken back"))
-            self.attempt = None
-            return exc
+            return self._refused(exc)
         except NoSpaceError as exc:
             if attempt.count == 1:  # nothing was stored, and nothing was sent before
                 self.attempt = None
@@ -226,6 +223,19 @@ class PendingCreate:
         finally:
             self._has_left()  # or never will: nobody need wait for that
         return None
+
+    def _refused(self, error: PydiError) -> PydiError:
+        if isinstance(error, FileError) and error.errno in _LOST:
+            return self.give_up(FileError(errno.ESTALE, "its directory was taken back"))
+        self.attempt = None
+        return error
+
+    def decided(self, refusal: PydiError | None) -> None:
+        """What became of the last attempt, after whoever waited was told that it is not known."""
+        if refusal is not None and not self.ended:
+            self._refused(refusal)
+        if self.publish is not None:
+            self.start()  # it counts as closed, and whoever does so has to hear of it
 
     def give_up(self, failure: FileError) -> FileError:
         """It never will be in the cluster."""

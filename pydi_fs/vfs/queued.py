@@ -98,9 +98,13 @@ class Rider:
     sent     called when it has left.
     decided  called with whether the file is there, when an answer says so, before that is noted.
     arrived  called with its attributes then.
+    unawaited  called at the end, with what was refused, when who asked was told that nothing is
+             known: no other command may be sent under this serial.
     """
 
-    __slots__ = ("arrived", "command", "decided", "outcome", "payload", "sent", "serial")
+    __slots__ = (
+        "arrived", "command", "decided", "outcome", "payload", "sent", "serial", "unawaited",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -110,6 +114,7 @@ class Rider:
         sent: Callable[[], None],
         decided: Callable[[bool], None],
         arrived: Callable[[Attr], Attr],
+        unawaited: Callable[[PydiError | None], None],
     ) -> None:
         self.command = command
         self.payload = payload
@@ -117,18 +122,28 @@ class Rider:
         self.sent = sent
         self.decided = decided
         self.arrived = arrived
+        self.unawaited = unawaited
         # None: it goes by itself.
         self.outcome: asyncio.Future[Attr | None] = asyncio.get_running_loop().create_future()
 
     def made(self, attr: Attr) -> None:
         known = self.arrived(attr)
-        if not self.outcome.done():
+        if self.outcome.done():
+            self.unawaited(None)
+        else:
             self.outcome.set_result(known)
 
     def left_behind(self) -> None:
         """It was not sent, and nothing is to be told with it any more."""
         if not self.outcome.done():
             self.outcome.set_result(None)
+
+    def refused(self, error: PydiError) -> None:
+        """It is not there."""
+        if self.outcome.done():
+            self.unawaited(error)
+        else:
+            self.failed(error)
 
     def failed(self, error: PydiError) -> None:
         """Also where that is not known."""
@@ -504,12 +519,15 @@ class Queue:
         try:
             await self._run(command, arrived, payload, serial=attempt.serial, sent=has_left)
         except (NoSpaceError, FileError) as exc:
-            if isinstance(exc, NoSpaceError) and (attempt.count > 1 or attempt.leaves > 1):
+            is_first = attempt.count == 1 and attempt.leaves <= 1
+            if isinstance(exc, NoSpaceError) and not is_first:
                 raise  # it may have been sent to a node that had room
             self._attempt = None
-            if attempt.rider is not None:  # the others may be taken without it
+            if attempt.rider is not None:
                 attempt.rider.decided(False)
-                attempt.rider.failed(exc)
+                attempt.rider.refused(exc)
+            if attempt.rider is not None and is_first:
+                pass  # the others may be taken without it
             elif isinstance(exc, NoSpaceError):
                 self._lose_what_needs_room(attempt)
             else:
@@ -576,7 +594,7 @@ class Queue:
             if made is not None:
                 rider.made(made)
             else:
-                rider.failed(FileError(refused or errno.EIO))
+                rider.refused(FileError(refused or errno.EIO))
 
     def _learn(self, change: Change, value: Any, last: Mapping[Ino, Change]) -> None:
         """The cluster has done it."""

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from pydi_fs.vfs import queued
-from pydi_node.commands import ROOT_CALLER, Batch, Command
-from pydi_node.errors import DeadlineError, NoSpaceError
+from pydi_node.commands import ROOT_CALLER, Batch, Command, Undelegate
+from pydi_node.errors import DeadlineError, FileError, NoSpaceError
 from pydi_node.ids import ROOT_INO, Ino
 from tests.harness.procs import NodeProcess
 from tests.node.test_pending_creates import DelegatingMount, Worker, eventually, run
@@ -182,6 +182,93 @@ def test_a_close_waits_for_no_more_than_one_command(
         await mount.vfs.fsyncdir(mount.at)
         assert sorted(asked(mount)) == ["Batch", "Batch", "PutFile"]
         assert await in_cluster(mount, other) == {b"f": attr.ino}
+
+    run(node, tmp_path, scenario)
+
+
+@pytest.mark.expects_log(
+    r"rename of 'a' in ino=\d+ was answered, and is lost: Input/output error",
+    r"ino=\d+: .*",
+)
+def test_what_may_have_been_done_is_not_done_again_without_the_file(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was, its answer is lost, and its repetition is refused: no other serial may ask for it."""
+    monkeypatch.setattr(queued, "RETRY_S", 0.01)
+
+    async def scenario(mount: DelegatingMount, _: DelegatingMount) -> None:
+        before = await make(mount, b"a")
+        await mount.vfs.rename(ROOT_CALLER, mount.at, b"a", mount.at, b"b", 0)
+        ino, fh = await mount.begin(b"a")
+        await mount.vfs.write(fh, 0, b"content")
+        execute = mount.client.execute
+        told = 0
+
+        async def is_forgotten(
+            command: Command, payload: bytes | None = None, **options: Any
+        ) -> Any:
+            nonlocal told
+            if not isinstance(command, Batch):
+                return await execute(command, payload, **options)
+            told += 1
+            if told == 1:
+                await execute(command, payload, serial=options["serial"])
+                raise DeadlineError("no answer")
+            if told == 2:
+                raise FileError(errno.EIO)
+            return await execute(command, payload, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mount.client, "execute", is_forgotten)
+            with pytest.raises(DeadlineError):
+                await mount.vfs.flush(fh)
+            await eventually(lambda: not queue(mount))
+        assert told == 2
+        assert await in_cluster(mount, mount.at) == {b"b": before, b"a": ino}
+        with file_error(errno.ESTALE):  # its name is taken: by itself, which it can't know
+            await mount.end(fh)
+
+    run(node, tmp_path, scenario)
+
+
+@pytest.mark.expects_log(
+    r"rename of 'a' in ino=\d+ was answered, and is lost: Stale file handle",
+    r"ino=\d+: .*",
+)
+def test_who_closes_again_hears_that_it_was_refused_meanwhile(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first close heard nothing, the directory is not this mount's any more, and the same Batch
+    was refused: its serial is that of a Batch for ever."""
+    monkeypatch.setattr(queued, "RETRY_S", 0.01)
+
+    async def scenario(mount: DelegatingMount, _: DelegatingMount) -> None:
+        before = await make(mount, b"a")
+        await mount.vfs.rename(ROOT_CALLER, mount.at, b"a", mount.at, b"b", 0)
+        _, fh = await mount.begin(b"new")
+        await mount.vfs.write(fh, 0, b"lost")
+        execute = mount.client.execute
+        told = 0
+
+        async def is_lost(command: Command, *arguments: Any, **options: Any) -> Any:
+            nonlocal told
+            if isinstance(command, Batch):
+                told += 1
+                if told == 1:
+                    raise DeadlineError("no answer")
+                await execute(Undelegate((mount.at,)))
+            return await execute(command, *arguments, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mount.client, "execute", is_lost)
+            with pytest.raises(DeadlineError):
+                await mount.vfs.flush(fh)
+            await eventually(lambda: not queue(mount))
+        assert told == 2
+        async with asyncio.timeout(10):
+            with file_error(errno.ESTALE):
+                await mount.end(fh)
+        assert await in_cluster(mount, mount.at) == {b"a": before}
 
     run(node, tmp_path, scenario)
 

@@ -526,6 +526,29 @@ def test_changes_and_the_file_that_is_told_with_them_have_one_fate(
     assert (file in read_logs(logs)[2].pending) == under_way
 
 
+@pytest.mark.parametrize("by", ["an answer", "the next command"])
+def test_an_empty_file_that_was_refused_with_others_is_told_of_under_another_serial(
+    logs: tuple[int, int], by: str
+) -> None:
+    """By itself under the old one it would get the answer of all."""
+    journal = KeptJournal(logs, lambda name, fd: None, lambda name: None)
+    journal.begin(lambda: ())
+    file, serial = Ino(200), Serial(90)
+    journal.created(file, Ino(2), b"f", ROOT_CALLER, 0o600, 7)
+    unlink = Unlink(ROOT_CALLER, Ino(2), b"gone")
+    journal.queued(1, unlink, [Ino(2)], [], [], None, TimeNs(9))
+    journal.creating(file, serial)
+    journal.telling(serial, [1], file)
+    assert read_logs(logs)[2].serial_of_create(file) == serial
+    if by == "an answer":
+        journal.told([1])
+    else:
+        journal.telling(Serial(91), [1], None)
+    state = read_logs(logs)[2]
+    assert [*state.pending] == [file]
+    assert state.serial_of_create(file) is None
+
+
 def _frozen(state: State) -> Iterator[Any]:
     for source, stage in state.stages.items():
         yield Staged(
