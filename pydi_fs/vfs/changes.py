@@ -272,6 +272,8 @@ class Changes:
         """No command, and no content, is on its way or will be that its attributes are part of."""
         if ino in self._delegations.pending or self._delegations.is_busy(ino):
             return False
+        if any(create.parent == ino for create in self._delegations.pending.values()):
+            return False  # the file's command sets the times of its directory
         file = self._files.get(ino)
         return file is None or not (file.is_untold or file.busy)
 

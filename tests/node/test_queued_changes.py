@@ -302,6 +302,29 @@ def test_what_was_moved_is_read_as_ever(node: NodeProcess, tmp_path: Path) -> No
     run(node, tmp_path, scenario)
 
 
+def test_times_of_a_directory_are_set_after_the_files_in_it(
+    node: NodeProcess, tmp_path: Path
+) -> None:
+    """A file that was made before, and is told of later, would set them once more."""
+
+    async def scenario(mount: DelegatingMount, _: DelegatingMount) -> None:
+        directory = (await mount.vfs.mkdir(ROOT_CALLER, mount.at, b"a", 0o755)).ino
+        flags = os.O_WRONLY | os.O_EXCL
+        _, fh = await mount.vfs.create(ROOT_CALLER, directory, b"f", 0o644, flags)
+        await mount.vfs.write(fh, 0, b"content")
+        shown = await mount.vfs.setattr(ROOT_CALLER, directory, mtime_ns=12345)
+        assert shown.mtime_ns == 12345
+        await mount.end(fh)
+        await mount.vfs.fsyncdir(directory)
+        for attr in (
+            await mount.vfs.getattr(directory),
+            await mount.asker.call(GetAttr(directory)),
+        ):
+            assert attr.mtime_ns == 12345
+
+    run(node, tmp_path, scenario)
+
+
 def test_a_file_in_a_new_directory_comes_after_it(node: NodeProcess, tmp_path: Path) -> None:
     """tar x: directories and files in them; each file's close is one command, with what is needed
     before it in front."""
