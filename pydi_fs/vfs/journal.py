@@ -482,6 +482,7 @@ class State:
         self.rights: dict[int, Right] = {}  # by inode
         self.queued: dict[int, Queued] = {}  # by number, in order
         self.telling: Telling | None = None
+        self.is_given_up = False  # its file, by the mount
 
     @classmethod
     def of(cls, records: Iterable[Any]) -> State:
@@ -535,7 +536,9 @@ class State:
             case Settled():
                 # Given up by the mount, it may still be part of a command that is under way: who
                 # sends that again must know it.
-                if self.telling is None or self.telling.ino != record.ino:
+                if self.telling is not None and self.telling.ino == record.ino:
+                    self.is_given_up = True
+                else:
                     self._settle(Ino(record.ino))
             case Reserved():
                 self.reserved[record.end] = record
@@ -572,7 +575,7 @@ class State:
                     self.made[record.unique] = record.made
                 self._use_number(record.made)
             case Telling():
-                self._forget_refused()
+                self._end_telling()
                 self.telling = record
                 self.last_serial = max(self.last_serial, record.serial)
             case Told():
@@ -581,14 +584,19 @@ class State:
                 if record.ino:
                     self._settle(Ino(record.ino))
                 if self.telling and not self.queued.keys() & set(self.telling.numbers):
-                    self._forget_refused()
-                    self.telling = None
+                    self._end_telling()
 
-    def _forget_refused(self) -> None:
+    def _end_telling(self) -> None:
         """A file that was told of with others and is not there is told of under another serial:
         the answer under this one is that of all."""
-        if self.telling is not None:
-            self.creating.pop(Ino(self.telling.ino), None)
+        if self.telling is None:
+            return
+        ino, serial = Ino(self.telling.ino), self.telling.serial
+        if self.is_given_up:
+            self._settle(ino)
+        elif self.creating.get(ino) == serial:
+            del self.creating[ino]
+        self.telling, self.is_given_up = None, False
 
     def _settle(self, ino: Ino) -> None:
         self.pending.pop(ino, None)

@@ -499,6 +499,8 @@ def snapshot(state: State) -> Iterable[Any]:
     yield from state.queued.values()
     if state.telling is not None:
         yield state.telling
+        if state.is_given_up:
+            yield records.Settled(state.telling.ino)
     for sent in state.serials.values():
         yield from sent
     for unique, length in state.written.items():

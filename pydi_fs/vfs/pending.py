@@ -61,6 +61,7 @@ class Attempt:
     count: int = 0  # how often it was sent
     # What an answer says of it, whether the file is there, goes here first: see `queued.Rider`.
     decided: Callable[[bool], None] = lambda is_there: None
+    refusal: PydiError | None = None  # why the file is not there
 
 
 class PendingCreate:
@@ -209,11 +210,14 @@ class PendingCreate:
         return self.attr
 
     async def _send(self, attempt: Attempt) -> PydiError | None:
-        attempt.count += 1
         try:
+            if self.ended or self.attempt is not attempt:
+                # Since this was started there came an answer that nobody waited for (`decided`).
+                return attempt.refusal
+            attempt.count += 1
             await self._run(self, attempt.command, attempt.payload, attempt.serial, self._has_left)
         except FileError as exc:
-            return self._refused(exc)
+            return self._refused(attempt, exc)
         except NoSpaceError as exc:
             if attempt.count == 1:  # nothing was stored, and nothing was sent before
                 self.attempt = None
@@ -224,16 +228,19 @@ class PendingCreate:
             self._has_left()  # or never will: nobody need wait for that
         return None
 
-    def _refused(self, error: PydiError) -> PydiError:
+    def _refused(self, attempt: Attempt, error: PydiError) -> PydiError:
         if isinstance(error, FileError) and error.errno in _LOST:
-            return self.give_up(FileError(errno.ESTALE, "its directory was taken back"))
+            error = FileError(errno.ESTALE, "its directory was taken back")
+            self.give_up(error)
         self.attempt = None
+        attempt.refusal = error
         return error
 
     def decided(self, refusal: PydiError | None) -> None:
         """What became of the last attempt, after whoever waited was told that it is not known."""
         if refusal is not None and not self.ended:
-            self._refused(refusal)
+            assert self.attempt is not None, self.ino
+            self._refused(self.attempt, refusal)
         if self.publish is not None:
             self.start()  # it counts as closed, and whoever does so has to hear of it
 

@@ -232,12 +232,10 @@ class Queue:
             await self.flush()
         finally:
             self._is_stopped = True
-            if self._timer is not None:
-                self._timer.cancel()
-            self._fail_riders(DeadlineError("the mount ends"))
             if self._teller is not None:
                 self._teller.cancel()
                 await asyncio.wait([self._teller])
+            self.start()  # whoever waits hears of it
 
     # --- what programs must see ------------------------------------------------------------------
 
@@ -415,8 +413,6 @@ class Queue:
             self._boards.set()
             if attempt.leaves:
                 rider.sent()
-            if self._is_stopped:
-                rider.failed(DeadlineError("the mount ends"))
             self.start()
             return rider.outcome
         if not is_new or self._is_stopped or not self._changes or self._rider is not None:
@@ -464,6 +460,9 @@ class Queue:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._is_stopped:
+            self._fail_all(DeadlineError("the mount ends"))
+            return
         self._wanted = self._last
         if self._changes and (self._teller is None or self._teller.done()):
             self._teller = asyncio.get_running_loop().create_task(self._tell())
@@ -476,8 +475,7 @@ class Queue:
             except PydiError as exc:
                 log.debug("changes are not told yet: %s", exc)
                 self._is_stuck = True
-                self._fail_riders(exc)
-                self._wake(self._last, exc)
+                self._fail_all(exc)
                 await asyncio.sleep(RETRY_S)
         if self._changes:
             self._tell_in_time()
@@ -546,8 +544,9 @@ class Queue:
         self._journal.telling(attempt.serial, [c.number for c in changes], attempt.ino)
         return attempt
 
-    def _fail_riders(self, error: PydiError) -> None:
-        """What was sent may be told later, and what was not may go by itself."""
+    def _fail_all(self, error: PydiError) -> None:
+        """Whoever waits. A file that was sent may be told later, another goes by itself then."""
+        self._wake(self._last, error)
         under_way = None if self._attempt is None else self._attempt.rider
         for rider in (under_way, self._rider):
             if rider is not None:
@@ -573,6 +572,8 @@ class Queue:
         known: dict[Ino, Attr] = {}
         # What comes with a change is how an inode was after it, and not after later ones.
         last = {ino: change for change in attempt.changes for ino in change.inos}
+        if rider is not None:
+            last.pop(rider.command.parent, None)  # the answer has it as it is at the end
         for change, (code, value) in zip(attempt.changes, outcomes, strict=True):
             if code:
                 lost.append((change, code))
@@ -600,7 +601,7 @@ class Queue:
         """The cluster has done it."""
         cache = self._cache
         for attr in value if isinstance(change.command, Rename) else (value,):
-            if attr is not None and last[attr.ino] is change:
+            if attr is not None and last.get(attr.ino) is change:
                 cache.put_attr(attr)
         match change.command:
             case Unlink(parent=parent, name=name):

@@ -23,6 +23,7 @@ from tests.harness.procs import NodeProcess
 from tests.unit.tree.driver import file_error
 
 DEADLINE_S = 60.0
+END_WITHIN_S = 30.0
 
 
 class WatchedClient(Client):
@@ -63,9 +64,10 @@ class Mount:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.vfs.stop()
-        await self.client.close()
-        await self.asker.close()
+        async with asyncio.timeout(END_WITHIN_S):
+            await self.vfs.stop()
+            await self.client.close()
+            await self.asker.close()
 
     async def create(self, name: bytes) -> int:
         _, fh = await self.vfs.create(ROOT_CALLER, ROOT_INO, name, 0o644, os.O_WRONLY | os.O_EXCL)

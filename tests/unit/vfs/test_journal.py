@@ -549,6 +549,41 @@ def test_an_empty_file_that_was_refused_with_others_is_told_of_under_another_ser
     assert state.serial_of_create(file) is None
 
 
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_file_that_was_given_up_while_it_was_told_of_is_not_made_later(
+    logs: tuple[int, int], compacted: bool
+) -> None:
+    """It was refused then: nobody who follows knows of it."""
+    journal = KeptJournal(logs, lambda name, fd: None, lambda name: None)
+    journal.begin(lambda: ())
+    file = Ino(200)
+    journal.created(file, Ino(2), b"f", ROOT_CALLER, 0o600, 7)
+    unlink = Unlink(ROOT_CALLER, Ino(2), b"gone")
+    journal.queued(1, unlink, [Ino(2)], [], [], None, TimeNs(9))
+    journal.telling(Serial(90), [1], file)
+    journal.settled(file)
+    if compacted:
+        journal.compact()
+    assert [*read_logs(logs)[2].pending] == [file]
+    journal.told([1])
+    assert not read_logs(logs)[2].pending
+
+
+def test_a_file_that_was_refused_with_others_keeps_its_next_serial(logs: tuple[int, int]) -> None:
+    """There was no room: before the others are told without it, it is told of by itself."""
+    journal = KeptJournal(logs, lambda name, fd: None, lambda name: None)
+    journal.begin(lambda: ())
+    file = Ino(200)
+    journal.created(file, Ino(2), b"f", ROOT_CALLER, 0o600, 7)
+    unlink = Unlink(ROOT_CALLER, Ino(2), b"gone")
+    journal.queued(1, unlink, [Ino(2)], [], [], None, TimeNs(9))
+    journal.creating(file, Serial(90))
+    journal.telling(Serial(90), [1], file)
+    journal.creating(file, Serial(91))
+    journal.telling(Serial(92), [1], None)
+    assert read_logs(logs)[2].serial_of_create(file) == Serial(91)
+
+
 def _frozen(state: State) -> Iterator[Any]:
     for source, stage in state.stages.items():
         yield Staged(
