@@ -45,6 +45,14 @@ class WatchedClient(Client):
         return await super().call(request, *arguments, **options)
 
 
+async def _cancel_all() -> None:
+    """Until nothing is left in this loop: a publication waits on when it is cancelled once."""
+    while others := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in others:
+            task.cancel()
+        await asyncio.wait(others, timeout=0.1)
+
+
 class Mount:
     """A Vfs on a node, and what the node says of it."""
 
@@ -64,10 +72,17 @@ class Mount:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        async with asyncio.timeout(END_WITHIN_S):
-            await self.vfs.stop()
-            await self.client.close()
-            await self.asker.close()
+        ending = asyncio.create_task(self._end())
+        await asyncio.wait([ending], timeout=END_WITHIN_S)
+        if not ending.done():
+            await _cancel_all()
+            raise TimeoutError("the mount does not end")
+        await ending
+
+    async def _end(self) -> None:
+        await self.vfs.stop()
+        await self.client.close()
+        await self.asker.close()
 
     async def create(self, name: bytes) -> int:
         _, fh = await self.vfs.create(ROOT_CALLER, ROOT_INO, name, 0o644, os.O_WRONLY | os.O_EXCL)
