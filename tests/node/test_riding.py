@@ -125,6 +125,7 @@ def test_a_close_waits_for_no_command_that_it_does_not_need(
 
     async def scenario(mount: DelegatingMount, _: DelegatingMount) -> None:
         await make(mount, b"a")
+        mount.changed_nothing_lately()
         other = (await mount.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"e", 0o755)).ino
         await mount.wait_delegated(other)
         execute = mount.client.execute
@@ -212,6 +213,7 @@ def test_a_close_waits_for_no_more_than_one_command(
 
     async def scenario(mount: DelegatingMount, _: DelegatingMount) -> None:
         ino = await make(mount, b"a")
+        mount.changed_nothing_lately()
         other = (await mount.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"e", 0o755)).ino
         await mount.wait_delegated(other)
         attr, fh = await mount.vfs.create(ROOT_CALLER, other, b"f", 0o644, os.O_RDWR | os.O_EXCL)
@@ -680,6 +682,7 @@ def test_what_has_left_is_waited_for_by_no_recall(node: NodeProcess, tmp_path: P
 
     async def scenario(mount: DelegatingMount, _: DelegatingMount) -> None:
         await make(mount, b"a")
+        mount.changed_nothing_lately()
         other = (await mount.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"e", 0o755)).ino
         await mount.wait_delegated(other)
         await mount.vfs.unlink(ROOT_CALLER, mount.at, b"a")
