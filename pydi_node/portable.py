@@ -60,7 +60,6 @@ F_UNLCK: Final[int] = getattr(fcntl, "F_UNLCK", 2)
 # NTFS keeps times in units of 100 ns; two times of one unit are the same time there.
 TIME_STEP_NS: Final = 100 if IS_WINDOWS else 1
 HAS_MODES: Final = not IS_WINDOWS  # else a file is read-only or not, and that is all
-HAS_PWRITE: Final = hasattr(os, "pwrite")
 HAS_UNIX_SOCKETS: Final = hasattr(socket, "AF_UNIX") and not IS_WINDOWS
 # A file without a name can be given one: linkat(2) of /proc/self/fd.
 HAS_LINKABLE_FILES: Final = hasattr(os, "O_TMPFILE")
@@ -80,14 +79,14 @@ def pread(fd: int, length: int, offset: int) -> bytes:
 
 def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     """All of ``data`` at ``offset``."""
-    if HAS_PWRITE:
+    if hasattr(os, "pwrite"):
         written = os.pwrite(fd, data, offset)
         if written == len(data):  # as ever, but for a full disk
             return
         data, offset = memoryview(data)[written:], offset + written
     view = memoryview(data)
     while view:
-        if HAS_PWRITE:
+        if hasattr(os, "pwrite"):
             written = os.pwrite(fd, view, offset)
         else:
             with _position:

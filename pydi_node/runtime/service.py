@@ -28,7 +28,7 @@ from pydi_node.errors import (
 )
 from pydi_node.ids import INT64_MAX, BlobId, ClientId, Ino, LogIndex, NodeNumber, Serial
 from pydi_node.leases import HOLDER_S
-from pydi_node.records import BlobInfo, Result, Statfs
+from pydi_node.records import Attr, BlobInfo, Result, Statfs
 from pydi_node.runtime.driver import Driver, Outcome
 from pydi_node.runtime.written import Written
 from pydi_node.tree.machine import Tree
@@ -607,41 +607,60 @@ def _read_deadline(service: Service, request: Request) -> float:
 def _query(
     ask: Callable[[Service, Tree, Any], Any],
     directory_of: Callable[[Any], Ino | None] = lambda _: None,
+    shown_by: Callable[[Any, Any], Ino | None] = lambda _, __: None,
 ) -> Handler:
     """A handler that asks the tree once it is known to be as new as any.
 
     directory_of  in which the question looks at names: what another client holds is given back
                   before. None: it looks at none, or into the past.
+    shown_by  whose attributes of now the answer has: a directory's times and link count are of
+              before for as long as another client holds it, so it is given back likewise.
     """
 
     def handle(service: Service, request: Request) -> Any:
         driver, directory = service.driver, directory_of(request.message)
+        is_held, client = service.tree.is_held, request.session.client
         if (
             driver.has_lease()
             and driver.replica.is_settled
-            and (directory is None or not service.tree.is_held(directory, request.session.client))
+            and (directory is None or not is_held(directory, client))
         ):
-            return ask(service, service.tree, request.message)
+            answer = ask(service, service.tree, request.message)
+            shown = shown_by(request.message, answer)
+            if shown is None or not is_held(shown, client):
+                return answer
         return wait(service, request)
 
     async def wait(service: Service, request: Request) -> Any:
         deadline_s = _read_deadline(service, request)
         is_current = await service.driver.wait_current(deadline_s)
-        directory, client = directory_of(request.message), request.session.client
-        # Again when it went to somebody else between two steps of the loop, or takes long though
-        # there is a leader.
-        while is_current and directory and service.tree.is_held(directory, client):
-            deadline_s = _read_deadline(service, request)
-            with contextlib.suppress(DeadlineError):
-                is_current = await service.driver.reclaim(directory, client, deadline_s)
+        named, client = directory_of(request.message), request.session.client
+        wanted = named
         try:
-            return ask(service, service.tree, request.message)
+            while True:
+                # Again when it went to somebody else between two steps of the loop, or takes long
+                # though there is a leader.
+                while is_current and wanted and service.tree.is_held(wanted, client):
+                    deadline_s = _read_deadline(service, request)
+                    with contextlib.suppress(DeadlineError):
+                        is_current = await service.driver.reclaim(wanted, client, deadline_s)
+                if is_current and named and service.tree.is_held(named, client):
+                    wanted = named
+                    continue
+                answer = ask(service, service.tree, request.message)
+                wanted = shown_by(request.message, answer)
+                if not (is_current and wanted and service.tree.is_held(wanted, client)):
+                    return answer
         finally:
             # What is seen here, be it an absence, must be what everyone sees from now on.
             if is_current:
                 await service.driver.settle(deadline_s)
 
     return handle
+
+
+def _shown_now(message: messages.Lookup | messages.GetAttr, attr: Attr) -> Ino | None:
+    return attr.ino if message.at is None else None
 
 
 # With each of these content would come to lie on this node.
@@ -661,8 +680,9 @@ _HANDLERS: dict[type[Any], Handler] = {
     messages.Lookup: _query(
         lambda _, tree, m: tree.lookup(m.parent, m.name, m.at),
         lambda m: m.parent if m.at is None else None,
+        _shown_now,
     ),
-    messages.GetAttr: _query(lambda _, tree, m: tree.getattr(m.ino, m.at)),
+    messages.GetAttr: _query(lambda _, tree, m: tree.getattr(m.ino, m.at), shown_by=_shown_now),
     messages.ReadDir: _query(
         lambda _, tree, m: tree.readdir(m.ino, m.after_cookie, m.limit, m.at),
         lambda m: m.ino if m.at is None else None,

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import os
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ from pydi_node.errors import FileError, PydiError
 from pydi_node.ids import ROOT_INO, ClientId, Ino
 from pydi_node.records import ACCESS_ACL_XATTR, Attr, Result
 from pydi_node.tree import acl
-from pydi_node.wire.messages import GetAttr, GetFile, GetXattr, Lookup
+from pydi_node.wire.messages import GetAttr, GetFile, GetXattr, IndexAt, Lookup
 from tests.harness.procs import NodeProcess
 from tests.node.test_holds import Mount, WatchedClient
 from tests.unit.tree.driver import file_error
@@ -591,6 +592,31 @@ def test_a_mount_that_is_silent_loses_the_directory_and_what_was_pending(
         with file_error(errno.ESTALE):
             await holder.end(fh)
         assert (await holder.vfs.lookup(holder.at, b"f")).ino == attr.ino
+
+    run(node, tmp_path, scenario)
+
+
+@pytest.mark.parametrize("way", ["getattr", "lookup"])
+def test_attributes_of_a_directory_are_what_its_holder_made_of_them(
+    node: NodeProcess, tmp_path: Path, way: str
+) -> None:
+    """Times and link count, where nobody looks at a name in it: stat(2), fstat(2) of what is open.
+    Those of the past are what was told, and take nothing from its holder."""
+
+    async def scenario(holder: DelegatingMount, other: DelegatingMount) -> None:
+        before = await holder.vfs.getattr(holder.at)
+        await holder.vfs.mkdir(ROOT_CALLER, holder.at, b"sub", 0o755)
+        shown = await holder.vfs.getattr(holder.at)
+        assert (shown.nlink, shown.mtime_ns) != (before.nlink, before.mtime_ns)
+        index = await other.asker.call(IndexAt(time.time_ns()))
+        past: Attr = await other.asker.call(GetAttr(holder.at, index))
+        assert past.nlink == before.nlink
+        assert holder.vfs._delegations.is_complete(holder.at)
+        if way == "getattr":
+            seen = await other.vfs.getattr(holder.at)
+        else:
+            seen = await other.vfs.lookup(ROOT_INO, b"d")
+        assert (seen.nlink, seen.mtime_ns) == (shown.nlink, shown.mtime_ns)
 
     run(node, tmp_path, scenario)
 

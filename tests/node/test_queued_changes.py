@@ -11,6 +11,7 @@ import errno
 import os
 import random
 import stat
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
@@ -32,7 +33,7 @@ from pydi_node.commands import (
 from pydi_node.errors import FileError, NoQuorumError
 from pydi_node.ids import ROOT_INO, Ino
 from pydi_node.records import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR, Attr, DirEntry
-from pydi_node.wire.messages import GetAttr, Lookup, ReadDir
+from pydi_node.wire.messages import GetAttr, IndexAt, Lookup, ReadDir
 from tests.harness.procs import NodeProcess
 from tests.node.test_pending_creates import (
     NEVER_S,
@@ -158,6 +159,13 @@ def test_they_are_shown_as_the_cluster_will_have_them(node: NodeProcess, tmp_pat
 PLAIN_LIST = bytes.fromhex("0200000001000700ffffffff04000500ffffffff20000000ffffffff")  # 0750
 
 
+async def in_log(mount: DelegatingMount, ino: Ino) -> Attr:
+    """What all that was told has made of it. To ask how it is now would have it given back."""
+    index = await mount.asker.call(IndexAt(time.time_ns()))
+    attr: Attr = await mount.asker.call(GetAttr(ino, index))
+    return attr
+
+
 async def shape_all(mount: DelegatingMount) -> dict[str, Ino]:
     """rsync: a temporary name, its attributes, its own name. tar, cp -a: also directories' and
     links'."""
@@ -197,7 +205,7 @@ def test_attributes_of_what_was_made_here_are_told_together(
         assert shapes(shown) == SHAPED
         await mount.vfs.fsyncdir(mount.at)
         assert asked(mount) == ["Batch"]
-        assert shapes([await mount.asker.call(GetAttr(ino)) for ino in made.values()]) == SHAPED
+        assert shapes([await in_log(mount, ino) for ino in made.values()]) == SHAPED
         told = [await mount.vfs.getattr(ino) for ino in made.values()]
         assert [(a.atime_ns, a.ctime_ns) for a in told] == [(a.atime_ns, a.ctime_ns) for a in shown]
         with file_error(errno.EACCES):

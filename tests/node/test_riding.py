@@ -24,7 +24,6 @@ from pydi_node.commands import ROOT_CALLER, Batch, Command, Undelegate
 from pydi_node.errors import DeadlineError, FileError, NoSpaceError
 from pydi_node.ids import ROOT_INO, Ino
 from pydi_node.records import Result
-from pydi_node.wire.messages import GetAttr
 from tests.harness.procs import NodeProcess
 from tests.node.test_pending_creates import (
     DelegatingMount,
@@ -37,6 +36,7 @@ from tests.node.test_queued_changes import (
     _nothing_by_itself,
     asked,
     in_cluster,
+    in_log,
     make,
     queue,
     silence,
@@ -557,12 +557,12 @@ def test_a_directory_is_shown_as_it_is_after_the_file(node: NodeProcess, tmp_pat
         new = (await mount.vfs.mkdir(ROOT_CALLER, mount.at, b"new", 0o755)).ino
         await make(mount, b"f", new)
         assert mount.client.parts[-1] == ["Mkdir", "PutFile"]
-        assert await mount.vfs.getattr(new) == await mount.asker.call(GetAttr(new))
+        assert await mount.vfs.getattr(new) == await in_log(mount, new)
         await mount.vfs.setattr(ROOT_CALLER, new, mtime_ns=12345)
         await make(mount, b"g", new)
         assert mount.client.parts[-1] == ["SetAttr", "PutFile"]
         shown = await mount.vfs.getattr(new)
-        assert shown == await mount.asker.call(GetAttr(new))
+        assert shown == await in_log(mount, new)
         assert shown.mtime_ns != 12345
 
     run(node, tmp_path, scenario)
