@@ -97,6 +97,7 @@ class KernelBinding:
             forget_attributes=self._forget_attributes,
             drop_listings=self._drop_listings,
             handed_out=self._on_handed_out,
+            telling=lambda: self._notifier.telling() if self._notifier is not None else None,
             named=self._on_named,
             remembered_s=self._remembered_s,
             unheard=self._forget_names,

@@ -123,6 +123,7 @@ class Dispatcher(ShortCuts, Closing, Names):
         named: Callable[[int], None] = lambda directory: None,
         remembered_s: Callable[[float], float] = lambda timeout_s: timeout_s,
         unheard: Callable[[], None] = lambda: None,
+        telling: Callable[[], asyncio.Future[None] | None] = lambda: None,
         cache_timeout_s: float = CACHE_TIMEOUT_S,
         kernel_checks: bool = True,
         passthrough_after_s: float | None = None,
@@ -138,6 +139,7 @@ class Dispatcher(ShortCuts, Closing, Names):
         self._named = named
         self._remembered_s = remembered_s
         self._unheard = unheard
+        self._telling = telling  # done when the kernel was told of all that others changed so far
         self.keeping: Keeping | None = None  # set when there is a watch, and a kernel with epochs
         self._timeout_max_s = cache_timeout_s
         self._kernel_checks = kernel_checks
@@ -485,8 +487,7 @@ class Dispatcher(ShortCuts, Closing, Names):
         return None if attr is None else self._attr(header, attr)
 
     async def _getattr(self, header: Header, _body: codec.Empty) -> bytes:
-        attr = await self._vfs.getattr(Ino(header.nodeid))
-        return self._attr(header, attr)
+        return self._attr(header, await self._asked_attr(header))
 
     def _statx_nowait(self, header: Header, _body: codec.Empty) -> bytes | None:
         attr = self._vfs.getattr_nowait(Ino(header.nodeid))
@@ -495,8 +496,16 @@ class Dispatcher(ShortCuts, Closing, Names):
         return codec.encode_statx(self._shown(attr), self._attr_timeout(header, attr))
 
     async def _statx(self, header: Header, _body: codec.Empty) -> bytes:
-        attr = await self._vfs.getattr(Ino(header.nodeid))
+        attr = await self._asked_attr(header)
         return codec.encode_statx(self._shown(attr), self._attr_timeout(header, attr))
+
+    async def _asked_attr(self, header: Header) -> Attr:
+        attr = await self._vfs.getattr(Ino(header.nodeid))
+        if attr.is_dir and (telling := self._telling()) is not None:
+            # Behind a daemon that was stopped nobody waited for the kernel to hear of changes.
+            # Whoever waits for this answer may go on to a listing that is one of them.
+            await asyncio.wait([telling])
+        return attr
 
     async def _setattr(self, header: Header, body: codec.Setattr) -> bytes:
         ino = Ino(header.nodeid)

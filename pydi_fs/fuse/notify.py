@@ -106,6 +106,7 @@ class Notifier:
         self._is_busy = False  # the thread is at what can't block, and takes a while
         self.keeping: Keeping | None = None  # with epochs only
         self._loop: asyncio.AbstractEventLoop | None = None  # from the first batch on
+        self._last: asyncio.Future[None] | None = None  # the newest batch is told
         # Without epochs, in the loop's time: the last time-out ends, and when there may be others.
         self._remembered_until_s = 0.0
         self._careful_until_s = 0.0
@@ -200,9 +201,14 @@ class Notifier:
         batch = _Batch(
             self._queued, tuple(nodeids), entries, everything, listings, listed, kept, told
         )
+        self._last = told
         self._queue.put(batch)
         loop.call_later(DEADLINE_S, self._overdue, batch)
-        return batch.told
+        return told
+
+    def telling(self) -> asyncio.Future[None] | None:
+        """Done when the kernel uses nothing of what was handed in so far. None: it is so."""
+        return None if self._last is None or self._last.done() else self._last
 
     def forget_attributes(self, nodeid: int) -> None:
         """The kernel asks for the attributes of ``nodeid`` at their next use. Never blocks."""

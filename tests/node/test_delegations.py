@@ -165,16 +165,18 @@ def test_others_see_what_the_holder_has_not_told_yet(cluster: Cluster, what: str
 
 
 def test_nobody_is_asked_without_need(cluster: Cluster) -> None:
-    """By the holder's own questions, by those for other directories, for the past, for attributes;
-    then a change of the attributes asks."""
+    """By the holder's own questions, by those for other directories, for the past; then a change of
+    the attributes asks."""
     holder = cluster.holder
     holder.client.call(ReadDir(holder.directory, 0, 100))
     with pytest.raises(FileError):
         holder.client.call(Lookup(holder.directory, b"n"))
-    past = cluster.other.call(Lookup(ROOT_INO, b"d")).changed
+    past = cluster.other.call(GetAttr(ROOT_INO)).changed
     cluster.other.call(ReadDir(ROOT_INO, 0, 100))
-    cluster.other.call(GetAttr(holder.directory))
     assert list(cluster.other.call(ReadDir(holder.directory, 0, 100, past))) == []
+    cluster.other.call(GetAttr(holder.directory, past))
+    cluster.other.call(Lookup(ROOT_INO, b"d", past))
+    holder.client.call(GetAttr(holder.directory))
     holder.client.call(GetAttr(ROOT_INO))  # it would have heard by now
     assert not holder.is_recalled
     cluster.serial += 1

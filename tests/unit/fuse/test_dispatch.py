@@ -60,6 +60,25 @@ def test_errors_of_the_vfs_are_errnos(error: Exception, expected: int) -> None:
     run(scenario)
 
 
+def test_what_others_changed_is_told_before_a_directory_is_shown() -> None:
+    """Else whoever waited for its attributes could go on to the kernel's listing of before."""
+    untold: list[asyncio.Future[None]] = []
+
+    async def scenario(kernel: Kernel) -> None:
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        untold.append(told)
+        waiting = kernel.send(k.GETATTR, ROOT, bytes(16))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert kernel.answer_to(waiting) is None
+        told.set_result(None)
+        untold.clear()
+        assert (await kernel.ask(k.GETATTR, ROOT, bytes(16))).error == 0
+        assert kernel.answer_to(waiting) is not None
+
+    run(scenario, cached=False, telling=lambda: untold[0] if untold else None)
+
+
 @pytest.mark.expects_log("crashed")
 @pytest.mark.parametrize("cached", [True, False], ids=["nowait", "task"])
 def test_a_crash_is_eio_and_a_traceback(caplog: pytest.LogCaptureFixture, cached: bool) -> None:
