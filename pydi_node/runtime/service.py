@@ -635,26 +635,30 @@ def _query(
         deadline_s = _read_deadline(service, request)
         is_current = await service.driver.wait_current(deadline_s)
         named, client = directory_of(request.message), request.session.client
-        wanted = named
-        try:
-            while True:
-                # Again when it went to somebody else between two steps of the loop, or takes long
-                # though there is a leader.
-                while is_current and wanted and service.tree.is_held(wanted, client):
-                    deadline_s = _read_deadline(service, request)
-                    with contextlib.suppress(DeadlineError):
-                        is_current = await service.driver.reclaim(wanted, client, deadline_s)
-                if is_current and named and service.tree.is_held(named, client):
-                    wanted = named
-                    continue
+        shown: Ino | None = None
+
+        def held() -> Ino | None:
+            """What must be given back before the tree can be asked."""
+            wanted = (named, shown) if is_current else ()
+            return next((ino for ino in wanted if ino and service.tree.is_held(ino, client)), None)
+
+        while True:
+            # Again when it went to somebody else between two steps of the loop, or takes long
+            # though there is a leader.
+            while (directory := held()) is not None:
+                deadline_s = _read_deadline(service, request)
+                with contextlib.suppress(DeadlineError):
+                    is_current = await service.driver.reclaim(directory, client, deadline_s)
+            try:
                 answer = ask(service, service.tree, request.message)
-                wanted = shown_by(request.message, answer)
-                if not (is_current and wanted and service.tree.is_held(wanted, client)):
-                    return answer
-        finally:
-            # What is seen here, be it an absence, must be what everyone sees from now on.
-            if is_current:
-                await service.driver.settle(deadline_s)
+                shown = shown_by(request.message, answer)
+                is_whole = held() is None
+            finally:
+                # What is seen here, be it an absence, must be what everyone sees from now on.
+                if is_current:
+                    await service.driver.settle(deadline_s)
+            if is_whole:
+                return answer
 
     return handle
 
