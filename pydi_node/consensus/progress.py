@@ -11,8 +11,8 @@ For raft.py only; a pure record with its transitions, no message is built here.
         ▼                                              ▼
       SNAPSHOT ◄───────────────────────────────────────┘
 
-PROBE      where the logs agree is not known: one append at a time, repeated when a heartbeat is
-           answered.
+PROBE      where the logs agree is not known: one append at a time, repeated without its entries
+           when a heartbeat is answered.
 REPLICATE  they agree up to ``match_index``; appends are pipelined, ``next_index`` runs ahead,
            bounded by messages and bytes in flight.
 SNAPSHOT   pieces of a snapshot are sent, one at a time; no appends.
@@ -83,7 +83,7 @@ class Progress:
         # Catching up in rounds (thesis 4.2.1): a round copies what the log held at its start.
         self.round_target = LogIndex(next_index - 1)
         self.round_ticks = 0
-        self.caught_up = False  # the last round took less than an election time-out
+        self.caught_up = False  # the last round was short
 
     @property
     def inflight_count(self) -> int:
@@ -169,10 +169,9 @@ class Progress:
         """The follower is there; whether to send an append because messages may have been lost."""
         stuck = self.match_index < last_index and self.match_index == self.heartbeat_match
         self.heartbeat_match = self.match_index
-        if self.state is ProgressState.PROBE:
-            self.probe_sent = False
-            return True
-        if self.state is ProgressState.REPLICATE and stuck:
+        # Or its disk is slow: the answer to a heartbeat does not wait for it. So what is sent again
+        # is a question without entries.
+        if self.state is ProgressState.PROBE or (stuck and self.state is ProgressState.REPLICATE):
             self.check_wanted = True
             return True
         return False

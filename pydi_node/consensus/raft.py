@@ -9,10 +9,10 @@ For replica.py and the simulator. No clock, socket, file or global randomness.
        └── a higher term, no majority for a time-out, or voted out ───┘
 
 What may leave when. A message that promises something (a vote, an acknowledgement, the term it
-carries) goes to ``_promises`` and leaves after the disk; a leader's own appends and heartbeats go
-to ``_messages`` and leave at once, as soon as its term is durable. The term must come first: a
-leader that forgot its term could lead it a second time, with other entries under the same
-(index, term).
+carries) goes to ``_promises`` and leaves after the disk; a leader's own appends, heartbeats and all
+that promises nothing but the term go to ``_messages`` and leave at once, if the term is durable.
+The term must come first: a leader that forgot its term could lead it a second time, with other
+entries under the same (index, term).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydi_node.consensus.codec import pack_membership
+from pydi_node.consensus.elections import ElectionClock
 from pydi_node.consensus.leadership import Leadership, Outgoing
 from pydi_node.consensus.log import Log, entries_of
 from pydi_node.consensus.membership import changed
@@ -76,6 +77,9 @@ from pydi_node.ids import LogIndex, NodeNumber, Term
 # loses its claim on the snapshot and on the log kept behind it.
 CHUNK_RETRY_TIMEOUTS = 4
 SNAPSHOT_PATIENCE_TIMEOUTS = 60
+# A new voter's last round of catching up: 2 s, for a slow disk takes one for a sync, and a cluster
+# of such disks wants its voters.
+CATCH_UP_TIMEOUTS = 4
 # When the leader's program has ended: from then to the first attempt to succeed it, and from one to
 # the next. Enough for the others to learn of it, too, and for two rounds of votes.
 GONE_TICKS = 2
@@ -125,13 +129,12 @@ class Raft:
         self._log = log
         self._lead: Leadership | None = None  # not None exactly while role is LEADER
         self._votes: dict[NodeNumber, bool] = {}
-        self._random = SplitMix64(config.seed, config.node)
-        self._election_elapsed = 0
-        self._election_timeout = self._random_timeout()
+        random = SplitMix64(config.seed, config.node)
+        self._clock = ElectionClock(config.election_ticks, random)
         self._durable_term = hard_state.term
         # Numbers that go on across restarts could repeat; a random start makes an answer to a
         # read of the life before this one fit no read of this one.
-        self._read_number = self._random.next() >> 2
+        self._read_number = random.next() >> 2
         self._read_round = 0
         self._reads_waiting: list[object] = []  # to be forwarded to the leader
         self._reads_forwarded: list[object] = []  # asked for under _read_number
@@ -244,10 +247,7 @@ class Raft:
         after the other. Should it be there all the same, whoever hears from it elects no other."""
         if self._lead is None and self.leader is not None:
             turn = sum(v < self.node for v in self.membership.voters if v != self.leader)
-            ticks, wait = self.config.election_ticks, GONE_TICKS * (turn + 1)
-            left = self._election_timeout - self._election_elapsed
-            if self._election_elapsed < ticks or left > wait:  # told again, it postpones nothing
-                self._election_elapsed, self._election_timeout = ticks, ticks + wait
+            self._clock.hasten(GONE_TICKS * (turn + 1))
 
     def transfer_leadership(self, to: NodeNumber) -> None:
         """Hand the leadership to ``to`` as soon as its log is complete; given up silently after
@@ -565,13 +565,11 @@ class Raft:
     # --- time
 
     def _tick_follower(self) -> None:
-        self._election_elapsed += 1
         if self._reads_forwarded and self.leader is not None:
             self._forward_elapsed += 1
             if self._forward_elapsed >= self.config.heartbeat_ticks:
                 self._send_read_request(self.leader)
-        if self._election_elapsed >= self._election_timeout:
-            self._election_elapsed = 0
+        if self._clock.tick(self.term_is_durable):
             if self._may_campaign():
                 self._campaign(transfer=False)
             elif self.leader is not None:
@@ -627,7 +625,7 @@ class Raft:
         log = self._log
         for voter in self.membership.voters:
             if voter != self.node:
-                self._promises.append(
+                self._say(
                     VoteRequest(
                         self.node, voter, term, log.last_index, log.last_term, pre, transfer
                     )
@@ -636,9 +634,7 @@ class Raft:
     def _become_follower(self, term: Term, leader: NodeNumber | None) -> None:
         assert term >= self.term, f"term {self.term} -> {term}"
         if term > self.term:
-            self.term = term
-            self.vote = None
-            self._acknowledge = None  # of the old term: its leader has no use for it
+            self._begin_term(term)
         if self._lead is not None:
             self._leave_leadership(self._lead)
         if leader != self.leader:
@@ -646,6 +642,12 @@ class Raft:
         self.role = Role.FOLLOWER
         self.leader = leader
         self._reset_election()
+
+    def _begin_term(self, term: Term) -> None:
+        self.term = term
+        self.vote = None
+        self._acknowledge = None  # of the old term: its leader has no use for it
+        self._clock.term_began()
 
     def _become_pre_candidate(self) -> None:
         assert self._lead is None, self.role
@@ -659,10 +661,9 @@ class Raft:
         assert self._lead is None, self.role
         self._fail_reads()
         self.role = Role.CANDIDATE
-        self.term = Term(self.term + 1)
+        self._begin_term(Term(self.term + 1))
         self.vote = self.node
         self.leader = None
-        self._acknowledge = None
         self._reset_election()
         self._votes[self.node] = True
 
@@ -694,17 +695,12 @@ class Raft:
 
     def _reset_election(self) -> None:
         self._votes = {}
-        self._election_elapsed = 0
-        self._election_timeout = self._random_timeout()
-
-    def _random_timeout(self) -> int:
-        ticks = self.config.election_ticks
-        return ticks + self._random.next() % ticks
+        if self.leader is not None:
+            self._clock.leader_known()
+        self._clock.restart()
 
     def _leader_is_live(self) -> bool:
-        return self._lead is not None or (
-            self.leader is not None and self._election_elapsed < self.config.election_ticks
-        )
+        return self._lead is not None or (self.leader is not None and self._clock.is_quiet)
 
     # --- messages
 
@@ -741,15 +737,11 @@ class Raft:
     def _answer_stale(self, message: Message) -> None:
         """Tell an outdated leader or candidate our term. The rest can't matter any more."""
         if isinstance(message, VoteRequest):
-            self._promises.append(
-                VoteResponse(self.node, message.sender, self.term, False, message.pre)
-            )
+            self._say(VoteResponse(self.node, message.sender, self.term, False, message.pre))
         elif isinstance(message, _FROM_LEADER):
             # Needed because of pre-vote: this node's higher term never reaches a leader of a
             # lower one by an election it can't win.
-            self._promises.append(
-                HeartbeatResponse(self.node, message.sender, self.term, message.session, 0)
-            )
+            self._say(HeartbeatResponse(self.node, message.sender, self.term, message.session, 0))
 
     def _step_vote_request(self, message: VoteRequest) -> None:
         future = message.term > self.term  # only a pre-vote gets here with one
@@ -760,9 +752,10 @@ class Raft:
         if granted and not message.pre:
             assert self.vote in (None, message.sender), (self.term, self.vote, message.sender)
             self.vote = message.sender
-            self._election_elapsed = 0
+            self._clock.heard()
         term = message.term if granted else self.term
-        self._promises.append(VoteResponse(self.node, message.sender, term, granted, message.pre))
+        answer = self._say if message.pre else self._promises.append
+        answer(VoteResponse(self.node, message.sender, term, granted, message.pre))
 
     def _step_vote_response(self, message: VoteResponse) -> None:
         wanted = Role.PRE_CANDIDATE if message.pre else Role.CANDIDATE
@@ -784,6 +777,11 @@ class Raft:
         if self._lead is None and self._may_campaign():
             self._campaign(transfer=True)
 
+    def _say(self, message: Message) -> None:
+        """Nothing but the term in it has to be on the disk: behind a slow one's other work it would
+        seem that nobody is here."""
+        (self._messages if self.term_is_durable else self._promises).append(message)
+
     def _follow(self, message: AppendRequest | HeartbeatRequest | SnapshotChunk) -> None:
         """The sender leads this term: listen to it."""
         if self._lead is not None or (self.leader is not None and self.leader != message.sender):
@@ -792,7 +790,7 @@ class Raft:
             )
         if self.role is not Role.FOLLOWER or self.leader is None:
             self._become_follower(self.term, message.sender)
-        self._election_elapsed = 0
+        self._clock.heard()
 
     def _step_append_request(self, message: AppendRequest) -> None:
         self._follow(message)
@@ -839,7 +837,7 @@ class Raft:
         # Beyond our log only if the leader takes us for someone with more on the disk.
         if self._installing is None and message.commit <= self._log.last_index:
             self._log.commit_to(message.commit)
-        self._promises.append(
+        self._say(
             HeartbeatResponse(
                 self.node, message.sender, self.term, message.session, message.read_round
             )
@@ -871,7 +869,7 @@ class Raft:
         if was_full or progress.state is ProgressState.PROBE:
             lead.broadcast = True
         if news:
-            progress.finish_round(log.last_index, self.config.election_ticks)
+            progress.finish_round(log.last_index, CATCH_UP_TIMEOUTS * self.config.election_ticks)
             self._maybe_commit(lead)
             if lead.transferee == message.sender and self._lead is lead:
                 self._try_transfer(lead)
@@ -1070,7 +1068,8 @@ class Raft:
     def _is_caught_up(self, progress: Progress) -> bool:
         """Whether this learner would not hold up commits as a voter (thesis 4.2.1)."""
         # A round that drags on counts against it before it ends.
-        in_time = progress.caught_up and progress.round_ticks < self.config.election_ticks
+        ticks_max = CATCH_UP_TIMEOUTS * self.config.election_ticks
+        in_time = progress.caught_up and progress.round_ticks < ticks_max
         return (
             progress.state is ProgressState.REPLICATE
             and self._is_active(progress)

@@ -31,6 +31,7 @@ from tests.simulation.world import MS, SECOND, Dice, Network, Violation, World
 
 MACHINES_MAX = 7  # that live at the same time
 CONVERGE_US = 90 * SECOND
+SLOW_WORKS_MAX = 500  # of a slow disk, one after the other, until all have converged
 LEAVE_S = 2.5
 # How long a node is away before somebody gives it up: longer than any message is under way.
 GONE_FOR_GOOD_US = 10 * SECOND
@@ -99,7 +100,7 @@ _REPLICA = ("cut_entries", "apply_batch_max", "proposals_per_step_max", "forward
 
 
 def _draw_later_parameters(dice: Dice) -> dict[str, int]:
-    """What came later. Percentages, but for the number of mounts, a yes or no, and a fault."""
+    """What came later. Percentages, but for the mounts' number, a yes or no, a fault, a time."""
     return {
         "small_files": dice.pick([0, 40]),
         "handover": dice.pick([0, 1]),  # whether leadership goes to where the work is
@@ -109,6 +110,8 @@ def _draw_later_parameters(dice: Dice) -> dict[str, int]:
         "hang_up": dice.pick(
             [0, 1, 3]
         ),  # how often as a fault; 0: not with a program's end, either
+        # What a sync takes in the end, when nothing fails any more: longer than election time-outs.
+        "slow_for_good_us": dice.pick([0, 0, 0, 600 * MS]),
     }
 
 
@@ -204,7 +207,7 @@ class Simulation:
         self.answers_lost = 0
         for _, machine in sorted(self.machines.items()):
             machine.set_room("plenty")
-            machine.disk_us = 1 * MS
+            machine.disk_us = self.parameters["slow_for_good_us"] or 1 * MS
             machine.clock.set_rate(self.dice.between(950, 1050))
             machine.crash_countdown = -1
         network.cut = {(a, b) for a in self.machines for b in self.machines}
@@ -221,7 +224,9 @@ class Simulation:
 
     def converge(self) -> None:
         """One leader, everyone at the same index, new commands succeed, old answers are found."""
-        deadline_us = self.world.now_us + CONVERGE_US
+        # With slow disks a snapshot in small pieces takes as long as its pieces, sent and written.
+        pieces_us = SLOW_WORKS_MAX * self.parameters["slow_for_good_us"]
+        deadline_us = self.world.now_us + CONVERGE_US + pieces_us
         self._until(self._agreed, deadline_us, "no agreement")
         waiting = []
         for number in self._live_members():

@@ -27,7 +27,9 @@ STEPS = 6000
 MUTANT_SEEDS = 60
 
 # What lives had not when these seeds were found.
-QUIET_HABITS = {"small_files": 0, "handover": 0, "mounts": 0, "hang_up": 0}
+QUIET_HABITS = {
+    "small_files": 0, "handover": 0, "mounts": 0, "hang_up": 0, "slow_for_good_us": 0,
+}  # fmt: skip
 
 # A power cut tears what was being written; that is the point.
 pytestmark = pytest.mark.expects_log("was cut short by a crash and is dropped")
@@ -58,6 +60,9 @@ FOUND = [
     ),
     # And its clients': for 90 s one asked none but nodes that nobody had made members.
     (2001082, {"handover": 1, "mounts": 2, "mounts_lost": 1, "mounts_stopped": 0}, 4000),
+    # Where syncs took longer than elections waited, nobody was elected, ever.
+    (3, {"voters": 3, "slow_for_good_us": 600_000}, 1000),
+    (4, {"voters": 5, "slow_for_good_us": 600_000}, 1000),
 ]
 
 

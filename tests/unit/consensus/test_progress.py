@@ -55,12 +55,16 @@ def test_a_probe_never_goes_below_what_is_known_to_match() -> None:
 
 
 def test_one_probe_at_a_time_until_a_heartbeat_is_answered() -> None:
-    """A lost probe is repeated when the follower shows that it is there."""
+    """A lost probe is repeated when the follower shows that it is there, without its entries: maybe
+    it is but the follower's disk that is slow."""
     progress = Progress(Member(2, True), 8)
     assert progress.may_send(1, 1)
     progress.sent(9, 10, 0)
     assert not progress.may_send(1, 1)
     assert progress.heartbeat_answered(9)
+    assert progress.check_wanted
+    assert not progress.may_send(1, 1), "entries go out once"
+    assert progress.rejected(7, 5)
     assert progress.may_send(1, 1)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from pydi_node.consensus.log import entries_of
-from pydi_node.consensus.raft import GONE_TICKS, Raft
+from pydi_node.consensus.raft import CATCH_UP_TIMEOUTS, GONE_TICKS, Raft
 from pydi_node.consensus.types import (
     ENTRY_DATA_MAX_BYTES,
     AppendRequest,
@@ -466,7 +466,7 @@ def test_a_learner_is_promoted_only_when_it_keeps_up() -> None:
     raft.step(AppendResponse(2, 1, 1, 0, 1))
     raft.propose([b"x"])
     drive(raft)
-    for _ in range(raft.config.election_ticks):
+    for _ in range(CATCH_UP_TIMEOUTS * raft.config.election_ticks):
         raft.tick()
         raft.step(HeartbeatResponse(2, 1, 1, 0, 0))
         drive(raft)
