@@ -42,7 +42,9 @@ from pydi_node.records import Attr
 # machine, while it is opened all the time is passed through that much later; and a blob's file that
 # was deleted takes its space that much longer.
 WARM_S = 1.0
-PARKED_MAX = 512  # some 4 KiB each, and a descriptor of those that are passed through
+# Some 4 KiB each. Whoever opens more than these in turn finds none of them parked.
+PARKED_MAX = 4096
+PASSED_MAX = 512  # with a descriptor each: when so many are open or parked, no more are parked
 
 
 class _Warm:
@@ -279,7 +281,9 @@ class Opens(Xattrs):
     def park(self, ino: int, fh: int) -> bool:
         """RELEASE of a handle through which nobody locked; False: close it."""
         warm = self._warm.get(fh)
-        if warm is None or ino in self._parked or not self._vfs.park(fh):
+        if warm is None or ino in self._parked:
+            return False
+        if (warm.passing and len(self._passed) > PASSED_MAX) or not self._vfs.park(fh):
             return False
         self._parked[ino] = warm
         if len(self._parked) > PARKED_MAX:

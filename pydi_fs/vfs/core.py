@@ -97,7 +97,9 @@ class VfsCore(Xattrs):
             config.cache.on_kept = self._local.forget_absence
         self._files: dict[Ino, OpenFile] = {}  # that are open
         self._closed = ClosedFiles()
-        self._directories = Directories(client, self._cache)
+        self._directories = Directories(
+            client, self._cache, known=lambda ino: self._delegations.take_listing(ino)
+        )
         self._lookahead = Lookahead(self._directories.fetch)
         self._queue = Queue(
             client,

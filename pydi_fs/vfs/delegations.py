@@ -16,7 +16,7 @@ and gets its answer when all that programs here were told of is in the tree. For
  * Nothing is answered from here without a live lease, which outlives no recall.
  * A recall is a push like any other. It is acknowledged when the commands of all pending creates in
    the directory have left; not later, for their answers wait until everybody has acknowledged.
- * `Undelegate` leaves when they have been answered: two commands may swap places on their way.
+ * `Undelegate` leaves when they have been answered (`owed`).
  * Whatever else is asked of the cluster waits for the pending creates that it is about (`before`).
  * A grant counts on the connection on which it came. After any break all of it is given back.
 """
@@ -40,12 +40,12 @@ from pydi_fs.vfs.journalling import Journal
 from pydi_fs.vfs.made_here import MadeHere
 from pydi_fs.vfs.numbers import Numbers
 from pydi_fs.vfs.occasions import Occasions, make_room
+from pydi_fs.vfs.owed import Owed
 from pydi_fs.vfs.pending import PendingCreate, new_attr
 from pydi_fs.vfs.posix import permitted
 from pydi_fs.vfs.queued import Change, Queue, Rider, uncount
 from pydi_node.commands import (
     INODES_RESERVED,
-    INOS_PER_COMMAND_MAX,
     Caller,
     Command,
     Delegate,
@@ -56,7 +56,6 @@ from pydi_node.commands import (
     Rmdir,
     SetAttr,
     SetXattr,
-    Undelegate,
     Unlink,
     new_file_gid,
 )
@@ -76,7 +75,6 @@ ENTRIES_MAX = 1000  # of a directory that is worth it: all its names are kept, o
 NAMES_MAX = 65536  # of all of them together; some 100 bytes each
 UNUSED_S = 30.0  # what was not used for so long is given back
 SWEEP_S = 5.0
-RETRY_S = 1.0
 _NO_NAMES = (b"", b".", b"..")
 # Requests about a directory that show, or change, what is true of all names in it.
 _OF_ALL_NAMES = (ReadDir, SetAttr, SetXattr, RemoveXattr)
@@ -109,7 +107,7 @@ class _Asked:
 class _Held:
     """A directory that is delegated to this mount."""
 
-    __slots__ = ("attr", "complete", "learns", "names", "used_s")
+    __slots__ = ("attr", "complete", "completing", "gone", "learns", "listing", "names", "used_s")
 
     def __init__(self, attr: Attr | None, names: set[bytes], complete: bool, used_s: float) -> None:
         # As the newest answer has it. The cache does without: when many commands in one directory
@@ -117,8 +115,12 @@ class _Held:
         self.attr = attr
         self.learns = True  # from answers what the directory is like
         self.names = names  # that may be there; if complete, no others are
+        self.gone: set[bytes] = set()  # that were taken away here before all were known
         self.complete = complete
         self.used_s = used_s
+        self.completing: asyncio.Task[None] | None = None  # asks for the names
+        # What it answered, where that came before the program's own question: for that, once.
+        self.listing: Sequence[DirEntry] | None = None
 
 
 class Delegations:
@@ -168,7 +170,12 @@ class Delegations:
         self._created_ns: dict[Ino, int] = {}  # when the newest of them was made
         self._held: dict[Ino, _Held] = {}
         self._asking: dict[Ino, _Asked] = {}
-        self._owed: dict[Ino, None] = {}  # not used any more, and the cluster has to hear of it
+        self._owed = Owed(
+            client,
+            journal,
+            run=lambda command, serial: run(command, lambda answer: answer, serial=serial),
+            may_go=lambda ino: ino not in self._pending_in and not queue.is_about(ino),
+        )
         self._fresh: dict[Ino, set[bytes]] = {}  # made here, with the names that it may have got
         self.own = MadeHere()
         self._naming: Counter[tuple[Ino, bytes]] = Counter()  # names in commands that are under way
@@ -176,9 +183,6 @@ class Delegations:
         self._busy: Counter[Ino] = Counter()  # all inodes likewise
         self.occasions = Occasions()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._returning: asyncio.Task[None] | None = None
-        # A pending create was settled or lost, or there is more to give back.
-        self._ended = asyncio.Event()
         self._sweeps: asyncio.TimerHandle | None = None
 
     def restore(self, state: State) -> None:
@@ -194,7 +198,7 @@ class Delegations:
             serial = state.serial_of_create(create.ino)
             if serial is not None:
                 create.restore_empty(serial)
-        self._owed.update(state.delegated)
+        self._owed.add(state.delegated)
         for directory in state.delegated:
             self.occasions.wait(
                 directory, time.monotonic()
@@ -206,7 +210,7 @@ class Delegations:
         for create in self.pending.values():
             create.start()
             self._settle_in(create, SETTLE_AGAIN_S)
-        self._give_back()
+        self._owed.give_back()
         if self._enabled:
             self._sweeps = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
@@ -229,16 +233,10 @@ class Delegations:
                 create.timer.cancel()
         self._owe(list(self._held))
         await self.numbers.stop()
-        for task in (*self._tasks, self._returning):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
-        self._owed.update(dict.fromkeys(self._asking))
-        if self._owed and self._client.is_connected:
-            try:
-                await self._undelegate(list(self._owed), self._new_serial())
-            except PydiError as exc:
-                log.debug("not given back: %s", exc)
+        for task in list(self._tasks):
+            task.cancel()
+            await asyncio.wait([task])
+        await self._owed.stop(self._asking)
         if failures:
             raise failures[0]
 
@@ -349,13 +347,55 @@ class Delegations:
         return self._busy[ino] > 0
 
     def gone_here(self, parent: Ino, name: bytes) -> None:
-        self._held[parent].names.discard(name)
+        held = self._held[parent]
+        held.names.discard(name)
+        if not held.complete:
+            held.gone.add(name)
+        self._is_used(parent, held)
 
     def made_here(self, parent: Ino, name: bytes) -> None:
-        names = self._held[parent].names
-        names.add(name)
-        if len(names) % ENTRIES_MAX == 0:
+        held = self._held[parent]
+        held.names.add(name)
+        held.gone.discard(name)
+        if len(held.names) % ENTRIES_MAX == 0:
             self._bound_names()
+        self._is_used(parent, held)
+
+    def listed(self, directory: Ino, entries: Iterable[DirEntry]) -> None:
+        """A program has read these in there."""
+        if self._enabled:
+            inos = (entry.attr.ino for entry in entries if entry.attr.is_dir)
+            self.occasions.listed(directory, inos, time.monotonic())
+            self._ask_ahead()
+
+    async def take_listing(self, directory: Ino) -> list[DirEntry] | None:
+        """All entries of a directory for which a program asks the first time since it was asked
+        for ahead, as they are now; None: the cluster must be asked."""
+        held = self._held.get(directory)
+        if held is not None and held.completing is not None:
+            await asyncio.wait([held.completing])
+        if held is None or held.listing is None or self._complete(directory) is not held:
+            return None
+        listing, held.listing = held.listing, None
+        if self._client.lease_s() <= 0 or not self._client.is_connected:
+            return None
+        entries = []
+        for entry in listing:
+            attr = self._cache.attr(entry.attr.ino)
+            if attr is None:
+                return None  # somebody has changed it
+            entries.append(entry if attr is entry.attr else entry._replace(attr=attr))
+        return entries
+
+    def _is_used(self, directory: Ino, held: _Held) -> None:
+        held.listing = None
+        if self.occasions.used(directory, time.monotonic()):
+            self._ask_ahead()
+
+    def _ask_ahead(self) -> None:
+        for directory in self.occasions.ahead(time.monotonic()):
+            if not self._ask(directory):
+                self.occasions.unused(directory)
 
     def hold_new(self, attr: Attr) -> None:
         """It was made here: its command gives it to this mount."""
@@ -377,7 +417,7 @@ class Delegations:
                 self.learn(attrs[command.ino])
             elif isinstance(command, SetAttr):
                 self._is_unsure(command.ino)
-        self._ended.set()
+        self._owed.look()
 
     def lost(self, change: Change) -> None:
         """Programs were told of a change that will never be: only the cluster knows what is so."""
@@ -469,7 +509,7 @@ class Delegations:
         if not names:
             del self._pending_in[create.parent]
             del self._created_ns[create.parent]
-        self._ended.set()
+        self._owed.look()
         self._on_end(create)
 
     def _settle_in(self, create: PendingCreate, delay_s: float) -> None:
@@ -646,12 +686,15 @@ class Delegations:
             return
         if self.occasions.is_one(directory, time.monotonic()):
             self._ask(directory)
+            self._ask_ahead()
 
     async def wait_asked(self, *directories: Ino) -> bool:
-        """Whether some of these were asked for, and no answer was here yet, and one is this mount's
-        now with all names known: a change can be made here, for the price of one command."""
+        """Whether some of these were asked for, and no answer or not all names were here yet, and
+        one is this mount's now: a change can be made here, for the price of one command."""
         asked = [self._asking[directory] for directory in directories if directory in self._asking]
         tasks = [one.task for one in asked if one.task is not None]
+        held = [self._held[directory] for directory in directories if directory in self._held]
+        tasks += [one.completing for one in held if one.completing is not None]
         if not tasks:
             return False
         await asyncio.wait(tasks)
@@ -672,15 +715,18 @@ class Delegations:
             and not self._queue.is_about(directory)
         )
 
-    def _ask(self, directory: Ino) -> None:
-        if self._may_ask(directory):
-            asked = self._asking[directory] = _Asked()
-            asked.task = self._later(self._ask_for(directory, asked))
+    def _ask(self, directory: Ino) -> bool:
+        if not self._may_ask(directory):
+            return False
+        asked = self._asking[directory] = _Asked()
+        asked.task = self._later(self._ask_for(directory, asked))
+        return True
 
     async def _ask_for(self, directory: Ino, asked: _Asked) -> None:
         epoch = self._client.epoch
         if not await self.numbers.wait_some() or epoch != self._client.epoch:
             del self._asking[directory]
+            self.occasions.unused(directory)
             return
 
         def arrived(granted: bool) -> None:
@@ -698,7 +744,7 @@ class Delegations:
                 self._owe((directory,))
 
         self._journal.delegated(directory)
-        serial = self._new_serial()
+        serial = self._owed.new_serial()
         try:
             await self._run(Delegate(directory), arrived, serial=serial, once=True)
         except FileError:
@@ -709,12 +755,17 @@ class Delegations:
             del self._asking[directory]
             self._owe((directory,))
         held = self._held.get(directory)
-        if held is not None:
+        if held is None:
+            self.occasions.unused(directory)
+        else:
+            held.completing = asked.task
             try:
                 await self._complete_held(directory, held)
             except PydiError as exc:
                 log.debug("ino=%d: not looked at: %s", directory, exc)
                 self._owe((directory,))
+            finally:
+                held.completing = None
 
     def _take(self, directory: Ino) -> None:
         fresh = self._fresh.pop(directory, None)
@@ -731,6 +782,7 @@ class Delegations:
     def _unhold(self, directory: Ino) -> bool:
         """Nothing is answered from it any more. Whether anything was."""
         self.own.forget_in(directory)
+        self.occasions.unused(directory)
         return self._held.pop(directory, None) is not None
 
     def _bound_names(self) -> None:
@@ -753,8 +805,9 @@ class Delegations:
             self.occasions.wait_long(directory, time.monotonic())
             self._owe((directory,))
             return
-        held.names.update(entry.name for entry in entries)
+        held.names.update({entry.name for entry in entries} - held.gone)
         held.complete = True
+        held.listing = entries if self.occasions.is_ahead(directory) else None
         self._bound_names()
 
     # --- giving back -----------------------------------------------------------------------------
@@ -777,7 +830,7 @@ class Delegations:
                 lost.append(ino)
                 self.occasions.wait(ino, time.monotonic())
             elif ino in self._owed:
-                self._give_back()
+                self._owed.give_back()
         return self._owe(lost) if lost else None
 
     def _overtake(self, inos: Iterable[Ino], entries: Iterable[tuple[Ino, bytes]]) -> None:
@@ -806,62 +859,17 @@ class Delegations:
         leaving = []
         for directory in directories:
             self._unhold(directory)
-            self._owed[directory] = None
+            self._owed.add((directory,))
             for create in self._pending_in.get(directory, {}).values():
                 create.start()
                 if create.sent is None or create.sent.done() or self._queue.is_about(directory):
                     continue  # the last: it waits for answers, as giving back does
                 leaving.append(create.sent)
         self._queue.conceal(directories)
-        self._give_back()
+        self._owed.give_back()
         if not leaving:
             return None
         return asyncio.get_running_loop().create_task(when_all(leaving))
-
-    def _give_back(self) -> None:
-        self._ended.set()
-        if self._owed and (self._returning is None or self._returning.done()):
-            self._returning = asyncio.get_running_loop().create_task(self._return_owed())
-
-    async def _return_owed(self) -> None:
-        while self._owed:
-            self._ended.clear()
-            ready = [
-                ino
-                for ino in self._owed
-                if ino not in self._pending_in and not self._queue.is_about(ino)
-            ]
-            del ready[INOS_PER_COMMAND_MAX:]
-            if not ready:
-                await self._ended.wait()
-                continue
-            await self._return(ready)
-
-    async def _return(self, directories: Sequence[Ino]) -> None:
-        """Until there is an answer. Under one serial: a copy of an earlier attempt that comes late
-        would end, unnoticed, what is delegated anew."""
-        serial = self._new_serial()
-        while True:
-            try:
-                return await self._undelegate(directories, serial)
-            except FileError as exc:
-                log.debug("not given back: %s", exc)
-                serial = self._new_serial()  # the tree executes the other one no more
-            except PydiError as exc:
-                # Whoever wants them meanwhile takes them.
-                log.debug("not given back yet: %s", exc)
-            await asyncio.sleep(RETRY_S)
-
-    def _new_serial(self) -> Serial:
-        serial = self._client.new_serial()
-        self._journal.spent(serial)
-        return serial
-
-    async def _undelegate(self, directories: Sequence[Ino], serial: Serial) -> None:
-        await self._run(Undelegate(tuple(directories)), lambda answer: answer, serial=serial)
-        for directory in directories:
-            self._owed.pop(directory, None)
-        self._journal.undelegated(directories)
 
     def _sweep(self) -> None:
         self._sweeps = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)

@@ -8,7 +8,7 @@ reading all the same.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from pydi_fs.client import Client
@@ -25,9 +25,16 @@ LISTINGS_MAX = 4096  # some 300 bytes each
 class Directories:
     """Listings by directory and reader; a reader is whoever reads one directory at a time."""
 
-    def __init__(self, client: Client, cache: NameCache) -> None:
+    def __init__(
+        self,
+        client: Client,
+        cache: NameCache,
+        known: Callable[[Ino], Awaitable[Sequence[DirEntry] | None]],
+    ) -> None:
+        """known: all entries of a directory, where the cluster needn't be asked for them."""
         self._client = client
         self._cache = cache
+        self._known = known
         self._listings: OrderedDict[tuple[Ino, int], Listing] = OrderedDict()
 
     async def page(self, ino: Ino, reader: int, cookie: int, limit: int) -> Sequence[DirEntry]:
@@ -35,7 +42,7 @@ class Directories:
         key = (ino, reader)
         listing = self._listings.get(key)
         if listing is None:
-            listing = self._listings[key] = self._listing(ino)
+            listing = self._listings[key] = self._listing(ino, self._fetch_or_know)
             if len(self._listings) > LISTINGS_MAX:
                 self._listings.popitem(last=False)
         entries = await listing.page(cookie, min(limit, READDIR_LIMIT_MAX))
@@ -45,7 +52,7 @@ class Directories:
 
     async def first(self, ino: Ino, limit: int) -> Sequence[DirEntry]:
         """The first ``limit`` entries, for nobody who reads on."""
-        return await self._listing(ino).page(0, limit)
+        return await self._listing(ino, self.fetch).page(0, limit)
 
     async def fetch(
         self, ino: Ino, after: int, limit: int, at: LogIndex | None = None
@@ -64,9 +71,17 @@ class Directories:
         )
         return entries
 
-    def _listing(self, ino: Ino) -> Listing:
+    async def _fetch_or_know(
+        self, ino: Ino, after: int, limit: int, at: LogIndex | None
+    ) -> Sequence[DirEntry]:
+        known = None if after or at is not None else await self._known(ino)
+        if known is not None and len(known) < limit:
+            return known
+        return await self.fetch(ino, after, limit, at)
+
+    def _listing(self, ino: Ino, fetch: Callable[..., Awaitable[Sequence[DirEntry]]]) -> Listing:
         async def newest_index() -> LogIndex:
             index: LogIndex = await self._client.call(IndexAt(TimeNs(INT64_MAX)))
             return index
 
-        return Listing(ino, partial(self.fetch, ino), newest_index)
+        return Listing(ino, partial(fetch, ino), newest_index)

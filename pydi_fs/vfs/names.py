@@ -95,7 +95,9 @@ class Names(VfsCore):
         is_new = not self._journal.sent_before()
         if is_new and self.rmdir_nowait(caller, parent, name):
             return
+        removed = self._known(parent, name)
         may_be_ours = await self._ask_for(parent)
+        may_be_ours |= await self._delegations.wait_asked(removed or ABSENT)
         if is_new and may_be_ours and self.rmdir_nowait(caller, parent, name):
             return
         removed = self._known(parent, name)

@@ -359,6 +359,7 @@ class Vfs(Names, FileLocks):
     async def entries(self, ino: Ino, reader: int, cookie: int, limit: int) -> list[DirEntry]:
         """`readdir` without a handle, for a reader who reads a directory once at a time."""
         entries = await self._directories.page(ino, reader, cookie, limit)
+        self._delegations.listed(ino, entries)
         if not self._files and self._queue.is_empty:
             return list(entries)
         return [entry._replace(attr=self._overlay(entry.attr)) for entry in entries]

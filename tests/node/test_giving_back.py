@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pydi_fs.vfs import delegations as delegations_module
 from pydi_fs.vfs import numbers as numbers_module
+from pydi_fs.vfs import owed
 from pydi_node import portable
 from pydi_node.commands import (
     ROOT_CALLER,
@@ -74,7 +74,7 @@ def test_a_directory_is_given_back_while_another_one_waits(
         delegations = holder.vfs._delegations
         with holder.failing(PutFile, NoSpaceError("as if the disk were full")):
             delegations._owe((holder.at,))
-            await eventually(lambda: not delegations._ended.is_set() and bool(delegations._owed))
+            await eventually(lambda: delegations._owed.waits)
             began_s = asyncio.get_running_loop().time()
             assert await other.names(second) == []
             assert asyncio.get_running_loop().time() - began_s < 2.0, "nobody gave it back"
@@ -100,7 +100,7 @@ def test_what_gives_a_directory_back_takes_effect_once(
             return await execute(command, *arguments, **options)
 
         monkeypatch.setattr(holder.client, "execute", losing)
-        monkeypatch.setattr(delegations_module, "RETRY_S", 0.01)
+        monkeypatch.setattr(owed, "RETRY_S", 0.01)
         holder.vfs._delegations._owe((holder.at,))
         await eventually(lambda: not holder.vfs._delegations._owed)
         assert len(serials) == 2

@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from pydi_fs.vfs import delegations as delegations_module
-from pydi_fs.vfs import holds, queued
+from pydi_fs.vfs import holds, occasions, queued
 from pydi_node.commands import RENAME_NOREPLACE, ROOT_CALLER, Delegate
 from pydi_node.errors import FileError, PydiError
 from pydi_node.ids import ROOT_INO, Ino
+from pydi_node.records import DirEntry
 from tests.harness.procs import NodeProcess
-from tests.node.test_pending_creates import NEVER_S, DelegatingMount, logs
+from tests.node.test_pending_creates import NEVER_S, DelegatingMount, eventually, logs
 from tests.node.test_queued_changes import asked, in_cluster, make
 from tests.unit.tree.driver import file_error
 
@@ -87,6 +88,147 @@ def test_a_tree_is_removed_with_one_command_a_directory(node: NodeProcess, tmp_p
         with file_error(errno.ENOENT):
             await other.vfs.lookup(top, b"d3")
         assert await other.names(top) == []
+
+    run(node, tmp_path, scenario)
+
+
+def test_what_was_refused_ahead_is_in_nobodys_way(node: NodeProcess, tmp_path: Path) -> None:
+    """It counts no more among those that are asked for ahead and not used."""
+
+    async def scenario(
+        mount: DelegatingMount, other: DelegatingMount, top: Ino, directories: list[Ino]
+    ) -> None:
+        await mount.names(top)
+        with mount.failing(Delegate, FileError(errno.EINVAL)):
+            for at in directories[:3]:
+                await mount.vfs.unlink(ROOT_CALLER, at, b"f0")
+            await settled(mount)
+        assert not any(map(mount.vfs._delegations.occasions.is_ahead, directories))
+        assert asked(mount).count("Delegate") == 0
+        await mount.names(directories[3])
+        await settled(mount)
+        assert mount.vfs._delegations.holds(directories[4])
+
+    run(node, tmp_path, scenario)
+
+
+async def settled(mount: DelegatingMount) -> None:
+    """Nothing that was asked for ahead is under way."""
+    delegations = mount.vfs._delegations
+    await eventually(lambda: not delegations._asking)
+    await eventually(lambda: all(held.complete for held in delegations._held.values()))
+
+
+def test_whoever_removes_a_tree_by_its_listings_waits_for_none_of_the_directories(
+    node: NodeProcess, tmp_path: Path
+) -> None:
+    """``rm -r``: from the third on each is asked for before its first change; the names that come
+    with it are also the program's listing, and nothing but that is asked of the cluster."""
+
+    async def scenario(
+        mount: DelegatingMount, other: DelegatingMount, top: Ino, directories: list[Ino]
+    ) -> None:
+        assert len(await mount.names(top)) == DIRECTORIES
+        for number, at in enumerate(directories):
+            await remove(mount, at)
+            await mount.vfs.rmdir(ROOT_CALLER, top, b"d%d" % number)
+            await settled(mount)
+            if number == 2:
+                asked(mount)
+                assert all(mount.vfs._delegations.holds(at) for at in directories[3:])
+        assert set(asked(mount)) <= {"Batch"}
+        assert await other.names(top) == []
+
+    run(node, tmp_path, scenario)
+
+
+def test_what_was_asked_for_ahead_shows_what_others_have_done_since(
+    node: NodeProcess, tmp_path: Path
+) -> None:
+    """The listing that came with the names is not shown when it is no longer true."""
+
+    async def scenario(
+        mount: DelegatingMount, other: DelegatingMount, top: Ino, directories: list[Ino]
+    ) -> None:
+        file, named, kept = directories[3:6]
+        f1 = (await other.vfs.lookup(file, b"f1")).ino
+        await mount.names(top)
+        for at in directories[:3]:
+            await mount.vfs.unlink(ROOT_CALLER, at, b"f0")
+        await settled(mount)
+        assert all(mount.vfs._delegations.holds(at) for at in (file, named, kept))
+        await other.vfs.setattr(ROOT_CALLER, f1, mode=0o600)
+        await other.vfs.rename(ROOT_CALLER, named, b"f1", named, b"other", 0)
+        await mount.vfs.unlink(ROOT_CALLER, kept, b"f1")
+        assert mount.vfs._delegations.holds(file)
+        fh = await mount.vfs.opendir(file)
+        modes = {e.name: e.attr.mode & 0o777 for e in await mount.vfs.readdir(fh, 0, 1000)}
+        await mount.vfs.releasedir(fh)
+        assert modes == {b"f%d" % n: 0o600 if n == 1 else 0o644 for n in range(FILES)}
+        assert await mount.names(named) == [b"f0", b"f2", b"f3", b"f4", b"other"]
+        assert await mount.names(kept) == [b"f0", b"f2", b"f3", b"f4"]
+
+    run(node, tmp_path, scenario)
+
+
+def test_who_reads_a_tree_beside_has_few_directories_asked_for(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``find`` in one tree while names change in others."""
+    monkeypatch.setattr(occasions, "AHEAD_MAX", 2)
+
+    async def scenario(
+        mount: DelegatingMount, other: DelegatingMount, top: Ino, directories: list[Ino]
+    ) -> None:
+        for at in directories[:2]:
+            await mount.vfs.unlink(ROOT_CALLER, at, b"f0")
+        asked(mount)
+        await mount.names(top)
+        for at in directories[2:]:
+            await mount.names(at)
+            await settled(mount)
+        assert asked(mount).count("Delegate") == 2
+
+    run(node, tmp_path, scenario)
+
+
+def test_a_name_that_goes_before_all_are_known_is_gone(node: NodeProcess, tmp_path: Path) -> None:
+    """The names were asked for when it was there, and they are what says that none is left."""
+
+    async def scenario(
+        mount: DelegatingMount, other: DelegatingMount, top: Ino, directories: list[Ino]
+    ) -> None:
+        delegations = mount.vfs._delegations
+        at, list_names = directories[2], delegations._list_names
+        may_answer = asyncio.Event()
+
+        async def late(directory: Ino, limit: int) -> Sequence[DirEntry]:
+            entries = await list_names(directory, limit)
+            if directory == at:
+                await may_answer.wait()
+            return entries
+
+        await mount.vfs.mkdir(ROOT_CALLER, top, b"x", 0o755)
+        await mount.vfs.mkdir(ROOT_CALLER, top, b"y", 0o755)
+        await mount.wait_delegated(top)
+        await mount.names(top)
+        names = [b"f%d" % number for number in range(FILES)]
+        for name in names:
+            await mount.vfs.lookup(at, name)
+        delegations._list_names = late
+        for before in directories[:2]:
+            await mount.vfs.unlink(ROOT_CALLER, before, b"f0")
+        await mount.names(directories[1])  # the next one is asked for
+        await eventually(lambda: delegations.holds(at))
+        for name in names:
+            assert mount.vfs.unlink_nowait(ROOT_CALLER, at, name)
+        asked(mount)
+        removing = asyncio.create_task(mount.vfs.rmdir(ROOT_CALLER, top, b"d2"))
+        await asyncio.sleep(0)
+        may_answer.set()
+        await removing
+        assert "Rmdir" not in asked(mount)
+        assert b"d2" not in await other.names(top)
 
     run(node, tmp_path, scenario)
 

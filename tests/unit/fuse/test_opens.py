@@ -179,6 +179,24 @@ def test_only_so_many_are_parked(monkeypatch: pytest.MonkeyPatch) -> None:
     run(scenario)
 
 
+def test_of_those_with_a_descriptor_fewer_are_parked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who opens very many passed files does not use up the process's descriptors."""
+    monkeypatch.setattr(opens, "PASSED_MAX", 2)
+    monkeypatch.setattr(opens, "WARM_S", 60.0)
+
+    async def test(s: passthrough.Scenario) -> None:
+        nodeids = [await s.file(b"%d" % number) for number in range(4)]
+        readers = [await s.kernel.open(nodeid) for nodeid in nodeids]
+        assert all(reader.open_flags & PASSTHROUGH for reader in readers)
+        for nodeid, reader in zip(nodeids, readers, strict=True):
+            release(s.kernel, nodeid, reader.fh)
+        assert s.vfs.open_handles == 2
+        await s.kernel.dispatcher.stop()
+        assert s.vfs.open_handles == 0
+
+    passthrough.run(test)
+
+
 def test_what_nobody_opens_again_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a timer."""
     monkeypatch.setattr(opens, "WARM_S", 0.0)

@@ -82,10 +82,10 @@ class Scenario:
         self.table = BackingTable()
         self.kernel.dispatcher.passthrough = self.table
 
-    async def file(self) -> int:
-        """The node id of a file that was written long ago."""
-        made = await self.kernel.create(b"file")
-        await self.kernel.write(made.nodeid, made.fh, 0, b"content")
+    async def file(self, name: bytes = b"file") -> int:
+        """The node id of a file that was written long ago; its content no other file has."""
+        made = await self.kernel.create(name)
+        await self.kernel.write(made.nodeid, made.fh, 0, b"content" if name == b"file" else name)
         await self.kernel.release(made.nodeid, made.fh)
         await self.set_mtime(made.nodeid, LONG_AGO_NS)
         return made.nodeid

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydi_fs.vfs.occasions import (
     AGAIN_WITHIN_S,
+    AHEAD_MAX,
+    LISTINGS_MAX,
     RECALLED_MAX_S,
     RECALLED_MIN_S,
     REMEMBERED_MAX,
@@ -54,6 +56,86 @@ def test_one_of_the_others_was_long_ago() -> None:
     assert occasions.is_one(D, AGAIN_WITHIN_S + 0.2)
 
 
+def going_through(now_s: float) -> Occasions:
+    """Names were changed in two directories that are none of those that the tests list."""
+    occasions = Occasions()
+    for number in (1001, 1002):
+        occasions.is_one(Ino(number), now_s)
+    return occasions
+
+
+def inos(first: int, last: int) -> list[Ino]:
+    return [Ino(number) for number in range(first, last + 1)]
+
+
+def test_nothing_is_asked_for_ahead_of_who_only_reads() -> None:
+    occasions = Occasions()
+    occasions.listed(A, inos(10, 20), 0.0)
+    assert occasions.ahead(0.0) == []
+    occasions.is_one(Ino(10), 0.1)
+    occasions.is_one(Ino(11), 0.1)
+    assert occasions.ahead(0.1)
+    assert occasions.ahead(0.2 + AGAIN_WITHIN_S) == []
+
+
+def test_so_many_are_asked_for_ahead_and_one_more_for_each_that_is_used() -> None:
+    occasions = going_through(0.0)
+    coming = inos(10, 40)
+    occasions.listed(A, coming, 0.0)
+    assert occasions.ahead(0.0) == coming[:AHEAD_MAX]
+    assert occasions.ahead(0.0) == []
+    assert occasions.used(coming[0], 0.1)
+    assert not occasions.used(coming[0], 0.1), "the second change in there"
+    assert occasions.ahead(0.1) == coming[AHEAD_MAX : AHEAD_MAX + 1]
+    occasions.unused(coming[3])
+    assert not occasions.is_ahead(coming[3])
+    assert occasions.ahead(0.1) == [coming[3]], "as long as nobody came by"
+
+
+def test_what_was_passed_by_is_asked_for_no_more() -> None:
+    occasions = going_through(0.0)
+    occasions.listed(A, inos(10, 40), 0.0)
+    occasions.listed(Ino(30), [], 0.1)
+    assert occasions.ahead(0.1) == inos(31, 30 + AHEAD_MAX)
+
+
+def test_a_directory_is_walked_into_before_the_next_one_beside_it() -> None:
+    occasions = going_through(0.0)
+    occasions.listed(A, inos(10, 40), 0.0)
+    occasions.listed(Ino(10), inos(50, 52), 0.1)
+    assert occasions.ahead(0.1) == [*inos(50, 52), *inos(11, 15)]
+
+
+def test_a_long_directory_is_listed_in_pieces() -> None:
+    occasions = going_through(0.0)
+    occasions.listed(A, inos(10, 12), 0.0)
+    occasions.listed(A, inos(13, 14), 0.1)
+    assert occasions.ahead(0.1) == inos(10, 14)
+
+
+def test_a_listing_that_nobody_follows_any_more_is_left() -> None:
+    """Until somebody goes on in it."""
+    occasions = going_through(0.0)
+    occasions.listed(A, inos(10, 40), 0.0)
+    later_s = AGAIN_WITHIN_S + 0.1
+    for number in (1003, 1004):
+        occasions.is_one(Ino(number), later_s)
+    assert occasions.ahead(later_s) == []
+    occasions.listed(Ino(10), [], later_s)
+    assert occasions.ahead(later_s) == inos(11, 10 + AHEAD_MAX)
+
+
+def test_who_uses_what_was_asked_for_ahead_still_goes_through_the_tree() -> None:
+    occasions = going_through(0.0)
+    occasions.listed(A, inos(10, 40), 0.0)
+    now_s = 0.0
+    for ino in inos(10, 20):
+        now_s += AGAIN_WITHIN_S / 2
+        occasions.ahead(now_s)
+        assert occasions.used(ino, now_s)
+    assert occasions.ahead(now_s)
+
+
 def test_after_each_recall_it_is_left_alone_for_twice_as_long() -> None:
     occasions = Occasions()
     assert occasions.may_ask(A, 0.0)
@@ -78,4 +160,8 @@ def test_what_is_remembered_is_bounded() -> None:
         occasions.wait(Ino(number), 0.0)
     assert len(occasions.not_before) == len(occasions._changed_s) == REMEMBERED_MAX
     assert occasions.may_ask(A, 0.0)  # it was the first
+    for number in range(1, LISTINGS_MAX + 10):
+        occasions.listed(Ino(number), inos(10_000, 10_010 + REMEMBERED_MAX), 0.0)
+    assert len(occasions._listings) == LISTINGS_MAX
+    assert all(len(one.coming) == REMEMBERED_MAX for one in occasions._listings.values())
     assert not occasions.may_ask(Ino(REMEMBERED_MAX), 0.0)
