@@ -171,10 +171,14 @@ class BlobStore:
                 highest = max(highest, self._own_counter(name))
                 quarantined += 1
         count, stored, strangers = 0, 0, 0
+        filled = []
         for fanout in _FANOUT_NAMES:
             if fanout not in root_names:
                 continue
-            for entry in files.entries(self._root / fanout):
+            entries = files.entries(self._root / fanout)
+            if entries:
+                filled.append(fanout)
+            for entry in entries:
                 blob = parse_blob_name(entry.name)
                 if blob is None or _fanout(blob) != fanout or entry.is_directory:
                     _log.warning("node=%d not a blob: %s/%s", self._node, fanout, entry.name)
@@ -201,8 +205,7 @@ class BlobStore:
                 files.make_directory(self._root / name)
         # Of a process that was killed, the machine living on, everything can be seen: also what it
         # had no time to sync. Whoever sees a blob from now on may rely on it.
-        for fanout in _FANOUT_NAMES:
-            files.sync_directory(self._root / fanout)
+        files.sync_directories([self._root / fanout for fanout in filled])
         files.sync_directory(self._root)
 
         with self._lock:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -289,6 +290,10 @@ class SimulatedDisk:
             if change in self._changes:  # else the other directory of a rename was synced before
                 change.apply(self._durable_names, self._durable_newest)
                 del self._changes[change]
+
+    def sync_directories(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            self.sync_directory(path)
 
     def names(self, path: Path) -> list[str]:
         self._call("names")
