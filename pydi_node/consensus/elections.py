@@ -4,8 +4,8 @@ The time-out has to be longer than an election takes (thesis 3.9), and what an e
 disks: the candidate's, then a majority's, each of which may be in the middle of a sync. A disk that
 is asked for much, or turns, may take seconds for one. So the clock adapts:
 
-- While the own disk writes the term or vote, it runs backwards: the others' may need as long, and
-  one that was asked in the middle of a sync twice that.
+- While the own disk writes the term or vote of an election, it runs backwards: the others' may need
+  as long, and one that was asked in the middle of a sync twice that.
 - Where the own disk is the fast one that shows nothing. So each term in which nobody led makes it
   slower, from the third in a row on; the first two are those of an ordinary split vote. A term is
   only begun when a majority is there and willing, so none is lost to a majority that is away.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pydi_node.consensus.splitmix import SplitMix64
 
-WRITING_TICKS = -2  # what a tick counts while the own term is not on the disk
+WRITING_TICKS = -2  # what a tick counts while the own vote is not on the disk
 # Election time-outs that the clock goes back at most: a disk that hung for an hour and is back must
 # not keep its node from an election for two.
 BACK_TIMEOUTS_MAX = 20
@@ -41,15 +41,16 @@ class ElectionClock:
         """Whether the shortest time-out has not passed: who knows a leader takes it for alive."""
         return self._elapsed < self._ticks
 
-    def tick(self, durable: bool) -> bool:
+    def tick(self, writing: bool) -> bool:
         """One tick more; whether to try, once for each time-out.
 
-        durable  the own term is on the disk.
+        writing  an election is under way, and the own vote is not on the disk. Not while a leader
+                 is known: whatever the own disk does, silence is silence.
         """
-        if durable:
-            self._elapsed += 1
-        else:
+        if writing:
             self._elapsed = max(self._elapsed + WRITING_TICKS, -BACK_TIMEOUTS_MAX * self._ticks)
+        else:
+            self._elapsed += 1
         if self._elapsed < self._timeout:
             return False
         self._elapsed = 0

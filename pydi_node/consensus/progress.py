@@ -57,6 +57,7 @@ class Progress:
         "snapshot_offset",
         "snapshot_reading",
         "snapshot_ticks",
+        "stalled_ticks",
         "state",
     )
 
@@ -67,6 +68,7 @@ class Progress:
         self.next_index = next_index
         # A new leader counts everyone as just heard, which gives them one time-out to answer.
         self.silent_ticks = 0
+        self.stalled_ticks = 0  # since its disk was last known to have taken something, or all
         self.answered = False  # this leader, at least once
         self.commit_sent = NO_INDEX  # highest commit index it was told in an append
         self.attentive = True  # told of each commit at once
@@ -88,6 +90,17 @@ class Progress:
     @property
     def inflight_count(self) -> int:
         return len(self._inflight)
+
+    @property
+    def idle_ticks(self) -> int:
+        """Since it last did what is asked of it; to be there is not enough."""
+        return max(self.silent_ticks, self.stalled_ticks)
+
+    def tick(self) -> None:
+        self.silent_ticks += 1
+        self.round_ticks += 1
+        waits = self.state is ProgressState.SNAPSHOT or self.next_index - 1 > self.match_index
+        self.stalled_ticks = self.stalled_ticks + 1 if waits else 0
 
     def wants_news(self, commit: LogIndex, membership: LogIndex) -> bool:
         """Whether to send an append without entries: as a probe or check, or to tell of ``commit``.
@@ -146,6 +159,7 @@ class Progress:
             self.inflight_bytes -= inflight.popleft()[1]
         news = index > self.match_index
         if news:
+            self.stalled_ticks = 0
             self.match_index = index
             self.next_index = max(self.next_index, LogIndex(index + 1))
         return news
@@ -155,10 +169,12 @@ class Progress:
         if self.state is ProgressState.REPLICATE:
             if index <= self.match_index:
                 return False
+            self.stalled_ticks = 0
             self.become_probe(LogIndex(guess + 1))
             return True
         if self.state is not ProgressState.PROBE or index != self.next_index - 1:
             return False
+        self.stalled_ticks = 0
         self.next_index = max(
             min(index, LogIndex(guess + 1)), LogIndex(self.match_index + 1), LogIndex(1)
         )

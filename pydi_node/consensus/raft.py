@@ -128,7 +128,8 @@ class Raft:
         self.leader: NodeNumber | None = None
         self._log = log
         self._lead: Leadership | None = None  # not None exactly while role is LEADER
-        self._votes: dict[NodeNumber, bool] = {}
+        self._votes: dict[NodeNumber, bool] = {}  # for this node in this term, while it runs
+        self._pre_votes: dict[NodeNumber, bool] = {}  # in this attempt
         random = SplitMix64(config.seed, config.node)
         self._clock = ElectionClock(config.election_ticks, random)
         self._durable_term = hard_state.term
@@ -213,8 +214,8 @@ class Raft:
             log.commit_index, log.applied_index, self.first_index, log.membership,
             tuple(
                 PeerStatus(
-                    p.member.number, p.member.voter, p.match_index, self._is_active(p),
-                    p.silent_ticks, p.state.value,
+                    p.member.number, p.member.voter, p.match_index, self._works(p),
+                    p.idle_ticks, p.state.value,
                 )
                 for p in peers
             ),
@@ -322,12 +323,9 @@ class Raft:
             # Heard of for certain: what a new leader grants everyone for a time-out is not enough
             # to give a vote away for. With one of three lost for good, another one's leaving would
             # leave two of whom one never answers, and no way back.
-            active = sum(
-                1
-                for voter in membership.voters
-                if self._is_voter_active(lead, voter)
-                and (voter == self.node or lead.peers[voter].answered)
-            )
+            others = (lead.peers[voter] for voter in membership.voters if voter != self.node)
+            active = sum(other.answered and self._works(other) for other in others)
+            active += self.node in membership.voters
             if active < majority(len(membership.voters)):
                 raise NoQuorumError(
                     f"only {active} of the {len(membership.voters)} voters it leaves answer"
@@ -569,7 +567,7 @@ class Raft:
             self._forward_elapsed += 1
             if self._forward_elapsed >= self.config.heartbeat_ticks:
                 self._send_read_request(self.leader)
-        if self._clock.tick(self.term_is_durable):
+        if self._clock.tick(self.leader is None and not self.term_is_durable):
             if self._may_campaign():
                 self._campaign(transfer=False)
             elif self.leader is not None:
@@ -579,12 +577,11 @@ class Raft:
     def _tick_leader(self, lead: Leadership) -> None:
         config = self.config
         for progress in lead.peers.values():
-            progress.silent_ticks += 1
-            progress.round_ticks += 1
+            progress.tick()
             if progress.state is ProgressState.SNAPSHOT:
                 self._tick_snapshot(lead, progress)
         voters = self.membership.voters
-        active = sum(1 for voter in voters if self._is_voter_active(lead, voter))
+        active = sum(v == self.node or self._is_active(lead.peers[v]) for v in voters)
         if active < majority(len(voters)):
             # Check quorum (thesis 6.2): whoever can't reach a majority must not seem to lead.
             self._become_follower(self.term, None)
@@ -646,6 +643,7 @@ class Raft:
     def _begin_term(self, term: Term) -> None:
         self.term = term
         self.vote = None
+        self._votes = {}
         self._acknowledge = None  # of the old term: its leader has no use for it
         self._clock.term_began()
 
@@ -655,7 +653,7 @@ class Raft:
         self.role = Role.PRE_CANDIDATE
         self.leader = None
         self._reset_election()
-        self._votes[self.node] = True
+        self._pre_votes = {self.node: True}
 
     def _become_candidate(self) -> None:
         assert self._lead is None, self.role
@@ -668,7 +666,6 @@ class Raft:
         self._votes[self.node] = True
 
     def _become_leader(self) -> None:
-        assert self.role is Role.CANDIDATE, self.role
         assert self.vote == self.node, (self.term, self.vote)
         log = self._log
         self.role = Role.LEADER
@@ -694,7 +691,6 @@ class Raft:
         self._snapshot_reads = []
 
     def _reset_election(self) -> None:
-        self._votes = {}
         if self.leader is not None:
             self._clock.leader_known()
         self._clock.restart()
@@ -758,16 +754,19 @@ class Raft:
         answer(VoteResponse(self.node, message.sender, term, granted, message.pre))
 
     def _step_vote_response(self, message: VoteResponse) -> None:
-        wanted = Role.PRE_CANDIDATE if message.pre else Role.CANDIDATE
-        if self.role is not wanted:
+        role = Role.PRE_CANDIDATE if message.pre else Role.CANDIDATE
+        votes = self._pre_votes if message.pre else self._votes
+        if message.pre and (self.role is not role or message.term != self.term + message.granted):
             return
-        if message.pre and message.granted and message.term != self.term + 1:
+        # A vote that a slow disk held up for longer than the time-out counts: nothing has changed
+        # in the log for which it was given. Not one that was asked for before the last start.
+        if self.node not in votes or self.role not in (role, Role.PRE_CANDIDATE):
             return
-        self._votes[message.sender] = message.granted
-        result = vote_result(self._votes, self.membership.voters)
-        if result is VoteResult.LOST:
+        votes[message.sender] = message.granted
+        result = vote_result(votes, self.membership.voters)
+        if result is VoteResult.LOST and self.role is role:
             self._become_follower(self.term, None)
-        elif result is VoteResult.WON and self.role is Role.CANDIDATE:
+        elif result is VoteResult.WON and not message.pre:
             self._become_leader()
         elif result is VoteResult.WON:
             self._become_candidate()
@@ -1079,8 +1078,10 @@ class Raft:
     def _is_active(self, progress: Progress) -> bool:
         return progress.silent_ticks < self.config.election_ticks
 
-    def _is_voter_active(self, lead: Leadership, voter: NodeNumber) -> bool:
-        return voter == self.node or self._is_active(lead.peers[voter])
+    def _works(self, progress: Progress) -> bool:
+        """Whether it is there, and its disk takes what it is sent."""
+        ticks_max = CATCH_UP_TIMEOUTS * self.config.election_ticks
+        return self._is_active(progress) and progress.stalled_ticks < ticks_max
 
     def _hand_over(self, lead: Leadership) -> None:
         """Voted out, and that is committed: step down, and spare the rest the time-out."""
@@ -1149,7 +1150,7 @@ class Raft:
 
     def _send_read_request(self, leader: NodeNumber) -> None:
         self._forward_elapsed = 0
-        self._promises.append(ReadRequest(self.node, leader, self.term, self._read_number))
+        self._say(ReadRequest(self.node, leader, self.term, self._read_number))
 
     def _fail_reads(self) -> None:
         self._reads_failed.extend(self._reads_forwarded)
@@ -1216,7 +1217,7 @@ class Raft:
             self._serve_snapshot(lead, progress)
             return
         progress.snapshot_offset = message.offset
-        progress.snapshot_ticks = 0
+        progress.snapshot_ticks = progress.stalled_ticks = 0
         if message.offset < outgoing.size:
             self._serve_snapshot(lead, progress)
 

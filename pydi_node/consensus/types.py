@@ -418,8 +418,8 @@ class PeerStatus(NamedTuple):
     number: NodeNumber
     voter: bool
     match_index: LogIndex
-    active: bool  # answered within the last election time-out
-    silent_ticks: int  # since it last answered
+    active: bool  # answers, and its disk has lately taken what it was sent
+    silent_ticks: int  # since it last did either
     state: str  # "probe", "replicate" or "snapshot"
 
 

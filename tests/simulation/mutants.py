@@ -313,6 +313,7 @@ _LATE = _QUIET | {
     "inflight_messages_max": 64, "latency_us": 20 * MS, "disk_us": 2 * MS, "clients": 6,
     "think_us": 5 * MS, "fault_us": 300 * MS,
 }  # fmt: skip
+_LATE_ENTRIES = _LATE | {"append_bytes_max": 1, "unrest": 10}
 _ONE_ENTRY = _QUIET | {
     "voters": 3, "unrest": 10, "append_bytes_max": 1, "inflight_messages_max": 1, "disk_us": 200,
     "latency_us": 20 * MS, "fault_us": 100 * MS, "clients": 6, "think_us": 5 * MS,
@@ -359,7 +360,8 @@ INSTALLS = _SNAPSHOTS | {
 }  # fmt: skip
 LIVES = {
     "crashes": _CRASHES, "snapshots": _SNAPSHOTS, "splits": _SPLITS, "repeats": _REPEATS,
-    "small-files": _SMALL_FILES, "late": _LATE, "one-entry": _ONE_ENTRY,
+    "small-files": _SMALL_FILES, "late": _LATE, "late-entries": _LATE_ENTRIES,
+    "one-entry": _ONE_ENTRY,
     "old-leaders": _OLD_LEADERS, "full-disks": FULL_DISKS, "losses": LOSSES, "installs": INSTALLS,
     "readers": _READERS, "late-readers": _LATE_READERS, "many-readers": _MANY_READERS,
     "mounts": _MOUNTS, "stopped-mounts": _STOPPED_MOUNTS, "lost-mounts": _LOST_MOUNTS,
@@ -376,7 +378,7 @@ MUTANTS = [
     Mutant("votes-twice", {"raft_class": core.VotesTwice}, _SPLITS, 9),
     Mutant("votes-for-any-log", {"raft_class": core.VotesForAnyLog}, _SPLITS, 3),
     Mutant("commits-old-terms", {"raft_class": core.CommitsOldTerms}, _ONE_ENTRY, 10),
-    Mutant("truncates-always", {"raft_class": core.TruncatesAlways}, _LATE, 10),
+    Mutant("truncates-always", {"raft_class": core.TruncatesAlways}, _LATE_ENTRIES, 0),
     Mutant(
         "reads-without-quorum",
         {"raft_class": core.ReadsWithoutAsking, "process_class": WithoutLeases},
@@ -389,7 +391,7 @@ MUTANTS = [
     Mutant("forgets-content", {"tree_class": ForgetsContent}, _SMALL_FILES, 0),
     Mutant("forgets-old-content", {"tree_class": ForgetsOldContent}, _SMALL_FILES, 0),
     Mutant("keeps-log-under-snapshot", {"process_class": KeepsLogUnderSnapshot}, _SNAPSHOTS, 0),
-    Mutant("installs-unverified", {"process_class": InstallsUnverified}, _SNAPSHOTS, 184),
+    Mutant("installs-unverified", {"process_class": InstallsUnverified}, _SNAPSHOTS, 1),
     Mutant("trusts-the-folder", {"process_class": TrustsTheFolder}, INSTALLS, 5, 6000),
     Mutant("gives-votes-away-on-trust", {"raft_class": TrustsTheSilent}, LOSSES, 1, 8000),
     Mutant("ends-on-a-full-disk", {"raft_class": EndsOnRefusedPiece}, FULL_DISKS, 12),

@@ -117,7 +117,7 @@ def test_lives_with_mounts_reach_what_matters() -> None:
     they hold."""
     created = unlinked = kept_out = revoked = 0
     for name in ("stopped-mounts", "lost-mounts"):
-        for seed in range(3):
+        for seed in range(6):
             simulation = Simulation(seed, forced=LIVES[name])
             simulation.live(20_000)
             created += sum(mount.created for mount in simulation.mounts)

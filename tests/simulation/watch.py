@@ -175,7 +175,7 @@ class Watch:
         for index in range(raft.first_index, self.commit_max + 1):
             self.require(
                 raft._log.term_at(LogIndex(index)) == self._committed[index]
-                or self._certain_since[index] > raft.term,
+                or self._certain_since.get(index, 0) > raft.term,
                 "leader", node, "of term", raft.term, "lacks committed entry", index,
             )  # fmt: skip
 
