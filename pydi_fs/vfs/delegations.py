@@ -231,11 +231,11 @@ class Delegations:
                 log.error("ino=%d: not created at the end: %s", create.ino, exc)
             if create.timer is not None:
                 create.timer.cancel()
-        self._owe(list(self._held))
         await self.numbers.stop()
         for task in list(self._tasks):
             task.cancel()
             await asyncio.wait([task])
+        self._owe(list(self._held))  # until here another one may have been granted
         await self._owed.stop(self._asking)
         if failures:
             raise failures[0]
