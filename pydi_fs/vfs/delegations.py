@@ -200,9 +200,8 @@ class Delegations:
                 create.restore_empty(serial)
         self._owed.add(state.delegated)
         for directory in state.delegated:
-            self.occasions.wait(
-                directory, time.monotonic()
-            )  # what that worker sent may come late: see `_return`
+            # What that worker sent may come late: see `Owed`.
+            self.occasions.wait(directory, time.monotonic())
         self.numbers.restore(state.reserved.values())
 
     def start(self) -> None:
@@ -231,11 +230,11 @@ class Delegations:
                 log.error("ino=%d: not created at the end: %s", create.ino, exc)
             if create.timer is not None:
                 create.timer.cancel()
-        self._owe(list(self._held))
         await self.numbers.stop()
         for task in list(self._tasks):
             task.cancel()
             await asyncio.wait([task])
+        self._owe(list(self._held))  # until here another one may have been granted
         await self._owed.stop(self._asking)
         if failures:
             raise failures[0]
@@ -610,9 +609,12 @@ class Delegations:
                 self._cache.answers(self._cache.moment)
                 self._cache.put_name(parent, name, ABSENT)
             keys.append((parent, name))
-            for names in (self._fresh.get(parent), self._names_of(parent)):
-                if names is not None:
-                    names.add(name)
+            if (fresh := self._fresh.get(parent)) is not None:
+                fresh.add(name)
+            if (held := self._held.get(parent)) is not None:
+                held.names.add(name)
+                held.listing = None
+            self.occasions.unused(parent)  # nor is one shown that is on its way
             if isinstance(command, (Rmdir, Rename)):
                 removed.append(self._cache.name(parent, name) or Ino(0))
             if isinstance(command, (Rmdir, Rename, Unlink)):
@@ -651,15 +653,11 @@ class Delegations:
         if directory in self._asking:
             self._asking[directory].untouched = False
 
-    def _names_of(self, directory: Ino) -> set[bytes] | None:
-        held = self._held.get(directory)
-        return None if held is None else held.names
-
     def is_gone(self, parent: Ino, name: bytes) -> None:
         """A command has taken this name away. Called at the arrival of its answer."""
-        names = self._names_of(parent)
-        if names is not None and self._naming[parent, name] == 1:  # no other is under way
-            names.discard(name)
+        held = self._held.get(parent)
+        if held is not None and self._naming[parent, name] == 1:  # no other is under way
+            held.names.discard(name)
 
     def is_removed(self, directory: Ino | None) -> None:
         """A command has removed this directory, and its delegation with it. Likewise."""
@@ -753,6 +751,7 @@ class Delegations:
         except PydiError as exc:
             log.debug("ino=%d: not asked for: %s", directory, exc)
             del self._asking[directory]
+            self.occasions.in_vain(directory, time.monotonic())
             self._owe((directory,))
         held = self._held.get(directory)
         if held is None:
@@ -769,7 +768,10 @@ class Delegations:
 
     def _take(self, directory: Ino) -> None:
         fresh = self._fresh.pop(directory, None)
-        names = (fresh or set()) | {name for parent, name in self._naming if parent == directory}
+        naming = {name for parent, name in self._naming if parent == directory}
+        if naming:
+            self.occasions.unused(directory)  # the list of names may be from before they are
+        names = (fresh or set()) | naming
         attr = self._cache.attr(directory)
         self._hold(directory, _Held(attr, names, fresh is not None, time.monotonic()))
 

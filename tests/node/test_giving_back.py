@@ -146,6 +146,33 @@ def test_what_is_asked_for_at_the_end_is_given_back(node: NodeProcess, tmp_path:
     run(node, tmp_path, scenario)
 
 
+def test_what_is_granted_at_the_end_is_given_back(
+    node: NodeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grant comes while the end waits for something else."""
+
+    async def scenario(_: DelegatingMount, other: DelegatingMount) -> None:
+        async with DelegatingMount(node, tmp_path / "c") as maker:
+            at = (await maker.vfs.mkdir(ROOT_CALLER, ROOT_INO, b"e", 0o755)).ino
+        async with DelegatingMount(node, tmp_path / "c") as leaving:
+            await leaving.vfs.getattr(at)
+            delegations = leaving.vfs._delegations
+            stop = delegations.numbers.stop
+
+            async def slow() -> None:
+                await eventually(lambda: at in delegations._held)
+                await stop()
+
+            monkeypatch.setattr(delegations.numbers, "stop", slow)
+            assert delegations._ask(at)
+        assert not delegations._held
+        began_s = asyncio.get_running_loop().time()
+        assert await other.names(at) == []
+        assert asyncio.get_running_loop().time() - began_s < 2.0, "nobody gave it back"
+
+    run(node, tmp_path, scenario)
+
+
 @pytest.mark.expects_log(
     r"ino=\d+: not created, its directory was taken back",
     r"ino=\d+: not published at close: Stale file handle",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydi_fs.vfs.occasions import (
     AGAIN_WITHIN_S,
     AHEAD_MAX,
+    AHEAD_S,
     LISTINGS_MAX,
     RECALLED_MAX_S,
     RECALLED_MIN_S,
@@ -90,6 +91,103 @@ def test_so_many_are_asked_for_ahead_and_one_more_for_each_that_is_used() -> Non
     occasions.unused(coming[3])
     assert not occasions.is_ahead(coming[3])
     assert occasions.ahead(0.1) == [coming[3]], "as long as nobody came by"
+
+
+def test_what_others_use_is_not_followed_by_another_at_once() -> None:
+    """Else who reads what others use has all of it asked for."""
+    occasions = going_through(0.0)
+    coming = inos(10, 60)
+    occasions.listed(A, coming, 0.0)
+    for one in occasions.ahead(0.0):
+        occasions.wait(one, 0.0)
+        assert not occasions.is_ahead(one)
+        occasions.unused(one)
+    occasions.listed(coming[4], [], 0.1)
+    assert occasions.ahead(0.1) == [], "the program has only read"
+    occasions.is_one(coming[2], 0.2)
+    assert occasions.ahead(0.2) == coming[AHEAD_MAX : AHEAD_MAX + 1]
+    assert occasions.used(coming[AHEAD_MAX], 0.3)
+    assert len(occasions.ahead(0.3)) == 2, "that one's place, and one more"
+
+
+def test_after_a_while_others_are_asked_for_instead_of_what_others_use() -> None:
+    occasions = going_through(0.0)
+    occasions.listed(A, inos(10, 60), 0.0)
+    for one in occasions.ahead(0.0):
+        occasions.in_vain(one, 0.0)
+    now_s = AGAIN_WITHIN_S
+    occasions.listed(Ino(30), [], now_s)
+    occasions.is_one(B, now_s)
+    occasions.is_one(C, now_s)
+    assert occasions.ahead(now_s) == inos(31, 30 + AHEAD_MAX)
+
+
+def test_what_was_not_asked_for_ahead_is_in_nobodys_way() -> None:
+    occasions = going_through(0.0)
+    occasions.listed(A, inos(10, 60), 0.0)
+    for ino in inos(100, 120):
+        occasions.wait(ino, 0.0)
+    assert len(occasions.ahead(0.0)) == AHEAD_MAX
+
+
+def test_what_is_not_used_for_long_is_in_nobodys_way() -> None:
+    """A program that looks at some again and again keeps them from being given back."""
+    occasions = going_through(0.0)
+    occasions.listed(A, inos(10, 60), 0.0)
+    assert len(occasions.ahead(0.0)) == AHEAD_MAX
+    for ino in (1003, 1004):
+        occasions.is_one(Ino(ino), AHEAD_S)
+    occasions.listed(Ino(30), [], AHEAD_S)
+    assert occasions.ahead(AHEAD_S) == inos(31, 30 + AHEAD_MAX)
+    assert not occasions.is_ahead(Ino(10))
+
+
+def test_a_directory_in_two_listings_is_asked_for_once() -> None:
+    """It was moved from the one to the other."""
+    occasions = going_through(0.0)
+    occasions.listed(A, inos(10, 12), 0.0)
+    occasions.listed(B, inos(12, 14), 0.0)
+    assert occasions.ahead(0.0) == [*inos(12, 14), *inos(10, 11)]
+
+
+class _CountingInt(int):
+    """How often it is looked for, or put anywhere."""
+
+    hashes = 0
+
+    def __hash__(self) -> int:
+        _CountingInt.hashes += 1
+        return int.__hash__(self)
+
+
+def test_a_huge_directory_costs_no_more_for_each_one_in_it() -> None:
+    """Neither where it is listed in pieces, nor where the program goes on to the next one."""
+    costs = []
+    for number in (REMEMBERED_MAX // 8, REMEMBERED_MAX):
+        coming = [Ino(_CountingInt(ino)) for ino in inos(10_001, 10_000 + number)]
+        occasions = going_through(0.0)
+        _CountingInt.hashes = 0
+        for begin in range(0, number, 16):
+            occasions.listed(A, coming[begin : begin + 16], 0.0)
+        assert occasions.ahead(0.0) == coming[:AHEAD_MAX]
+        for ino in coming:
+            assert occasions.used(ino, 0.0)
+            occasions.ahead(0.0)
+        assert not occasions._listings
+        costs.append(_CountingInt.hashes / number)
+    assert costs[1] < 1.2 * costs[0] < 100
+
+
+def test_what_is_passed_makes_room_for_what_is_read_then() -> None:
+    occasions = going_through(0.0)
+    many = inos(10_001, 10_000 + REMEMBERED_MAX)
+    for begin in range(0, REMEMBERED_MAX, 100):
+        occasions.listed(A, many[begin : begin + 100], 0.0)
+    occasions.listed(A, inos(50_000, 50_100), 0.0)
+    assert [*occasions._listings[A].coming] == many
+    occasions.listed(many[-3], [], 0.1)
+    occasions.listed(A, inos(60_000, 60_100), 0.1)
+    assert occasions.ahead(0.1) == [*many[-2:], *inos(60_000, 60_005)]
 
 
 def test_what_was_passed_by_is_asked_for_no_more() -> None:
