@@ -79,7 +79,6 @@ class Cluster:
             number: Machine(Raft(Config(number, seed), HardState(), founding, (), 0), ticks)
             for number, ticks in enumerate(sync_ticks, 1)
         }
-        self.killed: dict[int, Machine] = {}
         self.now = 0
         self.leaderships: list[int] = []  # terms with a leader, in their order
         self.appended_entries = 0
@@ -103,7 +102,7 @@ class Cluster:
                 self.leaderships.append(raft.term)
 
     def kill(self, number: int) -> None:
-        self.killed[number] = self.machines.pop(number)
+        del self.machines[number]
 
     @property
     def leader(self) -> int | None:
